@@ -1,0 +1,7 @@
+//! Adit's pure decisions and machines: no socket, no clock, no environment, no lock, no log, no async.
+
+#![forbid(unsafe_code)]
+
+pub mod draw;
+pub mod net;
+pub mod time;

@@ -1,0 +1,1 @@
+//! The node agent's IO: drivers, sources and executors around `adit-core`.
