@@ -4,4 +4,8 @@
 
 pub mod draw;
 pub mod net;
+pub mod service;
 pub mod time;
+pub mod traffic;
+pub mod trust;
+pub mod workload;
