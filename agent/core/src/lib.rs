@@ -2,8 +2,11 @@
 
 #![forbid(unsafe_code)]
 
+pub mod authz;
 pub mod draw;
 pub mod net;
+pub mod policy;
+pub mod report;
 pub mod service;
 pub mod time;
 pub mod traffic;
