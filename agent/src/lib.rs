@@ -1,1 +1,7 @@
 //! The node agent's IO: drivers, sources and executors around `adit-core`.
+//!
+//! Modules in the order of the layer table (ARCHITECTURE.md): a module uses only what stands above it here.
+
+pub mod clock;
+pub mod shutdown;
+pub mod view;
