@@ -13,19 +13,19 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Default, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
 pub struct Party<'a> {
     /// Its address, with the port where there is one.
-    #[serde(borrow, default, skip_serializing_if = "str_is_empty")]
+    #[serde(default, skip_serializing_if = "str_is_empty")]
     pub addr: Cow<'a, str>,
     /// Its namespace.
-    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub namespace: Option<Cow<'a, str>>,
     /// Its pod's name.
-    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod: Option<Cow<'a, str>>,
     /// What made the pod: `Deployment/web`.
-    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workload: Option<Cow<'a, str>>,
     /// Its SPIFFE identity: for the reporting side its own, for the other side only what a handshake proved.
-    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub identity: Option<Cow<'a, str>>,
 }
 
@@ -37,19 +37,14 @@ fn str_is_empty(text: &str) -> bool {
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Tls<'a> {
     /// `TLSv1.3`.
-    #[serde(borrow)]
     pub version: Cow<'a, str>,
     /// The cipher suite.
-    #[serde(borrow)]
     pub suite: Cow<'a, str>,
     /// The key-exchange group.
-    #[serde(borrow)]
     pub group: Cow<'a, str>,
     /// The peer certificate's serial, hex.
-    #[serde(borrow)]
     pub peer_serial: Cow<'a, str>,
     /// When the peer's certificate expires.
-    #[serde(borrow)]
     pub peer_not_after: Cow<'a, str>,
 }
 
@@ -59,7 +54,7 @@ pub struct Decision<'a> {
     /// Whether it was allowed.
     pub allowed: bool,
     /// `namespace/name` of the policy that decided.
-    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy: Option<Cow<'a, str>>,
     /// The index of its rule.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -70,58 +65,52 @@ pub struct Decision<'a> {
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct Flow<'a> {
     /// When it was accepted.
-    #[serde(borrow)]
     pub time: Cow<'a, str>,
     /// `open` (an interim report), `closed` or `failed`.
-    #[serde(borrow)]
     pub state: Cow<'a, str>,
     /// `outbound` or `inbound`.
-    #[serde(borrow)]
     pub direction: Cow<'a, str>,
     /// `mtls`, `plaintext`, `passthrough`, `probe` or `none`.
-    #[serde(borrow)]
     pub transport: Cow<'a, str>,
     /// The closed reason, where it failed or was ended.
-    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<Cow<'a, str>>,
     /// What exactly happened.
-    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<Cow<'a, str>>,
     /// What to do about it.
-    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hint: Option<Cow<'a, str>>,
     /// The client.
-    #[serde(borrow)]
     pub source: Party<'a>,
     /// The server.
-    #[serde(borrow)]
     pub destination: Party<'a>,
     /// The service that the client addressed: `namespace/name:port`.
-    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service: Option<Cow<'a, str>>,
     /// The address that was dialled in the end.
-    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<Cow<'a, str>>,
     /// What the hop's handshake showed.
-    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<Tls<'a>>,
     /// Whether the tunnel was there already.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tunnel_reused: Option<bool>,
     /// Policy's verdict.
-    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub decision: Option<Decision<'a>>,
     /// Policies that would have decided otherwise, were they not `dryRun`.
-    #[serde(borrow, default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub dry_run: Vec<Decision<'a>>,
     /// Connect attempts.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub attempts: u16,
     /// Why the last failed attempt failed.
-    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_failure: Option<Cow<'a, str>>,
     /// Microseconds of each stage that took place: `resolve`, `pool_wait`, `tcp`, `tls`, `connect`, `first_byte`.
-    #[serde(borrow, default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub stages_us: BTreeMap<Cow<'a, str>, u64>,
     /// How long it was, or has been, open.
     pub duration_us: u64,
@@ -139,7 +128,6 @@ pub struct Flow<'a> {
     /// Bytes from server to client.
     pub bytes_to_client: u64,
     /// The W3C trace id that both sides share.
-    #[serde(borrow)]
     pub trace: Cow<'a, str>,
 }
 
