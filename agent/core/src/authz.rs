@@ -47,6 +47,7 @@ impl PolicySet {
                 Action::Allow => set.allow.push(Arc::clone(policy)),
                 Action::Deny => set.deny.push(Arc::clone(policy)),
                 Action::Audit => set.observed.push(Arc::clone(policy)),
+                // What it matches is denied first, so as an ALLOW policy it can only keep others out.
                 Action::NotUnderstood => {
                     set.deny.push(Arc::clone(policy));
                     set.allow.push(Arc::clone(policy));
@@ -285,13 +286,8 @@ fn first_match<'p>(
     })
 }
 
-/// The first rule of a policy that matches. An unknown action has no effect of its own to allow anything.
+/// The first rule of a policy that matches.
 fn matching_rule(policy: &AuthorizationPolicy, effect: Effect, request: &Canonical<'_>) -> Option<u32> {
-    match (policy.action, effect) {
-        (Action::NotUnderstood, Effect::Allows) => return None,
-        (Action::NotUnderstood, Effect::Denies)
-        | (Action::Allow | Action::Deny | Action::Audit, Effect::Allows | Effect::Denies) => {}
-    }
     let at = policy
         .rules
         .iter()
