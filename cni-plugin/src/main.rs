@@ -1,2 +1,183 @@
-//! placeholder
-fn main() {}
+//! `adit-cni`: the chained CNI plugin. Reads what the runtime asks, asks the agent, prints what the runtime expects.
+//!
+//! `spec` knows the specification (environment, JSON, versions, error codes), `call` the socket; the order of things
+//! is here. Holds no state, decides no enrolment, prints nothing but the result on stdout.
+//!
+//! Exit codes: 0 done, 1 with a CNI error object on stdout.
+
+mod call;
+mod spec;
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use adit_proto::cni::{Code, NAMESPACES_FILE, NAMESPACES_LEN_MAX, Namespaces, Reply, Request};
+
+use crate::call::{Patience, call};
+use crate::spec::{Asked, Config, Environment, Error, Unreachable, Verb};
+
+/// The longest input, in bytes: a pod's annotations are at most 256 KiB, of which JSON may make six times as much;
+/// the result of other plugins is a few KiB.
+const STDIN_LEN_MAX: u64 = 4 * 1024 * 1024;
+/// How long DEL and GC try to reach the agent: what they leave, the agent clears away by itself.
+const RELEASE_DIAL: Duration = Duration::from_millis(500);
+/// How long DEL and GC wait for the answer; the agent answers a DEL within 2 s.
+const RELEASE_ANSWER: Duration = Duration::from_secs(5);
+/// How long an agent that was reached may take over an ADD. It gives up by itself after 25 s.
+const ADD_ANSWER: Duration = Duration::from_secs(30);
+/// The same, where nothing in the namespace is enrolled: then a frozen agent must not hold up its pods.
+const UNENROLLED_ANSWER: Duration = Duration::from_secs(5);
+
+fn main() -> ExitCode {
+    let mut input = Vec::new();
+    let read = io::stdin().take(STDIN_LEN_MAX + 1).read_to_end(&mut input);
+    let environment = Environment::read();
+    let (out, code) = match read
+        .map_err(Error::stdin)
+        .and_then(|_| answer(&environment, &input))
+    {
+        Ok(printed) => (printed, ExitCode::SUCCESS),
+        Err(error) => (error.print(spec::version_asked(&input)), ExitCode::FAILURE),
+    };
+    // A runtime that closed the pipe gets no answer; there is nobody left to tell.
+    match io::stdout().write_all(out.as_bytes()) {
+        Ok(()) => code,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+/// What to print for one call of the runtime.
+fn answer(environment: &Environment, input: &[u8]) -> Result<String, Error> {
+    if u64::try_from(input.len()).unwrap_or(u64::MAX) > STDIN_LEN_MAX {
+        return Err(Error::new(
+            Code::Decode,
+            "standard input is too long",
+            format!("more than {STDIN_LEN_MAX} bytes"),
+        ));
+    }
+    let verb = environment.verb()?;
+    if let Verb::Version = verb {
+        return spec::print_version(input);
+    }
+    let asked = Asked::parse(verb, input)?;
+    match verb {
+        Verb::Add => add(environment, &asked),
+        Verb::Del => del(environment, &asked),
+        Verb::Check => check(environment, &asked),
+        Verb::Gc => gc(&asked),
+        Verb::Status => status(&asked),
+        Verb::Version => spec::print_version(input),
+    }
+}
+
+fn add(environment: &Environment, asked: &Asked) -> Result<String, Error> {
+    let config = asked.config()?;
+    let result = asked.result()?;
+    let Some(add) = environment.add(asked, &result)? else {
+        // Not a pod of Kubernetes: nothing that could be enrolled.
+        return Ok(result.print());
+    };
+    let namespace = add.pod.namespace.clone();
+    ask_for_pod(&config, &namespace, &Request::Add(add))?;
+    Ok(result.print())
+}
+
+fn check(environment: &Environment, asked: &Asked) -> Result<String, Error> {
+    let config = asked.config()?;
+    // What the other plugins made is theirs to check; that there is something to be chained to is ours.
+    asked.result()?;
+    if let (Some(namespace), check) = environment.check()? {
+        ask_for_pod(&config, &namespace, &Request::Check(check))?;
+    }
+    Ok(String::new())
+}
+
+/// Asks the agent what a pod's start or check depends on, unless its namespace passes without.
+fn ask_for_pod(config: &Config, namespace: &str, request: &Request) -> Result<(), Error> {
+    if config.excludes(namespace) {
+        return Ok(());
+    }
+    let passes =
+        config.unreachable == Unreachable::RefuseEnrolled && known_unenrolled(&config.state_dir, namespace);
+    let patience = if passes {
+        Patience {
+            dial: Duration::ZERO,
+            answer: UNENROLLED_ANSWER,
+        }
+    } else {
+        Patience {
+            dial: config.timeout,
+            answer: ADD_ANSWER,
+        }
+    };
+    match call(&config.socket, request, patience) {
+        Ok(Reply::Ok | Reply::Status { .. }) => Ok(()),
+        Ok(Reply::Failed(failure)) => Err(failure.into()),
+        Err(_) if passes => Ok(()),
+        Err(error) => Err(Error::agent(&error)),
+    }
+}
+
+/// DEL clears away as much as it can and succeeds: the pod goes, whatever the agent does.
+fn del(environment: &Environment, asked: &Asked) -> Result<String, Error> {
+    let config = asked.config()?;
+    let del = environment.del()?;
+    let patience = Patience {
+        dial: RELEASE_DIAL,
+        answer: RELEASE_ANSWER,
+    };
+    match call(&config.socket, &Request::Del(del), patience) {
+        Ok(Reply::Ok | Reply::Status { .. }) => {}
+        Ok(Reply::Failed(failure)) => log(&failure.message),
+        Err(error) => log(&error.to_string()),
+    }
+    Ok(String::new())
+}
+
+fn gc(asked: &Asked) -> Result<String, Error> {
+    let config = asked.config()?;
+    let gc = asked.valid_attachments()?;
+    let patience = Patience {
+        dial: RELEASE_DIAL,
+        answer: RELEASE_ANSWER,
+    };
+    match call(&config.socket, &Request::Gc(gc), patience) {
+        Ok(Reply::Ok | Reply::Status { .. }) => Ok(String::new()),
+        Ok(Reply::Failed(failure)) => Err(failure.into()),
+        Err(error) => Err(Error::agent(&error)),
+    }
+}
+
+/// Good whenever this plugin and its configuration are sound. The agent is not asked: a bad STATUS makes the node
+/// NotReady, and then the agent's own pod could not start.
+fn status(asked: &Asked) -> Result<String, Error> {
+    match asked.config() {
+        Ok(_) => Ok(String::new()),
+        Err(error) => Err(Error::new(
+            Code::NotAvailable,
+            "configuration is not valid",
+            error.details,
+        )),
+    }
+}
+
+/// Whether the agent, when it last ran, knew that nothing in this namespace is enrolled.
+fn known_unenrolled(state_dir: &Path, namespace: &str) -> bool {
+    let Ok(file) = File::open(state_dir.join(NAMESPACES_FILE)) else {
+        return false;
+    };
+    let bound = u64::try_from(NAMESPACES_LEN_MAX)
+        .unwrap_or(u64::MAX)
+        .saturating_add(1);
+    let mut bytes = Vec::new();
+    file.take(bound).read_to_end(&mut bytes).is_ok()
+        && Namespaces::parse(&bytes).is_some_and(|known| known.passes(namespace))
+}
+
+fn log(line: &str) {
+    // Standard error goes to the runtime's log; if it is closed, nothing is lost that anybody reads.
+    let _ = writeln!(io::stderr(), "adit-cni: {line}");
+}
