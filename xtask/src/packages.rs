@@ -1,0 +1,162 @@
+//! The Debian programs that each command needs: found, installed as root, or named exactly.
+//!
+//! Installing starts no service: packages of servers would otherwise start one each on the host.
+
+use std::env;
+use std::fs::{self, OpenOptions};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use nix::unistd::geteuid;
+
+use crate::repo;
+
+/// A program that must be there, and the Debian package that brings it.
+#[derive(Clone, Copy, Debug)]
+pub struct Need {
+    program: &'static str,
+    package: &'static str,
+}
+
+const IPTABLES: Need = need("iptables-restore", "iptables");
+const IP: Need = need("ip", "iproute2");
+const NGINX: Need = need("nginx", "nginx-light");
+const REDIS: Need = need("redis-server", "redis-server");
+const REDIS_CLI: Need = need("redis-cli", "redis-tools");
+const POSTGRES: Need = need("postgres", "postgresql");
+const INITDB: Need = need("initdb", "postgresql");
+const PSQL: Need = need("psql", "postgresql-client");
+const CURL: Need = need("curl", "curl");
+const OPENSSL: Need = need("openssl", "openssl");
+
+/// What `cargo xtask demo` needs.
+pub const DEMO: [Need; 8] = [IPTABLES, IP, NGINX, REDIS, REDIS_CLI, POSTGRES, PSQL, CURL];
+/// What `cargo xtask bench` needs.
+pub const BENCH: [Need; 2] = [IPTABLES, IP];
+/// What the namespace tests need: every server and client that they use as a real peer.
+pub const TEST_IT: [Need; 10] = [
+    IPTABLES, IP, NGINX, REDIS, REDIS_CLI, POSTGRES, INITDB, PSQL, CURL, OPENSSL,
+];
+/// What the unit tests need: certificates are also read by the openssl command.
+pub const TEST_UNIT: [Need; 1] = [OPENSSL];
+
+const fn need(program: &'static str, package: &'static str) -> Need {
+    Need { program, package }
+}
+
+/// Makes sure that all of `needs` are there: installs what is missing when root, and says so; otherwise fails and
+/// names what is missing and how to get it.
+pub fn ensure(needs: &[Need]) -> Result<()> {
+    let missing: Vec<Need> = needs
+        .iter()
+        .copied()
+        .filter(|need| find(need.program).is_none())
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let packages = packages_of(&missing);
+    let programs: Vec<&str> = missing.iter().map(|need| need.program).collect();
+    let command = format!("apt-get install --no-install-recommends {}", packages.join(" "));
+    if !geteuid().is_root() {
+        bail!("missing: {}. As root: {command}", programs.join(", "));
+    }
+    println!(
+        "missing: {}; installing {} (no service is started)",
+        programs.join(", "),
+        packages.join(", ")
+    );
+    install(&packages).with_context(|| format!("`{command}` failed; it brings {}", programs.join(", ")))?;
+    match missing.iter().find(|need| find(need.program).is_none()) {
+        None => Ok(()),
+        Some(need) => bail!(
+            "package {} was installed and brought no {}",
+            need.package,
+            need.program
+        ),
+    }
+}
+
+fn packages_of(needs: &[Need]) -> Vec<&'static str> {
+    let mut packages: Vec<&str> = needs.iter().map(|need| need.package).collect();
+    packages.sort_unstable();
+    packages.dedup();
+    packages
+}
+
+/// Where `program` is: on PATH, in the system folders (which an ordinary user's PATH lacks), or, for PostgreSQL's
+/// own, in its version's folder.
+fn find(program: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let postgres = fs::read_dir("/usr/lib/postgresql")
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| Some(entry.ok()?.path().join("bin")));
+    env::split_paths(&path)
+        .chain(["/usr/sbin", "/sbin", "/usr/local/sbin"].map(PathBuf::from))
+        .chain(postgres)
+        .map(|folder| folder.join(program))
+        .find(|file| is_executable(file))
+}
+
+fn is_executable(file: &Path) -> bool {
+    fs::metadata(file).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+}
+
+fn install(packages: &[&str]) -> Result<()> {
+    let _no_services = NoServices::begin()?;
+    repo::run(apt_get().args(["update", "-q"]))?;
+    repo::run(
+        apt_get()
+            .args(["install", "-q", "-y", "--no-install-recommends"])
+            .args(packages),
+    )
+}
+
+fn apt_get() -> Command {
+    let mut command = Command::new("apt-get");
+    command
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .env("RUNLEVEL", "1");
+    command
+}
+
+/// While this lives, Debian's maintainer scripts start no service (policy-rc.d answers 101, "action forbidden").
+struct NoServices {
+    /// Whether the file is ours to remove; one that was there stays as it was.
+    ours: bool,
+}
+
+const POLICY: &str = "/usr/sbin/policy-rc.d";
+
+impl NoServices {
+    fn begin() -> Result<Self> {
+        match OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o755)
+            .open(POLICY)
+        {
+            Ok(mut file) => {
+                file.write_all(b"#!/bin/sh\nexit 101\n")
+                    .context("cannot write policy-rc.d")?;
+                Ok(Self { ours: true })
+            }
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(Self { ours: false }),
+            Err(error) => Err(error).context("cannot make policy-rc.d, without which services would start"),
+        }
+    }
+}
+
+impl Drop for NoServices {
+    fn drop(&mut self) {
+        if self.ours
+            && let Err(error) = fs::remove_file(POLICY)
+        {
+            eprintln!("cannot remove {POLICY}: {error}; remove it by hand, it keeps services from starting");
+        }
+    }
+}

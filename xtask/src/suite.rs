@@ -1,0 +1,443 @@
+//! `cargo xtask test`: builds all test binaries, runs each, and sums them up in one line.
+//!
+//! The unit part is every test that needs no namespace; the `it` part is the one binary tests/it, run by the program
+//! `inside` in namespaces of its own. A test that cannot run here says so in the file named by ADIT_NOT_RUN and is
+//! listed, never counted as passed.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+use serde::Deserialize;
+
+use crate::{packages, programs, repo};
+
+/// A part of the tests.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub enum Part {
+    /// Unit and property tests, and integration tests that need no namespace.
+    Unit,
+    /// Tests over namespaces, with the kernel's real redirects.
+    It,
+}
+
+/// How many namespace tests run at once unless told otherwise: on 2 cores, 8 keep both busy while most wait.
+pub const THREADS: usize = 8;
+
+/// What to run.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Only this part; `None` is both.
+    pub part: Option<Part>,
+    /// How many namespace tests run at once.
+    pub threads: usize,
+    /// Only tests whose name contains this.
+    pub filter: Option<String>,
+}
+
+/// What all binaries together said.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Summary {
+    counts: Counts,
+    /// `test: why` for each test that could not run here.
+    not_run: Vec<String>,
+    /// The binaries that failed.
+    failed: Vec<String>,
+    took: Duration,
+}
+
+/// One libtest run in numbers.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Counts {
+    passed: usize,
+    failed: usize,
+    ignored: usize,
+    filtered: usize,
+}
+
+/// Builds and runs what `plan` asks for.
+pub fn run(plan: &Plan) -> Result<Summary> {
+    let started = Instant::now();
+    let wants = |part: Part| plan.part.is_none_or(|only| only == part);
+    let mut summary = Summary::default();
+    packages::ensure(if wants(Part::It) {
+        &packages::TEST_IT
+    } else {
+        &packages::TEST_UNIT
+    })?;
+    if wants(Part::It) {
+        programs::build()?;
+    }
+    for binary in build_tests(plan.part)? {
+        if binary.is_namespace_suite() {
+            summary.add(&binary.name, run_in_namespaces(&binary, plan)?);
+        } else {
+            summary.add(&binary.name, run_unit(&binary, plan)?);
+        }
+    }
+    summary.took = started.elapsed();
+    Ok(summary)
+}
+
+impl Summary {
+    fn add(&mut self, binary: &str, outcome: Outcome) {
+        self.counts.passed += outcome.counts.passed.saturating_sub(outcome.not_run.len());
+        self.counts.failed += outcome.counts.failed;
+        self.counts.ignored += outcome.counts.ignored;
+        self.counts.filtered += outcome.counts.filtered;
+        self.not_run.extend(outcome.not_run);
+        if !outcome.success {
+            self.failed.push(binary.to_owned());
+        }
+    }
+
+    /// Whether nothing failed; what could not run here is not a failure, and not a success either.
+    pub fn is_ok(&self) -> bool {
+        self.counts.failed == 0 && self.failed.is_empty()
+    }
+
+    /// Prints what failed, what could not run, and last the one line for all binaries.
+    pub fn print(&self) {
+        println!();
+        for test in &self.not_run {
+            println!("NOT RUN: {test}");
+        }
+        for binary in &self.failed {
+            println!("FAILED: {binary}");
+        }
+        let Counts {
+            passed,
+            failed,
+            ignored,
+            filtered,
+        } = self.shown();
+        println!(
+            "test result: {}. {passed} passed; {failed} failed; {ignored} ignored; 0 measured; {filtered} filtered \
+             out; finished in {:.2}s",
+            if self.is_ok() { "ok" } else { "FAILED" },
+            self.took.as_secs_f64()
+        );
+        match self.not_run.len() {
+            0 => println!("{passed} passed, {failed} failed"),
+            skipped => println!("{passed} passed, {failed} failed, {skipped} skipped"),
+        }
+    }
+
+    /// The counts, where a binary that died without a word of its own counts as one failure.
+    fn shown(&self) -> Counts {
+        Counts {
+            failed: self.counts.failed.max(self.failed.len()),
+            ..self.counts
+        }
+    }
+
+    /// 0: all passed. 1: something failed. 2: nothing failed, and something could not run here.
+    pub fn exit_code(&self) -> ExitCode {
+        match (self.is_ok(), self.not_run.is_empty()) {
+            (false, _) => ExitCode::FAILURE,
+            (true, false) => ExitCode::from(2),
+            (true, true) => ExitCode::SUCCESS,
+        }
+    }
+}
+
+/// What one binary said.
+struct Outcome {
+    counts: Counts,
+    success: bool,
+    not_run: Vec<String>,
+}
+
+/// A built test binary.
+struct TestBinary {
+    /// As people say it: `adit-core (lib)`.
+    name: String,
+    package: String,
+    target: String,
+    executable: PathBuf,
+    /// Where cargo would run it.
+    folder: PathBuf,
+}
+
+impl TestBinary {
+    fn is_namespace_suite(&self) -> bool {
+        self.package == NAMESPACE_SUITE.0 && self.target == NAMESPACE_SUITE.1
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.executable);
+        command
+            .current_dir(&self.folder)
+            .env("CARGO_MANIFEST_DIR", &self.folder);
+        command
+    }
+}
+
+/// The package and target whose tests need namespaces.
+const NAMESPACE_SUITE: (&str, &str) = ("adit-tests", "it");
+
+/// A line of `cargo test --no-run --message-format=json`, as far as it is read here.
+#[derive(Deserialize)]
+struct Message {
+    reason: String,
+    manifest_path: Option<PathBuf>,
+    target: Option<Target>,
+    executable: Option<PathBuf>,
+    profile: Option<Profile>,
+}
+
+#[derive(Deserialize)]
+struct Target {
+    name: String,
+    kind: Vec<String>,
+}
+
+#[derive(Deserialize)]
+struct Profile {
+    test: bool,
+}
+
+fn build_tests(part: Option<Part>) -> Result<Vec<TestBinary>> {
+    let started = Instant::now();
+    let mut cargo = repo::cargo();
+    cargo.args([
+        "test",
+        "--no-run",
+        "-q",
+        "--profile",
+        "it",
+        "--message-format=json-render-diagnostics",
+    ]);
+    match part {
+        Some(Part::It) => cargo.args(["-p", NAMESPACE_SUITE.0, "--test", NAMESPACE_SUITE.1]),
+        Some(Part::Unit) | None => cargo.args(["--workspace", "--lib", "--bins", "--tests"]),
+    };
+    println!("building the tests (profile it) …");
+    let output = cargo
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cannot start cargo")?;
+    if !output.status.success() {
+        bail!("the tests do not build");
+    }
+    println!("built in {:.1} s", started.elapsed().as_secs_f64());
+    let mut binaries = Vec::new();
+    for line in output
+        .stdout
+        .split(|byte| *byte == b'\n')
+        .filter(|line| !line.is_empty())
+    {
+        let message: Message = serde_json::from_slice(line).context("cargo printed what is not its JSON")?;
+        binaries.extend(test_binary(message)?);
+    }
+    binaries.retain(|binary| !(part == Some(Part::Unit) && binary.is_namespace_suite()));
+    // The long part last, so that a broken unit test is seen first.
+    binaries.sort_by_key(|binary| (binary.is_namespace_suite(), binary.name.clone()));
+    Ok(binaries)
+}
+
+/// The test binary that `message` announces, if it announces one.
+fn test_binary(message: Message) -> Result<Option<TestBinary>> {
+    let Message {
+        reason,
+        manifest_path,
+        target,
+        executable,
+        profile,
+    } = message;
+    if reason != "compiler-artifact" || !profile.is_some_and(|profile| profile.test) {
+        return Ok(None);
+    }
+    let (Some(manifest), Some(target), Some(executable)) = (manifest_path, target, executable) else {
+        return Ok(None);
+    };
+    let folder = manifest
+        .parent()
+        .context("a manifest without a folder")?
+        .to_owned();
+    let package = package_name(&manifest)?;
+    let name = format!("{package} ({} {})", target.kind.join(" "), target.name);
+    Ok(Some(TestBinary {
+        name,
+        package,
+        target: target.name,
+        executable,
+        folder,
+    }))
+}
+
+/// The name in a manifest of ours, where it is the first `name = "…"`.
+fn package_name(manifest: &Path) -> Result<String> {
+    let text = fs::read_to_string(manifest).with_context(|| format!("cannot read {}", manifest.display()))?;
+    text.lines()
+        .find_map(|line| line.strip_prefix("name = \"")?.strip_suffix('"'))
+        .map(str::to_owned)
+        .with_context(|| format!("{} has no name", manifest.display()))
+}
+
+/// Runs a binary quietly: one line, and its whole output where it failed.
+fn run_unit(binary: &TestBinary, plan: &Plan) -> Result<Outcome> {
+    let started = Instant::now();
+    let output = binary
+        .command()
+        .args(&plan.filter)
+        .stderr(Stdio::inherit())
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("cannot start {}", binary.executable.display()))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let counts: Vec<Counts> = text.lines().filter_map(Counts::parse).collect();
+    let success = output.status.success() && !counts.is_empty();
+    if !success {
+        println!("{text}\n{}: {}", binary.name, output.status);
+    }
+    let counts = counts.into_iter().fold(Counts::default(), Counts::plus);
+    if counts.passed + counts.failed > 0 {
+        println!(
+            "{:<44} {:>5} passed {:>3} failed {:>7.2} s",
+            binary.name,
+            counts.passed,
+            counts.failed,
+            started.elapsed().as_secs_f64()
+        );
+    }
+    Ok(Outcome {
+        counts,
+        success,
+        not_run: Vec::new(),
+    })
+}
+
+/// Runs the namespace tests in namespaces of their own, printing each test as it ends.
+fn run_in_namespaces(binary: &TestBinary, plan: &Plan) -> Result<Outcome> {
+    let not_run = repo::programs().join(format!("not-run.{}", std::process::id()));
+    fs::write(&not_run, "").with_context(|| format!("cannot write {}", not_run.display()))?;
+    println!(
+        "\n{}, in namespaces of its own, {} at a time",
+        binary.name, plan.threads
+    );
+    let mut child = Command::new(repo::programs().join("inside"))
+        .arg(&binary.executable)
+        .args(["--test-threads", &plan.threads.to_string()])
+        .args(&plan.filter)
+        .current_dir(&binary.folder)
+        .env("CARGO_MANIFEST_DIR", &binary.folder)
+        .env("ADIT_NOT_RUN", &not_run)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cannot start the program `inside`")?;
+    let stdout = child
+        .stdout
+        .take()
+        .expect("standard output was asked to be a pipe");
+    let mut counts = Vec::new();
+    for line in BufReader::new(stdout).split(b'\n') {
+        let line = String::from_utf8_lossy(&line.context("cannot read the tests' output")?).into_owned();
+        match Counts::parse(&line) {
+            Some(parsed) => counts.push(parsed),
+            None => println!("{line}"),
+        }
+    }
+    let status = child.wait().context("cannot wait for the tests")?;
+    let success = status.success() && !counts.is_empty();
+    if !success {
+        println!("{}: {status}", binary.name);
+    }
+    let listed = fs::read_to_string(&not_run).context("cannot read what was not run")?;
+    let removed = fs::remove_file(&not_run);
+    removed.with_context(|| format!("cannot remove {}", not_run.display()))?;
+    Ok(Outcome {
+        counts: counts.into_iter().fold(Counts::default(), Counts::plus),
+        success,
+        not_run: listed.lines().map(str::to_owned).collect(),
+    })
+}
+
+impl Counts {
+    /// Reads libtest's closing line.
+    pub fn parse(line: &str) -> Option<Self> {
+        let (_, numbers) = line.strip_prefix("test result: ")?.split_once(". ")?;
+        let mut counts = Self::default();
+        for part in numbers.split("; ") {
+            let (number, word) = part.split_once(' ')?;
+            let field = match word {
+                "passed" => &mut counts.passed,
+                "failed" => &mut counts.failed,
+                "ignored" => &mut counts.ignored,
+                "filtered out" => &mut counts.filtered,
+                _ => continue,
+            };
+            *field = number.parse().ok()?;
+        }
+        Some(counts)
+    }
+
+    fn plus(self, other: Self) -> Self {
+        Self {
+            passed: self.passed + other.passed,
+            failed: self.failed + other.failed,
+            ignored: self.ignored + other.ignored,
+            filtered: self.filtered + other.filtered,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn libtests_closing_line_is_read() {
+        let line = "test result: FAILED. 12 passed; 3 failed; 0 ignored; 0 measured; 7 filtered out; finished in 0.10s";
+        assert_eq!(
+            Counts::parse(line),
+            Some(Counts {
+                passed: 12,
+                failed: 3,
+                ignored: 0,
+                filtered: 7
+            })
+        );
+        assert_eq!(Counts::parse("test result of mine: ok"), None);
+    }
+
+    #[test]
+    fn a_test_that_could_not_run_is_not_counted_as_passed() {
+        let mut summary = Summary::default();
+        let counts = Counts {
+            passed: 5,
+            ..Counts::default()
+        };
+        summary.add(
+            "it",
+            Outcome {
+                counts,
+                success: true,
+                not_run: vec!["postgres: needs root".into()],
+            },
+        );
+        assert_eq!(summary.shown().passed, 4);
+        assert!(summary.is_ok());
+        assert_eq!(summary.exit_code(), ExitCode::from(2));
+    }
+
+    #[test]
+    fn a_binary_that_dies_without_a_word_is_a_failure() {
+        let mut summary = Summary::default();
+        summary.add(
+            "it",
+            Outcome {
+                counts: Counts::default(),
+                success: false,
+                not_run: Vec::new(),
+            },
+        );
+        assert!(!summary.is_ok());
+        assert_eq!(summary.shown().failed, 1);
+    }
+}
