@@ -4,4 +4,6 @@
 
 pub mod clock;
 pub mod shutdown;
+pub mod telemetry;
+pub mod units;
 pub mod view;

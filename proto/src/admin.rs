@@ -137,11 +137,11 @@ fn is_zero(count: &u16) -> bool {
 
 /// The reply of `GET /flows`.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
-pub struct Flows {
+pub struct Flows<'a> {
     /// The agent's node.
     pub node: String,
     /// The newest last.
-    pub flows: Vec<Flow<'static>>,
+    pub flows: Vec<Flow<'a>>,
     /// Reports that were lost because they came faster than they could be written.
     pub dropped: u64,
 }

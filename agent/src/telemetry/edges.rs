@@ -1,0 +1,229 @@
+//! Edges: what each workload sent each other one in the last ten minutes, in slots of ten seconds, bounded.
+//!
+//! Fed with closed (and interim) reports on the telemetry thread; read by the admin API. Needs no Prometheus.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use adit_core::net::ObjectName;
+use adit_core::report::{ConnectionReport, Direction, End, Stage, Transport};
+use adit_core::time::Mono;
+use adit_core::workload::Owner;
+use adit_proto::admin::{Edge, Party};
+use adit_proto::{Reason, SpiffeId};
+
+use super::histogram::Counts;
+use super::hub::Said;
+
+/// The length of a slot.
+const SLOT: Duration = Duration::from_secs(10);
+/// How many slots are kept: ten minutes.
+const SLOTS_MAX: usize = 60;
+
+/// One side of an edge.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Side {
+    /// Namespace, kind and name of what made the pod; none for an address that is no pod's.
+    pub workload: Option<(Arc<str>, Arc<str>, Arc<str>)>,
+    /// Its identity: its own on the reporting side, a verified one on the other.
+    pub identity: Option<SpiffeId>,
+}
+
+/// What makes two connections belong to one edge.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub struct EdgeKey {
+    /// Which side told it.
+    pub direction: Direction,
+    /// How it was carried.
+    pub transport: Transport,
+    /// The client.
+    pub source: Side,
+    /// The server.
+    pub destination: Side,
+    /// The service that was addressed, with its port.
+    pub service: Option<(ObjectName, u16)>,
+}
+
+impl EdgeKey {
+    /// The edge that a connection belongs to.
+    pub fn of(report: &ConnectionReport) -> Self {
+        let side = |workload: &adit_core::workload::Workload| {
+            let Owner { kind, name } = &workload.pod.owner;
+            (Arc::clone(&workload.pod.name.namespace), Arc::clone(kind), Arc::clone(name))
+        };
+        let local = Side { workload: Some(side(&report.local)), identity: Some(report.local.identity.clone()) };
+        let remote = Side {
+            workload: report.remote.as_deref().map(side),
+            identity: report.security.as_ref().map(|security| security.peer.clone()),
+        };
+        let (source, destination) = match report.direction {
+            Direction::Outbound => (local, remote),
+            Direction::Inbound => (remote, local),
+        };
+        Self {
+            direction: report.direction,
+            transport: report.transport,
+            source,
+            destination,
+            service: report.service.clone(),
+        }
+    }
+}
+
+/// All edges of the last ten minutes.
+#[derive(Debug)]
+pub struct Edges {
+    kept_max: usize,
+    edges: HashMap<EdgeKey, Window>,
+    /// Connections of edges beyond `kept_max`.
+    other: u64,
+}
+
+#[derive(Debug, Default)]
+struct Window {
+    slots: VecDeque<(u64, Slot)>,
+    active: i64,
+    tls: Option<String>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Slot {
+    opened: u64,
+    failed: BTreeMap<Reason, u64>,
+    retries: u64,
+    bytes_to_server: u64,
+    bytes_to_client: u64,
+    connect: Counts,
+}
+
+impl Edges {
+    /// No edges yet; at most `kept_max` are kept apart.
+    pub fn new(kept_max: usize) -> Self {
+        Self { kept_max, edges: HashMap::new(), other: 0 }
+    }
+
+    /// Counts one report.
+    pub fn add(&mut self, said: &Said) {
+        let key = EdgeKey::of(&said.report);
+        if !self.edges.contains_key(&key) && self.edges.len() >= self.kept_max {
+            self.forget_idle(said.at);
+        }
+        if !self.edges.contains_key(&key) && self.edges.len() >= self.kept_max {
+            self.other += 1;
+            return;
+        }
+        self.edges.entry(key).or_default().add(said);
+    }
+
+    fn forget_idle(&mut self, now: Mono) {
+        let oldest = slot_of(now).saturating_sub(SLOTS_MAX as u64);
+        self.edges.retain(|_, window| window.active > 0 || window.slots.back().is_some_and(|(at, _)| *at > oldest));
+    }
+
+    /// The edges of the last `window` (at most ten minutes), sorted; and how many connections are in none of them.
+    pub fn read(&mut self, now: Mono, window: Duration) -> (Vec<Edge>, u64) {
+        self.forget_idle(now);
+        let slots = (window.as_secs().div_ceil(SLOT.as_secs())).clamp(1, SLOTS_MAX as u64);
+        let since = slot_of(now).saturating_sub(slots);
+        let mut edges: Vec<_> = self.edges.iter().filter_map(|(key, window)| window.read(key, since)).collect();
+        edges.sort_by(|a, b| {
+            (&a.source, &a.destination, &a.service, &a.direction, &a.transport)
+                .cmp(&(&b.source, &b.destination, &b.service, &b.direction, &b.transport))
+        });
+        (edges, self.other)
+    }
+}
+
+fn slot_of(now: Mono) -> u64 {
+    now.0.as_secs() / SLOT.as_secs()
+}
+
+impl Window {
+    fn add(&mut self, said: &Said) {
+        let report = &said.report;
+        let at = slot_of(said.at);
+        if self.slots.back().is_none_or(|(last, _)| *last < at) {
+            self.slots.push_back((at, Slot::default()));
+            while self.slots.len() > SLOTS_MAX {
+                self.slots.pop_front();
+            }
+        }
+        let Some((_, slot)) = self.slots.back_mut() else { return };
+        slot.bytes_to_server += said.new_bytes_to_server;
+        slot.bytes_to_client += said.new_bytes_to_client;
+        if let Some(security) = &report.security {
+            self.tls = Some(format!("{} {}", security.version, security.group));
+        }
+        if said.first {
+            slot.retries += u64::from(report.attempts.saturating_sub(1));
+            if said.carried {
+                slot.opened += 1;
+                self.active += 1;
+                slot.connect.add(said.connect_phase);
+            }
+        }
+        match &said.end {
+            End::Open => {}
+            End::Closed => self.active -= i64::from(said.carried),
+            End::Failed(reason, _) => {
+                self.active -= i64::from(said.carried);
+                *slot.failed.entry(*reason).or_default() += 1;
+            }
+        }
+    }
+
+    fn read(&self, key: &EdgeKey, since: u64) -> Option<Edge> {
+        let mut sum = Slot::default();
+        for (_, slot) in self.slots.iter().filter(|(at, _)| *at > since) {
+            sum.opened += slot.opened;
+            sum.retries += slot.retries;
+            sum.bytes_to_server += slot.bytes_to_server;
+            sum.bytes_to_client += slot.bytes_to_client;
+            sum.connect.merge(&slot.connect);
+            for (reason, count) in &slot.failed {
+                *sum.failed.entry(*reason).or_default() += count;
+            }
+        }
+        let active = u64::try_from(self.active).unwrap_or(0);
+        if active == 0 && sum.opened == 0 && sum.failed.is_empty() && sum.bytes_to_server + sum.bytes_to_client == 0 {
+            return None;
+        }
+        Some(Edge {
+            direction: key.direction.label().into(),
+            transport: key.transport.label().into(),
+            source: party(&key.source),
+            destination: party(&key.destination),
+            service: key.service.as_ref().map(|(name, port)| format!("{name}:{port}")),
+            opened: sum.opened,
+            active,
+            failed: sum.failed.iter().map(|(reason, count)| (reason.label().to_owned(), *count)).collect(),
+            retries: sum.retries,
+            bytes_to_server: sum.bytes_to_server,
+            bytes_to_client: sum.bytes_to_client,
+            connect_p50_us: sum.connect.percentile_us(50),
+            connect_p99_us: sum.connect.percentile_us(99),
+            tls: self.tls.clone(),
+        })
+    }
+}
+
+fn party(side: &Side) -> Party<'static> {
+    let mut party = Party { identity: side.identity.as_ref().map(|id| id.as_str().to_owned().into()), ..Party::default() };
+    match &side.workload {
+        Some((namespace, kind, name)) => {
+            party.namespace = Some(namespace.to_string().into());
+            party.workload = Some(format!("{kind}/{name}").into());
+        }
+        None => party.addr = "outside".into(),
+    }
+    party
+}
+
+/// How long the connect phase of a report took: all its stages but the first byte.
+pub fn connect_phase(report: &ConnectionReport) -> Duration {
+    [Stage::Resolve, Stage::PoolWait, Stage::Tcp, Stage::Tls, Stage::Connect]
+        .into_iter()
+        .filter_map(|stage| report.stages.get(stage))
+        .sum()
+}

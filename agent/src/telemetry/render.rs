@@ -1,0 +1,147 @@
+//! The metrics page: Prometheus text format 0.0.4 and OpenMetrics 1.0, chosen by the scraper's `Accept`.
+
+use std::fmt::Write as _;
+
+use super::histogram::{BOUNDS_US, Counts};
+use super::registry::{Read, Value};
+
+/// The two text formats.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Page {
+    /// Prometheus text format 0.0.4.
+    Prometheus,
+    /// OpenMetrics 1.0.
+    OpenMetrics,
+}
+
+impl Page {
+    /// What the scraper asked for with its `Accept` header.
+    pub fn of_accept(accept: &str) -> Self {
+        if accept.contains("application/openmetrics-text") { Self::OpenMetrics } else { Self::Prometheus }
+    }
+
+    /// The reply's `Content-Type`.
+    pub const fn content_type(self) -> &'static str {
+        match self {
+            Self::Prometheus => "text/plain; version=0.0.4; charset=utf-8",
+            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        }
+    }
+
+    /// Prints all families.
+    pub fn print(self, families: &[Read]) -> String {
+        let mut out = String::new();
+        for family in families {
+            self.print_family(&mut out, family);
+        }
+        if self == Self::OpenMetrics {
+            out.push_str("# EOF\n");
+        }
+        out
+    }
+
+    fn print_family(self, out: &mut String, family: &Read) {
+        let Some((_, first)) = family.series.first() else { return };
+        let kind = match first {
+            Value::Counter(_) => "counter",
+            Value::Gauge(_) => "gauge",
+            Value::Histogram(_) => "histogram",
+        };
+        // OpenMetrics names the family of a counter without the suffix of its sample.
+        let base = match (self, first) {
+            (Self::OpenMetrics, Value::Counter(_)) => family.name.strip_suffix("_total").unwrap_or(&family.name),
+            (Self::OpenMetrics, Value::Gauge(_) | Value::Histogram(_)) | (Self::Prometheus, _) => &family.name,
+        };
+        // Writing to a String does not fail.
+        if let Some(help) = &family.help {
+            let _ = writeln!(out, "# HELP {base} {}", help.replace('\\', "\\\\").replace('\n', "\\n"));
+        }
+        let _ = writeln!(out, "# TYPE {base} {kind}");
+        for (labels, value) in &family.series {
+            match value {
+                Value::Counter(count) => {
+                    let suffix = if self == Self::OpenMetrics && base == &*family.name { "_total" } else { "" };
+                    let _ = writeln!(out, "{}{suffix}{} {count}", family.name, braces(labels));
+                }
+                Value::Gauge(value) => {
+                    let _ = writeln!(out, "{}{} {value}", family.name, braces(labels));
+                }
+                Value::Histogram(counts) => print_histogram(out, &family.name, labels, counts),
+            }
+        }
+    }
+}
+
+fn braces(labels: &str) -> String {
+    if labels.is_empty() { String::new() } else { format!("{{{labels}}}") }
+}
+
+fn print_histogram(out: &mut String, name: &str, labels: &str, counts: &Counts) {
+    let comma = if labels.is_empty() { "" } else { "," };
+    let mut below = 0;
+    for (bound, n) in BOUNDS_US.iter().zip(counts.buckets) {
+        below += n;
+        let _ = writeln!(out, "{name}_bucket{{{labels}{comma}le=\"{}\"}} {below}", Seconds(*bound));
+    }
+    let count = counts.count();
+    let _ = writeln!(out, "{name}_bucket{{{labels}{comma}le=\"+Inf\"}} {count}");
+    let _ = writeln!(out, "{name}_sum{} {}", braces(labels), Seconds(counts.sum_us));
+    let _ = writeln!(out, "{name}_count{} {count}", braces(labels));
+}
+
+/// Microseconds printed as seconds, exactly and with at least one decimal.
+struct Seconds(u64);
+
+impl std::fmt::Display for Seconds {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let micros = format!("{:06}", self.0 % 1_000_000);
+        let micros = micros.trim_end_matches('0');
+        write!(f, "{}.{}", self.0 / 1_000_000, if micros.is_empty() { "0" } else { micros })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::telemetry::Registry;
+
+    fn registry() -> Registry {
+        let registry = Registry::default();
+        registry.counter("adit_connections_opened_total", &[("direction", "inbound")]).fetch_add(2, Ordering::Relaxed);
+        registry.gauge("adit_connections_active", &[]).set(1.0);
+        registry.histogram("adit_connect_duration_seconds", &[("direction", "inbound")]).add(Duration::from_micros(300));
+        registry
+    }
+
+    #[test]
+    fn the_prometheus_page_has_cumulative_buckets_in_seconds() {
+        let page = Page::Prometheus.print(&registry().read());
+        for line in [
+            "# TYPE adit_connections_opened_total counter",
+            "adit_connections_opened_total{direction=\"inbound\"} 2",
+            "adit_connections_active 1",
+            "adit_connect_duration_seconds_bucket{direction=\"inbound\",le=\"0.00025\"} 0",
+            "adit_connect_duration_seconds_bucket{direction=\"inbound\",le=\"0.0005\"} 1",
+            "adit_connect_duration_seconds_bucket{direction=\"inbound\",le=\"10.0\"} 1",
+            "adit_connect_duration_seconds_bucket{direction=\"inbound\",le=\"+Inf\"} 1",
+            "adit_connect_duration_seconds_sum{direction=\"inbound\"} 0.0003",
+            "adit_connect_duration_seconds_count{direction=\"inbound\"} 1",
+        ] {
+            assert!(page.lines().any(|l| l == line), "{line}\n{page}");
+        }
+        assert!(!page.contains("# EOF"));
+    }
+
+    #[test]
+    fn the_openmetrics_page_names_counter_families_without_suffix_and_ends() {
+        let page = Page::OpenMetrics.print(&registry().read());
+        assert!(page.contains("# TYPE adit_connections_opened counter\n"), "{page}");
+        assert!(page.contains("adit_connections_opened_total{direction=\"inbound\"} 2\n"), "{page}");
+        assert!(page.ends_with("# EOF\n"));
+        assert_eq!(Page::of_accept("application/openmetrics-text;version=1.0.0,text/plain;q=0.5"), Page::OpenMetrics);
+        assert_eq!(Page::of_accept("text/plain"), Page::Prometheus);
+    }
+}

@@ -1,0 +1,456 @@
+//! One worker's part of telemetry: opens and closes reports, counts, and hands closed reports to the telemetry thread.
+//!
+//! Nothing here is shared with another worker but the queue. Series are looked up once per edge and kept.
+
+use std::cell::{Cell, OnceCell, RefCell};
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use adit_core::net::ObjectName;
+use adit_core::report::{ConnectionReport, End, Stage};
+use adit_core::time::Mono;
+use adit_proto::Reason;
+use metrics::Gauge;
+
+use super::Registry;
+use super::edges::{EdgeKey, Side, connect_phase};
+use super::histogram::Histogram;
+use super::hub::{Said, Sender};
+use super::registry::IDLE;
+use crate::clock::Clock;
+
+/// One worker's telemetry. Cheap to clone; not `Send`.
+#[derive(Clone)]
+pub struct Shard(Rc<Inner>);
+
+struct Inner {
+    registry: Registry,
+    hub: Sender,
+    clock: Clock,
+    interim_interval: Duration,
+    edges: RefCell<HashMap<EdgeKey, Rc<EdgeSeries>>>,
+    verdicts: RefCell<HashMap<VerdictKey, Arc<AtomicU64>>>,
+    live: RefCell<LiveList>,
+}
+
+/// What a policy did with a connection.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum Verdict {
+    /// It let it in.
+    Allowed,
+    /// It refused it.
+    Denied,
+    /// An AUDIT policy matched.
+    Audited,
+    /// A `dryRun` policy would have let it in.
+    WouldAllow,
+    /// A `dryRun` policy would have refused it.
+    WouldDeny,
+}
+
+impl Verdict {
+    const fn label(self) -> &'static str {
+        match self {
+            Self::Allowed => "allowed",
+            Self::Denied => "denied",
+            Self::Audited => "audited",
+            Self::WouldAllow => "would_allow",
+            Self::WouldDeny => "would_deny",
+        }
+    }
+}
+
+type VerdictKey = (Option<ObjectName>, Verdict);
+
+/// The counters of one edge, held by its connections and by the worker's table.
+struct EdgeSeries {
+    opened: Arc<AtomicU64>,
+    closed: Arc<AtomicU64>,
+    active: Gauge,
+    to_server: Arc<AtomicU64>,
+    to_client: Arc<AtomicU64>,
+    retries: OnceCell<Arc<AtomicU64>>,
+    connect: Arc<Histogram>,
+    tls: OnceCell<Arc<Histogram>>,
+    failed: RefCell<Vec<(Reason, Arc<AtomicU64>)>>,
+    used: Cell<Mono>,
+}
+
+/// A live connection's report. Closed exactly once: by [`Report::close`], or as `aborted` when it is dropped.
+pub struct Report {
+    live: Rc<Live>,
+    shard: Shard,
+    /// Its place in the worker's list of live reports.
+    slot: usize,
+}
+
+/// What counts the bytes of a connection while it is open. Cheap to clone.
+#[derive(Clone)]
+pub struct Meter(Rc<Live>);
+
+struct Live {
+    report: RefCell<Box<ConnectionReport>>,
+    to_server: Cell<u64>,
+    to_client: Cell<u64>,
+    /// What of the bytes was said already.
+    said_to_server: Cell<u64>,
+    said_to_client: Cell<u64>,
+    said_at: Cell<Mono>,
+    said_before: Cell<bool>,
+    closed: Cell<bool>,
+    edge: OnceCell<Rc<EdgeSeries>>,
+}
+
+/// Live reports by slot; free slots are reused.
+#[derive(Default)]
+struct LiveList {
+    slots: Vec<Option<Rc<Live>>>,
+    free: Vec<usize>,
+}
+
+impl Shard {
+    pub(super) fn new(registry: Registry, hub: Sender, clock: Clock, interim_interval: Duration) -> Self {
+        Self(Rc::new(Inner {
+            registry,
+            hub,
+            clock,
+            interim_interval,
+            edges: RefCell::default(),
+            verdicts: RefCell::default(),
+            live: RefCell::default(),
+        }))
+    }
+
+    /// Begins the report of a connection that was just accepted.
+    pub fn open(&self, report: ConnectionReport) -> Report {
+        let live = Rc::new(Live {
+            said_at: Cell::new(report.opened.mono),
+            report: RefCell::new(Box::new(report)),
+            to_server: Cell::new(0),
+            to_client: Cell::new(0),
+            said_to_server: Cell::new(0),
+            said_to_client: Cell::new(0),
+            said_before: Cell::new(false),
+            closed: Cell::new(false),
+            edge: OnceCell::new(),
+        });
+        let slot = self.0.live.borrow_mut().add(Rc::clone(&live));
+        Report { live, shard: self.clone(), slot }
+    }
+
+    /// Counts what a policy did; without a name where no policy decided.
+    pub fn verdict(&self, policy: Option<&ObjectName>, verdict: Verdict) {
+        let mut verdicts = self.0.verdicts.borrow_mut();
+        let counter = match verdicts.entry((policy.cloned(), verdict)) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => {
+                let name = policy.map(ToString::to_string).unwrap_or_default();
+                let labels = [("policy", name.as_str()), ("verdict", verdict.label())];
+                entry.insert(self.0.registry.counter("adit_policy_verdicts_total", &labels))
+            }
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Says what connections that have been open for long did since they were last reported, and lets go of edges that
+    /// have been idle. To be called every few seconds.
+    pub fn tick(&self) {
+        let now = self.0.clock.now().mono;
+        let due: Vec<Rc<Live>> = self
+            .0
+            .live
+            .borrow()
+            .slots
+            .iter()
+            .flatten()
+            .filter(|live| now.since(live.said_at.get()) >= self.0.interim_interval && live.edge.get().is_some())
+            .cloned()
+            .collect();
+        for live in due {
+            live.say(&self.0.hub, End::Open, now);
+        }
+        self.0
+            .edges
+            .borrow_mut()
+            .retain(|_, edge| Rc::strong_count(edge) > 1 || now.since(edge.used.get()) < IDLE);
+    }
+
+    /// Connections with an open report.
+    pub fn live(&self) -> usize {
+        let live = self.0.live.borrow();
+        live.slots.len() - live.free.len()
+    }
+
+    fn edge(&self, report: &ConnectionReport) -> Rc<EdgeSeries> {
+        let mut edges = self.0.edges.borrow_mut();
+        let edge = match edges.entry(EdgeKey::of(report)) {
+            Entry::Occupied(entry) => Rc::clone(entry.get()),
+            Entry::Vacant(entry) => {
+                let series = EdgeSeries::new(&self.0.registry, entry.key());
+                Rc::clone(entry.insert(Rc::new(series)))
+            }
+        };
+        edge.used.set(self.0.clock.now().mono);
+        edge
+    }
+
+    fn failed(&self, edge: &EdgeSeries, key: &ConnectionReport, reason: Reason) {
+        let mut failed = edge.failed.borrow_mut();
+        if let Some((_, counter)) = failed.iter().find(|(known, _)| *known == reason) {
+            counter.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        let key = EdgeKey::of(key);
+        let text = Texts::of(&key);
+        let mut labels = text.labels(&key).to_vec();
+        labels.push(("reason", reason.label()));
+        let counter = self.0.registry.counter("adit_connections_failed_total", &labels);
+        counter.fetch_add(1, Ordering::Relaxed);
+        failed.push((reason, counter));
+    }
+
+    fn retried(&self, edge: &EdgeSeries, report: &ConnectionReport) {
+        let retries = u64::from(report.attempts.saturating_sub(1));
+        if retries > 0 {
+            edge.retries
+                .get_or_init(|| {
+                    let key = EdgeKey::of(report);
+                    self.0.registry.counter("adit_connect_retries_total", &Texts::of(&key).labels(&key))
+                })
+                .fetch_add(retries, Ordering::Relaxed);
+        }
+    }
+
+    fn shook_hands(&self, edge: &EdgeSeries, report: &ConnectionReport) {
+        if let Some(took) = report.stages.get(Stage::Tls) {
+            edge.tls
+                .get_or_init(|| {
+                    let key = EdgeKey::of(report);
+                    self.0.registry.histogram("adit_tls_handshake_duration_seconds", &Texts::of(&key).labels(&key))
+                })
+                .add(took);
+        }
+    }
+}
+
+impl Report {
+    /// Fills in, or reads, what is to be said.
+    pub fn edit<T>(&self, edit: impl FnOnce(&mut ConnectionReport) -> T) -> T {
+        edit(&mut self.live.report.borrow_mut())
+    }
+
+    /// What counts this connection's bytes.
+    pub fn meter(&self) -> Meter {
+        Meter(Rc::clone(&self.live))
+    }
+
+    /// The connect phase has succeeded: from here on the connection counts as opened and active on its edge.
+    ///
+    /// Who is on the other side must have been filled in before; what changes later does not move it to another edge.
+    pub fn carried(&self) {
+        let report = self.live.report.borrow();
+        let edge = self.shard.edge(&report);
+        edge.opened.fetch_add(1, Ordering::Relaxed);
+        edge.active.increment(1.0);
+        edge.connect.add(connect_phase(&report));
+        self.shard.retried(&edge, &report);
+        self.shard.shook_hands(&edge, &report);
+        drop(report);
+        if self.live.edge.set(edge).is_err() {
+            debug_assert!(false, "a connection is carried once");
+        }
+    }
+
+    /// Ends the report.
+    pub fn close(self, end: End) {
+        self.end(end);
+    }
+
+    fn end(&self, end: End) {
+        if self.live.closed.replace(true) {
+            return;
+        }
+        self.shard.0.live.borrow_mut().remove(self.slot);
+        let report = self.live.report.borrow();
+        match self.live.edge.get() {
+            Some(edge) => {
+                edge.closed.fetch_add(1, Ordering::Relaxed);
+                edge.active.decrement(1.0);
+                edge.used.set(self.shard.0.clock.now().mono);
+                if let Some(reason) = end.reason() {
+                    self.shard.failed(edge, &report, reason);
+                }
+            }
+            None => {
+                let edge = self.shard.edge(&report);
+                self.shard.retried(&edge, &report);
+                if let Some(reason) = end.reason() {
+                    self.shard.failed(&edge, &report, reason);
+                }
+            }
+        }
+        drop(report);
+        self.live.say(&self.shard.0.hub, end, self.shard.0.clock.now().mono);
+    }
+}
+
+impl Drop for Report {
+    fn drop(&mut self) {
+        self.end(End::Failed(Reason::Aborted, None));
+    }
+}
+
+impl Meter {
+    /// Counts bytes that the client sent and the server was given.
+    pub fn to_server(&self, bytes: u64) {
+        self.0.to_server.set(self.0.to_server.get() + bytes);
+    }
+
+    /// Counts bytes that the server sent and the client was given.
+    pub fn to_client(&self, bytes: u64) {
+        self.0.to_client.set(self.0.to_client.get() + bytes);
+    }
+
+    /// All bytes so far, both ways.
+    pub fn total(&self) -> u64 {
+        self.0.to_server.get() + self.0.to_client.get()
+    }
+
+    /// Records how long a stage took.
+    pub fn stage(&self, stage: Stage, took: Duration) {
+        self.0.report.borrow_mut().stages.set(stage, took);
+    }
+}
+
+impl Live {
+    fn say(&self, hub: &Sender, end: End, at: Mono) {
+        let mut report = self.report.borrow_mut();
+        report.bytes_to_server = self.to_server.get();
+        report.bytes_to_client = self.to_client.get();
+        let new_bytes_to_server = report.bytes_to_server - self.said_to_server.replace(report.bytes_to_server);
+        let new_bytes_to_client = report.bytes_to_client - self.said_to_client.replace(report.bytes_to_client);
+        if let Some(edge) = self.edge.get() {
+            edge.to_server.fetch_add(new_bytes_to_server, Ordering::Relaxed);
+            edge.to_client.fetch_add(new_bytes_to_client, Ordering::Relaxed);
+        }
+        self.said_at.set(at);
+        let said = Said {
+            connect_phase: connect_phase(&report),
+            report: report.clone(),
+            end,
+            at,
+            first: !self.said_before.replace(true),
+            carried: self.edge.get().is_some(),
+            new_bytes_to_server,
+            new_bytes_to_client,
+        };
+        drop(report);
+        hub.say(said);
+    }
+}
+
+impl LiveList {
+    fn add(&mut self, live: Rc<Live>) -> usize {
+        match self.free.pop() {
+            Some(slot) => {
+                self.slots[slot] = Some(live);
+                slot
+            }
+            None => {
+                self.slots.push(Some(live));
+                self.slots.len() - 1
+            }
+        }
+    }
+
+    fn remove(&mut self, slot: usize) {
+        self.slots[slot] = None;
+        self.free.push(slot);
+    }
+}
+
+/// An edge's label values that are made of several words.
+struct Texts {
+    source: SideTexts,
+    destination: SideTexts,
+    service: String,
+}
+
+struct SideTexts {
+    workload: String,
+}
+
+impl Texts {
+    fn of(key: &EdgeKey) -> Self {
+        let side = |side: &Side| SideTexts {
+            workload: side.workload.as_ref().map(|(_, kind, name)| format!("{kind}/{name}")).unwrap_or_default(),
+        };
+        Self {
+            source: side(&key.source),
+            destination: side(&key.destination),
+            service: key.service.as_ref().map(|(name, port)| format!("{name}:{port}")).unwrap_or_default(),
+        }
+    }
+
+    fn labels<'l>(&'l self, key: &'l EdgeKey) -> [(&'static str, &'l str); 9] {
+        let namespace = |side: &'l Side| side.workload.as_ref().map_or("", |(namespace, ..)| namespace);
+        let identity = |side: &'l Side| side.identity.as_ref().map_or("", |identity| identity.as_str());
+        [
+            ("direction", key.direction.label()),
+            ("transport", key.transport.label()),
+            ("source_namespace", namespace(&key.source)),
+            ("source_workload", &self.source.workload),
+            ("source_identity", identity(&key.source)),
+            ("destination_namespace", namespace(&key.destination)),
+            ("destination_workload", &self.destination.workload),
+            ("destination_identity", identity(&key.destination)),
+            ("destination_service", &self.service),
+        ]
+    }
+}
+
+impl EdgeSeries {
+    fn new(registry: &Registry, key: &EdgeKey) -> Self {
+        let texts = Texts::of(key);
+        let labels = texts.labels(key);
+        let counter = |name| registry.counter(name, &labels);
+        Self {
+            opened: counter("adit_connections_opened_total"),
+            closed: counter("adit_connections_closed_total"),
+            active: registry.gauge("adit_connections_active", &labels),
+            to_server: counter("adit_bytes_to_server_total"),
+            to_client: counter("adit_bytes_to_client_total"),
+            retries: OnceCell::new(),
+            connect: registry.histogram("adit_connect_duration_seconds", &labels),
+            tls: OnceCell::new(),
+            failed: RefCell::default(),
+            used: Cell::new(Mono::ZERO),
+        }
+    }
+}
+
+/// The metrics that the workers keep, and what they count.
+pub fn describe() {
+    metrics::describe_counter!(
+        "adit_connections_opened_total",
+        "Connections whose connect phase succeeded, by edge."
+    );
+    metrics::describe_counter!("adit_connections_closed_total", "Opened connections that have ended, by edge.");
+    metrics::describe_counter!(
+        "adit_connections_failed_total",
+        "Connections that were not carried, or ended other than by both sides closing, by edge and reason."
+    );
+    metrics::describe_gauge!("adit_connections_active", "Connections open now, by edge.");
+    metrics::describe_counter!("adit_bytes_to_server_total", "Bytes from clients to servers, by edge.");
+    metrics::describe_counter!("adit_bytes_to_client_total", "Bytes from servers to clients, by edge.");
+    metrics::describe_counter!("adit_connect_retries_total", "Connect attempts after the first, by edge.");
+    metrics::describe_histogram!("adit_connect_duration_seconds", "Time of the whole connect phase, by edge.");
+    metrics::describe_histogram!("adit_tls_handshake_duration_seconds", "Time of TLS handshakes, by edge.");
+    metrics::describe_counter!("adit_policy_verdicts_total", "What each policy did with connections.");
+    metrics::describe_counter!("adit_reports_dropped_total", "Reports lost because they came too fast to be written.");
+}
+
