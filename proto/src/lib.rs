@@ -14,6 +14,7 @@ pub mod cni;
 pub mod hbone;
 pub mod reason;
 pub mod spiffe;
+pub mod status;
 
 pub use reason::Reason;
 pub use spiffe::{SpiffeId, TrustDomain};
