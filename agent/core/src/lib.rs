@@ -3,14 +3,20 @@
 #![forbid(unsafe_code)]
 
 pub mod authz;
+pub mod balance;
 pub mod draw;
+pub mod ejection;
 pub mod net;
+pub mod pods;
 pub mod policy;
 pub mod redirect;
 pub mod report;
+pub mod resolve;
+pub mod retry;
 pub mod rotation;
 pub mod service;
 pub mod time;
 pub mod traffic;
 pub mod trust;
 pub mod workload;
+pub mod world;

@@ -1,0 +1,1 @@
+//! Ejection, return and forgetting.

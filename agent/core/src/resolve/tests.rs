@@ -1,0 +1,1 @@
+//! What resolve decides, case by case.

@@ -1,0 +1,1 @@
+//! The table, the delays and the budget.

@@ -1,0 +1,349 @@
+//! Makes a snapshot: recomputes what has changed since the last one, and shares the rest with it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::Hash;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::super::endpoints::{Pods, port_routes};
+use super::super::index::{Claimants, Routes, Table, VipIndex};
+use super::super::{Counts, Local, World};
+use super::{Dirty, WorldBuilder};
+use crate::authz::{PeerModes, PolicySet};
+use crate::net::{ObjectName, PodUid};
+use crate::traffic::TrafficSettings;
+use crate::workload::{Enrolment, MeshLabel, Pod, Skip, Workload};
+
+/// Pods that differ from the last snapshot: as they were there, and as they are.
+type Moved = BTreeMap<ObjectName, (Option<Arc<Workload>>, Option<Arc<Workload>>)>;
+
+impl WorldBuilder {
+    /// Makes the snapshot of what was told so far: the last one itself, if nothing has changed since.
+    ///
+    /// Costs what has changed, plus a look at every endpoint in the namespaces of pods that have.
+    pub fn freeze(&mut self) -> Arc<World> {
+        let dirty = self.dirty.take();
+        if !dirty.any {
+            return Arc::clone(&self.last);
+        }
+        let mut world = World::clone(&self.last);
+        let moved = self.moved(&dirty);
+        let mut services = dirty.services;
+        services.extend(update_pods(&mut world, &moved, |touched| {
+            self.services_of(touched)
+        }));
+        self.update_routes(&mut world, services);
+        if dirty.vips {
+            let nodes = self
+                .nodes
+                .values()
+                .flat_map(|node| node.addresses.iter().copied());
+            world.vips = Arc::new(VipIndex::new(self.services.values(), nodes));
+        }
+        let redecide = self.update_locals(&mut world, &moved, dirty.policies);
+        if redecide || world.trust != self.trust {
+            world.policy_generation += 1;
+        }
+        world.trust.clone_from(&self.trust);
+        world.counts = self.count(&world, &moved);
+        world.generation += 1;
+        self.last = Arc::new(world);
+        Arc::clone(&self.last)
+    }
+
+    /// What has become of the pods that were touched, those left out that are as they were.
+    fn moved(&mut self, dirty: &Dirty) -> Moved {
+        let mut moved = Moved::new();
+        for name in &dirty.pods {
+            let old = self.last.by_name.get(name).cloned();
+            let pod = self.pods.get(name).cloned();
+            let new = pod.and_then(|pod| self.workload(pod)).map(Arc::new);
+            if old != new {
+                moved.insert(name.clone(), (old, new));
+            }
+        }
+        moved
+    }
+
+    /// A pod with what its namespace, its node and the mesh add. `None` where its names make no identity.
+    fn workload(&mut self, pod: Arc<Pod>) -> Option<Workload> {
+        let domain = &self.last.settings.trust_domain;
+        let identity = self.strings.identity(domain, &pod).ok()?;
+        let namespace = self.namespaces.get(&pod.name.namespace);
+        let reported = || {
+            let on_node = pod.node.as_ref().and_then(|node| self.captured.get(node));
+            on_node.is_some_and(|pods| pods.contains(&pod.uid))
+        };
+        let node = pod.node.as_ref().and_then(|node| self.nodes.get(node));
+        let skip = match namespace.map(|known| &known.skip) {
+            Some(of_namespace) if pod.skip.is_empty() => Arc::clone(of_namespace),
+            Some(of_namespace) => Arc::new(both(&pod.skip, of_namespace)),
+            None if pod.skip.is_empty() => Arc::clone(&self.strings.no_skip),
+            None => Arc::new(pod.skip.clone()),
+        };
+        Some(Workload {
+            identity,
+            enrolment: self.enrolment(&pod),
+            captured: !pod.host_network && (pod.captured || reported()),
+            zone: node.and_then(|node| node.zone.clone()),
+            skip,
+            pod,
+        })
+    }
+
+    fn enrolment(&self, pod: &Pod) -> Enrolment {
+        let settings = &self.last.settings;
+        let namespace = &pod.name.namespace;
+        if pod.host_network {
+            return Enrolment::HostNetwork;
+        }
+        if pod.is_static {
+            return Enrolment::StaticPod;
+        }
+        if *namespace == settings.system_namespace || settings.excluded_namespaces.contains(namespace) {
+            return Enrolment::ExcludedNamespace;
+        }
+        let by_namespace = self
+            .namespaces
+            .get(namespace)
+            .and_then(|known| known.namespace.mesh);
+        match (pod.mesh, by_namespace) {
+            (Some(MeshLabel::Enabled), _) => Enrolment::ByPod,
+            (Some(MeshLabel::Disabled), _) => Enrolment::OptedOut,
+            (None, Some(MeshLabel::Enabled)) => Enrolment::ByNamespace,
+            (None, Some(MeshLabel::Disabled) | None) => Enrolment::NotAsked,
+        }
+    }
+
+    /// The Services that have an endpoint among these pods, and those whose endpoints may be any pod.
+    fn services_of(&self, touched: &BTreeSet<ObjectName>) -> BTreeSet<ObjectName> {
+        if touched.is_empty() {
+            return BTreeSet::new();
+        }
+        let namespaces: BTreeSet<&Arc<str>> = touched.iter().map(|name| &name.namespace).collect();
+        let concerned = self.slices.values().filter(|slice| {
+            slice.endpoints.iter().any(|endpoint| match &endpoint.pod {
+                Some(pod) => namespaces.contains(&pod.namespace) && touched.contains(pod),
+                None => true,
+            })
+        });
+        concerned.map(|slice| slice.service.clone()).collect()
+    }
+
+    /// Makes these Services ready again.
+    fn update_routes(&self, world: &mut World, services: BTreeSet<ObjectName>) {
+        if services.is_empty() {
+            return;
+        }
+        let settings = self.traffic_settings();
+        let pods = Pods {
+            by_name: &world.by_name,
+            by_ip: &world.by_ip,
+        };
+        let mut changes = BTreeMap::new();
+        for name in services {
+            let new = self.services.get(&name).map(|service| {
+                let names = self.slices_of.get(&name).into_iter().flatten();
+                let slices: Vec<_> = names.filter_map(|name| self.slices.get(name)).collect();
+                Arc::new(Routes {
+                    service: Arc::clone(service),
+                    traffic: Arc::clone(settings.get(&name).copied().unwrap_or(&world.traffic_default)),
+                    ports: port_routes(service, &slices, &pods),
+                })
+            });
+            if world.routes.get(&name) != new.as_ref() {
+                changes.insert(name, new);
+            }
+        }
+        world.routes.update(changes);
+    }
+
+    /// The settings of each Service that a traffic policy names: the older policy's, then that of the lesser name.
+    fn traffic_settings(&self) -> BTreeMap<&ObjectName, &Arc<TrafficSettings>> {
+        let mut by_seniority: Vec<_> = self.traffic.values().collect();
+        by_seniority.sort_by_key(|known| (known.policy.created, &known.policy.name));
+        let mut settings = BTreeMap::new();
+        for known in by_seniority {
+            for service in &known.policy.services {
+                settings.entry(service).or_insert(&known.settings);
+            }
+        }
+        settings
+    }
+
+    /// Compiles the policies of the own node's pods. Whether a live connection to any of them must be decided again.
+    fn update_locals(&self, world: &mut World, moved: &Moved, policies_changed: bool) -> bool {
+        let here = Some(&self.last.settings.node);
+        let sides = moved.values().flat_map(|(old, new)| [old, new]).flatten();
+        let local = sides.filter(|workload| workload.pod.node.as_ref() == here);
+        let mut touched: BTreeSet<PodUid> = local.map(|workload| workload.pod.uid.clone()).collect();
+        if policies_changed {
+            touched.extend(world.locals.keys().cloned());
+        }
+        if touched.is_empty() {
+            return false;
+        }
+        let mut locals = BTreeMap::clone(&world.locals);
+        let mut compiled = Compiled::default();
+        let mut redecide = false;
+        for uid in touched {
+            let old = locals.remove(&uid);
+            let winner = world.by_uid.get(&uid).map(Claimants::winner);
+            let Some(workload) = winner.filter(|workload| workload.pod.node.as_ref() == here) else {
+                continue;
+            };
+            let same_pod = old.as_ref().filter(|old| {
+                let (old, new) = (&old.workload.pod, &workload.pod);
+                old.labels == new.labels && old.name == new.name
+            });
+            let new = match same_pod {
+                Some(old) if !policies_changed => Local {
+                    workload: Arc::clone(workload),
+                    ..old.clone()
+                },
+                Some(_) | None => self.compile(workload, &mut compiled),
+            };
+            redecide |= old.is_some_and(|old| {
+                old.workload.pod.labels != new.workload.pod.labels
+                    || old.policies != new.policies
+                    || old.modes != new.modes
+            });
+            locals.insert(uid, new);
+        }
+        world.locals = Arc::new(locals);
+        redecide
+    }
+
+    fn compile(&self, workload: &Arc<Workload>, compiled: &mut Compiled) -> Local {
+        let (namespace, labels) = (&workload.pod.name.namespace, &workload.pod.labels);
+        let authorization = self.authorization.values();
+        let peer = self.peer.values();
+        Local {
+            workload: Arc::clone(workload),
+            policies: one_of(
+                &mut compiled.policies,
+                PolicySet::compile(authorization.filter(|policy| policy.selects(namespace, labels))),
+            ),
+            modes: one_of(
+                &mut compiled.modes,
+                PeerModes::compile(peer.filter(|policy| policy.selects(namespace, labels))),
+            ),
+        }
+    }
+
+    fn count(&self, world: &World, moved: &Moved) -> Counts {
+        let before = self.last.counts;
+        let among = |holds: fn(&Workload) -> bool| {
+            let old = moved.values().filter_map(|(old, _)| old.as_deref());
+            let new = moved.values().filter_map(|(_, new)| new.as_deref());
+            (
+                old.filter(|workload| holds(workload)).count(),
+                new.filter(|workload| holds(workload)).count(),
+            )
+        };
+        let (left, joined) = among(|workload| workload.enrolment.is_enrolled());
+        let (released, taken) = among(|workload| workload.captured);
+        Counts {
+            workloads: world.by_name.len(),
+            enrolled: before.enrolled + joined - left,
+            captured: before.captured + taken - released,
+            nameless: self.pods.len() - world.by_name.len(),
+            namespaces: self.namespaces.len(),
+            services: self.services.len(),
+            endpoint_slices: self.slices.len(),
+            nodes: self.nodes.len(),
+            authorization_policies: self.authorization.len(),
+            peer_authentications: self.peer.len(),
+            traffic_policies: self.traffic.len(),
+        }
+    }
+}
+
+/// What was compiled so far, each once: pods that the same policies select share it.
+#[derive(Default)]
+struct Compiled {
+    policies: Vec<Arc<PolicySet>>,
+    modes: Vec<Arc<PeerModes>>,
+}
+
+/// The one that is equal to `new`, or `new` as a further one.
+fn one_of<T: PartialEq>(known: &mut Vec<Arc<T>>, new: T) -> Arc<T> {
+    if let Some(same) = known.iter().find(|known| ***known == new) {
+        return Arc::clone(same);
+    }
+    known.push(Arc::new(new));
+    Arc::clone(&known[known.len() - 1])
+}
+
+/// The skips of a pod and of its namespace.
+fn both(pod: &Skip, namespace: &Skip) -> Skip {
+    let mut skip = pod.clone();
+    skip.outbound_ports
+        .extend(namespace.outbound_ports.iter().cloned());
+    skip.outbound_cidrs.extend(&namespace.outbound_cidrs);
+    skip.inbound_ports.extend(namespace.inbound_ports.iter().cloned());
+    skip
+}
+
+/// Puts the pods that have moved into the tables, and returns the Services to which that matters.
+fn update_pods(
+    world: &mut World,
+    moved: &Moved,
+    services_of: impl Fn(&BTreeSet<ObjectName>) -> BTreeSet<ObjectName>,
+) -> BTreeSet<ObjectName> {
+    let mut touched: BTreeSet<ObjectName> = moved.keys().cloned().collect();
+    let by_name = moved.iter().map(|(name, (_, new))| (name.clone(), new.clone()));
+    world.by_name.update(by_name.collect());
+    reclaim(&mut world.by_uid, moved, |workload| {
+        vec![workload.pod.uid.clone()]
+    });
+    // Whose address it was, and whose it is now, matters to the endpoints of both.
+    touched.extend(reclaim(&mut world.by_ip, moved, addresses));
+    services_of(&touched)
+}
+
+/// The addresses by which a pod is found: none of its own for one that shares its node's network.
+fn addresses(workload: &Workload) -> Vec<IpAddr> {
+    if workload.pod.host_network {
+        return Vec::new();
+    }
+    workload.pod.ips.iter().map(IpAddr::to_canonical).collect()
+}
+
+/// Takes the claims of moved pods from a table and puts in those that they have now. Returns who has any claim on a
+/// key that was touched.
+fn reclaim<K: Clone + Hash + Ord>(
+    table: &mut Table<K, Claimants>,
+    moved: &Moved,
+    keys: impl Fn(&Workload) -> Vec<K>,
+) -> BTreeSet<ObjectName> {
+    let mut claims: BTreeMap<K, Vec<Arc<Workload>>> = BTreeMap::new();
+    for (old, new) in moved.values() {
+        for key in [old, new]
+            .into_iter()
+            .flatten()
+            .flat_map(|workload| keys(workload))
+        {
+            let held = table.get(&key).map(Claimants::all).unwrap_or_default();
+            claims.entry(key).or_insert_with(|| held.to_vec());
+        }
+    }
+    let mut touched = BTreeSet::new();
+    for claims in claims.values_mut() {
+        claims.retain(|workload| {
+            touched.insert(workload.pod.name.clone());
+            !moved.contains_key(&workload.pod.name)
+        });
+    }
+    for (_, new) in moved.values() {
+        let Some(new) = new else { continue };
+        for key in keys(new) {
+            claims.entry(key).or_default().push(Arc::clone(new));
+        }
+    }
+    let changes = claims
+        .into_iter()
+        .map(|(key, claims)| (key, Claimants::new(claims)));
+    table.update(changes.collect());
+    touched
+}

@@ -1,0 +1,1 @@
+//! Resync and increments, claims, generations.
