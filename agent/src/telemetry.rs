@@ -23,6 +23,9 @@ pub mod registry;
 pub mod render;
 pub mod shard;
 
+#[cfg(test)]
+mod tests;
+
 pub use hub::Flowing;
 pub use registry::Registry;
 pub use shard::{Report, Shard};

@@ -9,6 +9,7 @@ pub mod ejection;
 pub mod net;
 pub mod pods;
 pub mod policy;
+pub mod readiness;
 pub mod redirect;
 pub mod report;
 pub mod resolve;

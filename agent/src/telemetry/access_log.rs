@@ -23,8 +23,15 @@ pub fn flow(said: &Said) -> Flow<'_> {
         End::Open | End::Closed => (None, None),
         End::Failed(reason, detail) => (Some(*reason), detail.as_deref()),
     };
-    let peer = report.security.as_ref().map(|security| Cow::Borrowed(security.peer.as_str()));
-    let local = party(None, Some(&report.local), Some(report.local.identity.as_str().into()));
+    let peer = report
+        .security
+        .as_ref()
+        .map(|security| Cow::Borrowed(security.peer.as_str()));
+    let local = party(
+        None,
+        Some(&report.local),
+        Some(report.local.identity.as_str().into()),
+    );
     let remote = party(None, report.remote.as_deref(), peer);
     let (mut source, mut destination) = match report.direction {
         Direction::Outbound => (local, remote),
@@ -47,7 +54,10 @@ pub fn flow(said: &Said) -> Flow<'_> {
         hint: reason.map(|reason| reason.hint().into()),
         source,
         destination,
-        service: report.service.as_ref().map(|(name, port)| format!("{name}:{port}").into()),
+        service: report
+            .service
+            .as_ref()
+            .map(|(name, port)| format!("{name}:{port}").into()),
         target: report.target.map(addr),
         tls: report.security.as_deref().map(tls),
         tunnel_reused: report.tunnel_reused,
@@ -67,7 +77,11 @@ pub fn flow(said: &Said) -> Flow<'_> {
 }
 
 /// A workload as telemetry names it; `addr` and `identity` are the caller's.
-pub fn party<'a>(addr: Option<SocketAddr>, workload: Option<&'a Workload>, identity: Option<Cow<'a, str>>) -> Party<'a> {
+pub fn party<'a>(
+    addr: Option<SocketAddr>,
+    workload: Option<&'a Workload>,
+    identity: Option<Cow<'a, str>>,
+) -> Party<'a> {
     let pod = workload.map(|workload| &*workload.pod);
     Party {
         addr: addr.map(|addr| addr.to_string().into()).unwrap_or_default(),
@@ -95,14 +109,20 @@ fn tls(security: &Security) -> admin::Tls<'_> {
 fn decision(decision: &Decision) -> admin::Decision<'_> {
     admin::Decision {
         allowed: decision.allowed,
-        policy: decision.policy.as_ref().map(|name: &ObjectName| name.to_string().into()),
+        policy: decision
+            .policy
+            .as_ref()
+            .map(|name: &ObjectName| name.to_string().into()),
         rule: decision.rule,
     }
 }
 
 fn stages(report: &ConnectionReport) -> std::collections::BTreeMap<Cow<'_, str>, u64> {
     let took = |stage| report.stages.get(stage).map(micros);
-    Stages::ALL.into_iter().filter_map(|stage| Some((stage.label().into(), took(stage)?))).collect()
+    Stages::ALL
+        .into_iter()
+        .filter_map(|stage| Some((stage.label().into(), took(stage)?)))
+        .collect()
 }
 
 fn micros(span: std::time::Duration) -> u64 {
@@ -115,7 +135,11 @@ pub fn rfc3339(wall: SystemTime) -> String {
         .replace_nanosecond(0)
         .ok()
         .zip(wall.duration_since(SystemTime::UNIX_EPOCH).ok())
-        .and_then(|(second, since)| second.replace_millisecond(u16::try_from(since.subsec_millis()).ok()?).ok())
+        .and_then(|(second, since)| {
+            second
+                .replace_millisecond(u16::try_from(since.subsec_millis()).ok()?)
+                .ok()
+        })
         .and_then(|at| at.format(&Rfc3339).ok())
         .unwrap_or_else(|| "1970-01-01T00:00:00Z".into())
 }
@@ -147,7 +171,12 @@ pub fn words(flow: &Flow<'_>) -> String {
     if let Some(reason) = &flow.reason {
         let _ = write!(text, " reason={reason}");
     }
-    if let Some(admin::Decision { policy: Some(policy), rule, .. }) = &flow.decision {
+    if let Some(admin::Decision {
+        policy: Some(policy),
+        rule,
+        ..
+    }) = &flow.decision
+    {
         let _ = write!(text, " policy={policy}");
         if let Some(rule) = rule {
             let _ = write!(text, " rule={rule}");
@@ -159,7 +188,11 @@ pub fn words(flow: &Flow<'_>) -> String {
     if flow.attempts > 1 {
         let _ = write!(text, " attempts={}", flow.attempts);
     }
-    let _ = write!(text, " sent={} received={} took={}us trace={}", flow.bytes_to_server, flow.bytes_to_client, flow.duration_us, flow.trace);
+    let _ = write!(
+        text,
+        " sent={} received={} took={}us trace={}",
+        flow.bytes_to_server, flow.bytes_to_client, flow.duration_us, flow.trace
+    );
     text
 }
 

@@ -50,9 +50,16 @@ impl EdgeKey {
     pub fn of(report: &ConnectionReport) -> Self {
         let side = |workload: &adit_core::workload::Workload| {
             let Owner { kind, name } = &workload.pod.owner;
-            (Arc::clone(&workload.pod.name.namespace), Arc::clone(kind), Arc::clone(name))
+            (
+                Arc::clone(&workload.pod.name.namespace),
+                Arc::clone(kind),
+                Arc::clone(name),
+            )
         };
-        let local = Side { workload: Some(side(&report.local)), identity: Some(report.local.identity.clone()) };
+        let local = Side {
+            workload: Some(side(&report.local)),
+            identity: Some(report.local.identity.clone()),
+        };
         let remote = Side {
             workload: report.remote.as_deref().map(side),
             identity: report.security.as_ref().map(|security| security.peer.clone()),
@@ -100,7 +107,11 @@ struct Slot {
 impl Edges {
     /// No edges yet; at most `kept_max` are kept apart.
     pub fn new(kept_max: usize) -> Self {
-        Self { kept_max, edges: HashMap::new(), other: 0 }
+        Self {
+            kept_max,
+            edges: HashMap::new(),
+            other: 0,
+        }
     }
 
     /// Counts one report.
@@ -118,7 +129,8 @@ impl Edges {
 
     fn forget_idle(&mut self, now: Mono) {
         let oldest = slot_of(now).saturating_sub(SLOTS_MAX as u64);
-        self.edges.retain(|_, window| window.active > 0 || window.slots.back().is_some_and(|(at, _)| *at > oldest));
+        self.edges
+            .retain(|_, window| window.active > 0 || window.slots.back().is_some_and(|(at, _)| *at > oldest));
     }
 
     /// The edges of the last `window` (at most ten minutes), sorted; and how many connections are in none of them.
@@ -126,10 +138,19 @@ impl Edges {
         self.forget_idle(now);
         let slots = (window.as_secs().div_ceil(SLOT.as_secs())).clamp(1, SLOTS_MAX as u64);
         let since = slot_of(now).saturating_sub(slots);
-        let mut edges: Vec<_> = self.edges.iter().filter_map(|(key, window)| window.read(key, since)).collect();
+        let mut edges: Vec<_> = self
+            .edges
+            .iter()
+            .filter_map(|(key, window)| window.read(key, since))
+            .collect();
         edges.sort_by(|a, b| {
-            (&a.source, &a.destination, &a.service, &a.direction, &a.transport)
-                .cmp(&(&b.source, &b.destination, &b.service, &b.direction, &b.transport))
+            (&a.source, &a.destination, &a.service, &a.direction, &a.transport).cmp(&(
+                &b.source,
+                &b.destination,
+                &b.service,
+                &b.direction,
+                &b.transport,
+            ))
         });
         (edges, self.other)
     }
@@ -149,7 +170,9 @@ impl Window {
                 self.slots.pop_front();
             }
         }
-        let Some((_, slot)) = self.slots.back_mut() else { return };
+        let Some((_, slot)) = self.slots.back_mut() else {
+            return;
+        };
         slot.bytes_to_server += said.new_bytes_to_server;
         slot.bytes_to_client += said.new_bytes_to_client;
         if let Some(security) = &report.security {
@@ -186,7 +209,11 @@ impl Window {
             }
         }
         let active = u64::try_from(self.active).unwrap_or(0);
-        if active == 0 && sum.opened == 0 && sum.failed.is_empty() && sum.bytes_to_server + sum.bytes_to_client == 0 {
+        if active == 0
+            && sum.opened == 0
+            && sum.failed.is_empty()
+            && sum.bytes_to_server + sum.bytes_to_client == 0
+        {
             return None;
         }
         Some(Edge {
@@ -197,7 +224,11 @@ impl Window {
             service: key.service.as_ref().map(|(name, port)| format!("{name}:{port}")),
             opened: sum.opened,
             active,
-            failed: sum.failed.iter().map(|(reason, count)| (reason.label().to_owned(), *count)).collect(),
+            failed: sum
+                .failed
+                .iter()
+                .map(|(reason, count)| (reason.label().to_owned(), *count))
+                .collect(),
             retries: sum.retries,
             bytes_to_server: sum.bytes_to_server,
             bytes_to_client: sum.bytes_to_client,
@@ -209,7 +240,10 @@ impl Window {
 }
 
 fn party(side: &Side) -> Party<'static> {
-    let mut party = Party { identity: side.identity.as_ref().map(|id| id.as_str().to_owned().into()), ..Party::default() };
+    let mut party = Party {
+        identity: side.identity.as_ref().map(|id| id.as_str().to_owned().into()),
+        ..Party::default()
+    };
     match &side.workload {
         Some((namespace, kind, name)) => {
             party.namespace = Some(namespace.to_string().into());
@@ -222,8 +256,14 @@ fn party(side: &Side) -> Party<'static> {
 
 /// How long the connect phase of a report took: all its stages but the first byte.
 pub fn connect_phase(report: &ConnectionReport) -> Duration {
-    [Stage::Resolve, Stage::PoolWait, Stage::Tcp, Stage::Tls, Stage::Connect]
-        .into_iter()
-        .filter_map(|stage| report.stages.get(stage))
-        .sum()
+    [
+        Stage::Resolve,
+        Stage::PoolWait,
+        Stage::Tcp,
+        Stage::Tls,
+        Stage::Connect,
+    ]
+    .into_iter()
+    .filter_map(|stage| report.stages.get(stage))
+    .sum()
 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 /// Upper bounds in microseconds: from 100 µs (a connect on the same node takes about that) to 10 s.
 pub const BOUNDS_US: [u64; 16] = [
-    100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000, 5_000_000,
-    10_000_000,
+    100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000,
+    2_500_000, 5_000_000, 10_000_000,
 ];
 
 /// Counts per bucket (the last is "more"), and the sum in microseconds.

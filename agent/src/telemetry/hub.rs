@@ -60,7 +60,10 @@ pub struct Sender {
 impl Sender {
     /// An end whose reports go to `queue`.
     pub fn new(queue: SyncSender<Said>) -> Self {
-        Self { queue, dropped: Arc::default() }
+        Self {
+            queue,
+            dropped: Arc::default(),
+        }
     }
 
     /// Says it, or counts that it could not.
@@ -99,9 +102,20 @@ impl Flowing {
         read: impl FnOnce(&admin::Flows<'_>) -> T,
     ) -> T {
         let kept = lock(&self.kept);
-        let mut flows: Vec<_> = kept.flows.iter().rev().map(flow).filter(|flow| wanted(flow)).take(limit).collect();
+        let mut flows: Vec<_> = kept
+            .flows
+            .iter()
+            .rev()
+            .map(flow)
+            .filter(|flow| wanted(flow))
+            .take(limit)
+            .collect();
         flows.reverse();
-        read(&admin::Flows { node: self.node.to_string(), flows, dropped: self.dropped.load(Ordering::Relaxed) })
+        read(&admin::Flows {
+            node: self.node.to_string(),
+            flows,
+            dropped: self.dropped.load(Ordering::Relaxed),
+        })
     }
 
     /// The edges of the last `window`.
@@ -142,11 +156,25 @@ pub fn start(
         edges: Edges::new(config.edges_kept),
     }));
     let dropped = Arc::clone(&sender.dropped);
-    let flowing = Flowing { node, clock, registry: registry.clone(), kept: Arc::clone(&kept), dropped };
+    let flowing = Flowing {
+        node,
+        clock,
+        registry: registry.clone(),
+        kept: Arc::clone(&kept),
+        dropped,
+    };
     let log = Log::open(config.access_log.clone())?;
     let lost = registry.counter("adit_reports_dropped_total", &[]);
     let counted = Arc::clone(&sender.dropped);
-    let thread = Thread { said, kept, log, clock, registry, dropped: counted, lost };
+    let thread = Thread {
+        said,
+        kept,
+        log,
+        clock,
+        registry,
+        dropped: counted,
+        lost,
+    };
     thread::Builder::new()
         .name("adit-telemetry".into())
         .spawn(move || thread.run())
@@ -175,7 +203,8 @@ impl Thread {
                 gauges.read();
                 self.registry.expire(now);
             }
-            self.lost.store(self.dropped.load(Ordering::Relaxed), Ordering::Relaxed);
+            self.lost
+                .store(self.dropped.load(Ordering::Relaxed), Ordering::Relaxed);
             thread::sleep(TICK);
         }
     }
@@ -224,11 +253,19 @@ impl Log {
                     .create(true)
                     .append(true)
                     .open(path)
-                    .map_err(|source| StartError::AccessLog { path: path.clone(), source })?;
+                    .map_err(|source| StartError::AccessLog {
+                        path: path.clone(),
+                        source,
+                    })?;
                 Box::new(BufWriter::with_capacity(64 * 1024, file))
             }
         };
-        Ok(Self { config, out, draws: Seed(u64::from(std::process::id())), broken: false })
+        Ok(Self {
+            config,
+            out,
+            draws: Seed(u64::from(std::process::id())),
+            broken: false,
+        })
     }
 
     fn write(&mut self, said: &Said) {

@@ -52,7 +52,12 @@ fn cpu_seconds(stat: &str) -> Option<f64> {
 
 /// The second field of statm(5), in pages.
 fn resident_bytes(statm: &str) -> Option<f64> {
-    statm.split(' ').nth(1)?.parse::<f64>().ok().map(|pages| pages * PAGE)
+    statm
+        .split(' ')
+        .nth(1)?
+        .parse::<f64>()
+        .ok()
+        .map(|pages| pages * PAGE)
 }
 
 #[cfg(test)]

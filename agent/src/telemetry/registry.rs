@@ -105,10 +105,17 @@ impl Registry {
             .iter()
             .filter(|(_, family)| !family.series.is_empty())
             .map(|(name, family)| {
-                let mut series: Vec<_> =
-                    family.series.iter().map(|(labels, series)| (Arc::clone(labels), series.value())).collect();
+                let mut series: Vec<_> = family
+                    .series
+                    .iter()
+                    .map(|(labels, series)| (Arc::clone(labels), series.value()))
+                    .collect();
                 series.sort_unstable_by(|a, b| a.0.cmp(&b.0));
-                Read { name: Arc::clone(name), help: family.help.clone(), series }
+                Read {
+                    name: Arc::clone(name),
+                    help: family.help.clone(),
+                    series,
+                }
             })
             .collect()
     }
@@ -116,7 +123,12 @@ impl Registry {
     /// The counter's value now; 0 if there is no such series. For tests and the admin API.
     pub fn counter_value(&self, name: &str, labels: &[(&str, &str)]) -> u64 {
         let text = label_text(labels.iter().copied());
-        match self.lock().get(name).and_then(|family| family.series.get(text.as_str())).map(Series::value) {
+        match self
+            .lock()
+            .get(name)
+            .and_then(|family| family.series.get(text.as_str()))
+            .map(Series::value)
+        {
             Some(Value::Counter(value)) => value,
             Some(Value::Gauge(_) | Value::Histogram(_)) | None => 0,
         }
@@ -124,7 +136,9 @@ impl Registry {
 
     fn counter_cell(&self, name: &str, labels: String) -> Arc<AtomicU64> {
         let cell = Arc::new(AtomicU64::new(0));
-        match self.series(&mut self.lock(), name, labels, || Series::Counter(Cells::default())) {
+        match self.series(&mut self.lock(), name, labels, || {
+            Series::Counter(Cells::default())
+        }) {
             Series::Counter(cells) => cells.cells.push(Arc::clone(&cell)),
             Series::Gauge(_) | Series::Histogram(_) => kind_clash(name),
         }
@@ -142,7 +156,9 @@ impl Registry {
 
     fn histogram_cell(&self, name: &str, labels: String) -> Arc<Histogram> {
         let cell = Arc::new(Histogram::default());
-        match self.series(&mut self.lock(), name, labels, || Series::Histogram(Cells::default())) {
+        match self.series(&mut self.lock(), name, labels, || {
+            Series::Histogram(Cells::default())
+        }) {
             Series::Histogram(cells) => cells.cells.push(Arc::clone(&cell)),
             Series::Counter(_) | Series::Gauge(_) => kind_clash(name),
         }
@@ -159,7 +175,9 @@ impl Registry {
         if !families.contains_key(name) {
             families.insert(name.into(), Family::default());
         }
-        let family = families.get_mut(name).expect("the family was inserted if it was absent");
+        let family = families
+            .get_mut(name)
+            .expect("the family was inserted if it was absent");
         family.series.entry(labels.into()).or_insert_with(new)
     }
 
@@ -176,12 +194,20 @@ impl Registry {
 /// One name used for two kinds of metric: a mistake in this program. The cell counts, and is not shown.
 fn kind_clash(name: &str) {
     debug_assert!(false, "the metric {name} is used as two kinds");
-    tracing::error!(name, "a metric's name is used for two kinds; one of them is not shown");
+    tracing::error!(
+        name,
+        "a metric's name is used for two kinds; one of them is not shown"
+    );
 }
 
 impl<C, V: Default> Default for Cells<C, V> {
     fn default() -> Self {
-        Self { base: V::default(), cells: Vec::new(), seen: V::default(), changed: Mono::ZERO }
+        Self {
+            base: V::default(),
+            cells: Vec::new(),
+            seen: V::default(),
+            changed: Mono::ZERO,
+        }
     }
 }
 
@@ -289,7 +315,9 @@ impl Recorder for Registry {
 
     fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
         let mut families = self.lock();
-        match self.series(&mut families, key.name(), key_text(key), || Series::Counter(Cells::default())) {
+        match self.series(&mut families, key.name(), key_text(key), || {
+            Series::Counter(Cells::default())
+        }) {
             Series::Counter(cells) => Counter::from_arc(cells.shared()),
             Series::Gauge(_) | Series::Histogram(_) => Counter::noop(),
         }
@@ -297,7 +325,9 @@ impl Recorder for Registry {
 
     fn register_gauge(&self, key: &Key, _: &Metadata<'_>) -> Gauge {
         let mut families = self.lock();
-        match self.series(&mut families, key.name(), key_text(key), || Series::Gauge(Cells::default())) {
+        match self.series(&mut families, key.name(), key_text(key), || {
+            Series::Gauge(Cells::default())
+        }) {
             Series::Gauge(cells) => Gauge::from_arc(cells.shared()),
             Series::Counter(_) | Series::Histogram(_) => Gauge::noop(),
         }
@@ -305,7 +335,9 @@ impl Recorder for Registry {
 
     fn register_histogram(&self, key: &Key, _: &Metadata<'_>) -> metrics::Histogram {
         let mut families = self.lock();
-        match self.series(&mut families, key.name(), key_text(key), || Series::Histogram(Cells::default())) {
+        match self.series(&mut families, key.name(), key_text(key), || {
+            Series::Histogram(Cells::default())
+        }) {
             Series::Histogram(cells) => metrics::Histogram::from_arc(cells.shared()),
             Series::Counter(_) | Series::Gauge(_) => metrics::Histogram::noop(),
         }
@@ -344,11 +376,15 @@ mod tests {
     #[test]
     fn a_series_without_holders_keeps_its_count_and_leaves_after_the_idle_time() {
         let registry = Registry::default();
-        registry.counter("adit_x_total", &[]).fetch_add(5, Ordering::Relaxed);
+        registry
+            .counter("adit_x_total", &[])
+            .fetch_add(5, Ordering::Relaxed);
         let start = Mono::from_millis(1);
         registry.expire(start);
         assert_eq!(registry.counter_value("adit_x_total", &[]), 5);
-        registry.counter("adit_x_total", &[]).fetch_add(2, Ordering::Relaxed);
+        registry
+            .counter("adit_x_total", &[])
+            .fetch_add(2, Ordering::Relaxed);
         registry.expire(start + IDLE / 2);
         assert_eq!(registry.counter_value("adit_x_total", &[]), 7);
         registry.expire(start + IDLE);
@@ -360,11 +396,17 @@ mod tests {
     #[test]
     fn gauges_and_histograms_of_two_workers_add_up() {
         let registry = Registry::default();
-        let (one, two) = (registry.gauge("adit_active", &[]), registry.gauge("adit_active", &[]));
+        let (one, two) = (
+            registry.gauge("adit_active", &[]),
+            registry.gauge("adit_active", &[]),
+        );
         one.increment(2.0);
         two.increment(3.0);
         one.decrement(1.0);
-        let (a, b) = (registry.histogram("adit_s", &[]), registry.histogram("adit_s", &[]));
+        let (a, b) = (
+            registry.histogram("adit_s", &[]),
+            registry.histogram("adit_s", &[]),
+        );
         a.add(Duration::from_micros(50));
         b.add(Duration::from_secs(1));
         let read = registry.read();

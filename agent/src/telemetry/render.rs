@@ -17,7 +17,11 @@ pub enum Page {
 impl Page {
     /// What the scraper asked for with its `Accept` header.
     pub fn of_accept(accept: &str) -> Self {
-        if accept.contains("application/openmetrics-text") { Self::OpenMetrics } else { Self::Prometheus }
+        if accept.contains("application/openmetrics-text") {
+            Self::OpenMetrics
+        } else {
+            Self::Prometheus
+        }
     }
 
     /// The reply's `Content-Type`.
@@ -41,7 +45,9 @@ impl Page {
     }
 
     fn print_family(self, out: &mut String, family: &Read) {
-        let Some((_, first)) = family.series.first() else { return };
+        let Some((_, first)) = family.series.first() else {
+            return;
+        };
         let kind = match first {
             Value::Counter(_) => "counter",
             Value::Gauge(_) => "gauge",
@@ -49,18 +55,30 @@ impl Page {
         };
         // OpenMetrics names the family of a counter without the suffix of its sample.
         let base = match (self, first) {
-            (Self::OpenMetrics, Value::Counter(_)) => family.name.strip_suffix("_total").unwrap_or(&family.name),
-            (Self::OpenMetrics, Value::Gauge(_) | Value::Histogram(_)) | (Self::Prometheus, _) => &family.name,
+            (Self::OpenMetrics, Value::Counter(_)) => {
+                family.name.strip_suffix("_total").unwrap_or(&family.name)
+            }
+            (Self::OpenMetrics, Value::Gauge(_) | Value::Histogram(_)) | (Self::Prometheus, _) => {
+                &family.name
+            }
         };
         // Writing to a String does not fail.
         if let Some(help) = &family.help {
-            let _ = writeln!(out, "# HELP {base} {}", help.replace('\\', "\\\\").replace('\n', "\\n"));
+            let _ = writeln!(
+                out,
+                "# HELP {base} {}",
+                help.replace('\\', "\\\\").replace('\n', "\\n")
+            );
         }
         let _ = writeln!(out, "# TYPE {base} {kind}");
         for (labels, value) in &family.series {
             match value {
                 Value::Counter(count) => {
-                    let suffix = if self == Self::OpenMetrics && base == &*family.name { "_total" } else { "" };
+                    let suffix = if self == Self::OpenMetrics && base == &*family.name {
+                        "_total"
+                    } else {
+                        ""
+                    };
                     let _ = writeln!(out, "{}{suffix}{} {count}", family.name, braces(labels));
                 }
                 Value::Gauge(value) => {
@@ -73,7 +91,11 @@ impl Page {
 }
 
 fn braces(labels: &str) -> String {
-    if labels.is_empty() { String::new() } else { format!("{{{labels}}}") }
+    if labels.is_empty() {
+        String::new()
+    } else {
+        format!("{{{labels}}}")
+    }
 }
 
 fn print_histogram(out: &mut String, name: &str, labels: &str, counts: &Counts) {
@@ -81,7 +103,11 @@ fn print_histogram(out: &mut String, name: &str, labels: &str, counts: &Counts) 
     let mut below = 0;
     for (bound, n) in BOUNDS_US.iter().zip(counts.buckets) {
         below += n;
-        let _ = writeln!(out, "{name}_bucket{{{labels}{comma}le=\"{}\"}} {below}", Seconds(*bound));
+        let _ = writeln!(
+            out,
+            "{name}_bucket{{{labels}{comma}le=\"{}\"}} {below}",
+            Seconds(*bound)
+        );
     }
     let count = counts.count();
     let _ = writeln!(out, "{name}_bucket{{{labels}{comma}le=\"+Inf\"}} {count}");
@@ -96,7 +122,12 @@ impl std::fmt::Display for Seconds {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let micros = format!("{:06}", self.0 % 1_000_000);
         let micros = micros.trim_end_matches('0');
-        write!(f, "{}.{}", self.0 / 1_000_000, if micros.is_empty() { "0" } else { micros })
+        write!(
+            f,
+            "{}.{}",
+            self.0 / 1_000_000,
+            if micros.is_empty() { "0" } else { micros }
+        )
     }
 }
 
@@ -110,9 +141,13 @@ mod tests {
 
     fn registry() -> Registry {
         let registry = Registry::default();
-        registry.counter("adit_connections_opened_total", &[("direction", "inbound")]).fetch_add(2, Ordering::Relaxed);
+        registry
+            .counter("adit_connections_opened_total", &[("direction", "inbound")])
+            .fetch_add(2, Ordering::Relaxed);
         registry.gauge("adit_connections_active", &[]).set(1.0);
-        registry.histogram("adit_connect_duration_seconds", &[("direction", "inbound")]).add(Duration::from_micros(300));
+        registry
+            .histogram("adit_connect_duration_seconds", &[("direction", "inbound")])
+            .add(Duration::from_micros(300));
         registry
     }
 
@@ -138,10 +173,19 @@ mod tests {
     #[test]
     fn the_openmetrics_page_names_counter_families_without_suffix_and_ends() {
         let page = Page::OpenMetrics.print(&registry().read());
-        assert!(page.contains("# TYPE adit_connections_opened counter\n"), "{page}");
-        assert!(page.contains("adit_connections_opened_total{direction=\"inbound\"} 2\n"), "{page}");
+        assert!(
+            page.contains("# TYPE adit_connections_opened counter\n"),
+            "{page}"
+        );
+        assert!(
+            page.contains("adit_connections_opened_total{direction=\"inbound\"} 2\n"),
+            "{page}"
+        );
         assert!(page.ends_with("# EOF\n"));
-        assert_eq!(Page::of_accept("application/openmetrics-text;version=1.0.0,text/plain;q=0.5"), Page::OpenMetrics);
+        assert_eq!(
+            Page::of_accept("application/openmetrics-text;version=1.0.0,text/plain;q=0.5"),
+            Page::OpenMetrics
+        );
         assert_eq!(Page::of_accept("text/plain"), Page::Prometheus);
     }
 }

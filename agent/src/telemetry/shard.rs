@@ -139,7 +139,11 @@ impl Shard {
             edge: OnceCell::new(),
         });
         let slot = self.0.live.borrow_mut().add(Rc::clone(&live));
-        Report { live, shard: self.clone(), slot }
+        Report {
+            live,
+            shard: self.clone(),
+            slot,
+        }
     }
 
     /// Counts what a policy did; without a name where no policy decided.
@@ -167,7 +171,9 @@ impl Shard {
             .slots
             .iter()
             .flatten()
-            .filter(|live| now.since(live.said_at.get()) >= self.0.interim_interval && live.edge.get().is_some())
+            .filter(|live| {
+                now.since(live.said_at.get()) >= self.0.interim_interval && live.edge.get().is_some()
+            })
             .cloned()
             .collect();
         for live in due {
@@ -219,7 +225,9 @@ impl Shard {
             edge.retries
                 .get_or_init(|| {
                     let key = EdgeKey::of(report);
-                    self.0.registry.counter("adit_connect_retries_total", &Texts::of(&key).labels(&key))
+                    self.0
+                        .registry
+                        .counter("adit_connect_retries_total", &Texts::of(&key).labels(&key))
                 })
                 .fetch_add(retries, Ordering::Relaxed);
         }
@@ -230,7 +238,10 @@ impl Shard {
             edge.tls
                 .get_or_init(|| {
                     let key = EdgeKey::of(report);
-                    self.0.registry.histogram("adit_tls_handshake_duration_seconds", &Texts::of(&key).labels(&key))
+                    self.0.registry.histogram(
+                        "adit_tls_handshake_duration_seconds",
+                        &Texts::of(&key).labels(&key),
+                    )
                 })
                 .add(took);
         }
@@ -294,7 +305,8 @@ impl Report {
             }
         }
         drop(report);
-        self.live.say(&self.shard.0.hub, end, self.shard.0.clock.now().mono);
+        self.live
+            .say(&self.shard.0.hub, end, self.shard.0.clock.now().mono);
     }
 }
 
@@ -331,8 +343,10 @@ impl Live {
         let mut report = self.report.borrow_mut();
         report.bytes_to_server = self.to_server.get();
         report.bytes_to_client = self.to_client.get();
-        let new_bytes_to_server = report.bytes_to_server - self.said_to_server.replace(report.bytes_to_server);
-        let new_bytes_to_client = report.bytes_to_client - self.said_to_client.replace(report.bytes_to_client);
+        let new_bytes_to_server =
+            report.bytes_to_server - self.said_to_server.replace(report.bytes_to_server);
+        let new_bytes_to_client =
+            report.bytes_to_client - self.said_to_client.replace(report.bytes_to_client);
         if let Some(edge) = self.edge.get() {
             edge.to_server.fetch_add(new_bytes_to_server, Ordering::Relaxed);
             edge.to_client.fetch_add(new_bytes_to_client, Ordering::Relaxed);
@@ -387,12 +401,20 @@ struct SideTexts {
 impl Texts {
     fn of(key: &EdgeKey) -> Self {
         let side = |side: &Side| SideTexts {
-            workload: side.workload.as_ref().map(|(_, kind, name)| format!("{kind}/{name}")).unwrap_or_default(),
+            workload: side
+                .workload
+                .as_ref()
+                .map(|(_, kind, name)| format!("{kind}/{name}"))
+                .unwrap_or_default(),
         };
         Self {
             source: side(&key.source),
             destination: side(&key.destination),
-            service: key.service.as_ref().map(|(name, port)| format!("{name}:{port}")).unwrap_or_default(),
+            service: key
+                .service
+                .as_ref()
+                .map(|(name, port)| format!("{name}:{port}"))
+                .unwrap_or_default(),
         }
     }
 
@@ -439,18 +461,41 @@ pub fn describe() {
         "adit_connections_opened_total",
         "Connections whose connect phase succeeded, by edge."
     );
-    metrics::describe_counter!("adit_connections_closed_total", "Opened connections that have ended, by edge.");
+    metrics::describe_counter!(
+        "adit_connections_closed_total",
+        "Opened connections that have ended, by edge."
+    );
     metrics::describe_counter!(
         "adit_connections_failed_total",
         "Connections that were not carried, or ended other than by both sides closing, by edge and reason."
     );
     metrics::describe_gauge!("adit_connections_active", "Connections open now, by edge.");
-    metrics::describe_counter!("adit_bytes_to_server_total", "Bytes from clients to servers, by edge.");
-    metrics::describe_counter!("adit_bytes_to_client_total", "Bytes from servers to clients, by edge.");
-    metrics::describe_counter!("adit_connect_retries_total", "Connect attempts after the first, by edge.");
-    metrics::describe_histogram!("adit_connect_duration_seconds", "Time of the whole connect phase, by edge.");
-    metrics::describe_histogram!("adit_tls_handshake_duration_seconds", "Time of TLS handshakes, by edge.");
-    metrics::describe_counter!("adit_policy_verdicts_total", "What each policy did with connections.");
-    metrics::describe_counter!("adit_reports_dropped_total", "Reports lost because they came too fast to be written.");
+    metrics::describe_counter!(
+        "adit_bytes_to_server_total",
+        "Bytes from clients to servers, by edge."
+    );
+    metrics::describe_counter!(
+        "adit_bytes_to_client_total",
+        "Bytes from servers to clients, by edge."
+    );
+    metrics::describe_counter!(
+        "adit_connect_retries_total",
+        "Connect attempts after the first, by edge."
+    );
+    metrics::describe_histogram!(
+        "adit_connect_duration_seconds",
+        "Time of the whole connect phase, by edge."
+    );
+    metrics::describe_histogram!(
+        "adit_tls_handshake_duration_seconds",
+        "Time of TLS handshakes, by edge."
+    );
+    metrics::describe_counter!(
+        "adit_policy_verdicts_total",
+        "What each policy did with connections."
+    );
+    metrics::describe_counter!(
+        "adit_reports_dropped_total",
+        "Reports lost because they came too fast to be written."
+    );
 }
-

@@ -1,0 +1,231 @@
+//! What a report says, through the whole of telemetry but the thread.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::time::{Duration, SystemTime};
+
+use adit_core::net::{NodeName, ObjectName, OriginalDst, PodUid, SourceAddr};
+use adit_core::report::{
+    ConnectionReport, Decision, Direction, End, Security, Stage, TraceId, Transport,
+};
+use adit_core::workload::{Enrolment, Labels, Owner, Pod, Skip, Workload};
+use adit_proto::Reason;
+use adit_proto::admin::Flow;
+
+use super::access_log::{flow, words, write_line};
+use super::edges::Edges;
+use super::hub::Said;
+use super::render::Page;
+use super::{Format, Reporter, Shard};
+use crate::clock::Clock;
+
+fn workload(name: &str, ip: &str) -> Arc<Workload> {
+    let pod = Pod {
+        uid: PodUid(format!("uid-{name}").into()),
+        name: ObjectName::new("shop", format!("{name}-abc")),
+        node: Some(NodeName("one".into())),
+        ips: vec![ip.parse().unwrap()],
+        service_account: name.into(),
+        labels: Labels::default(),
+        mesh: None,
+        host_network: false,
+        is_static: false,
+        terminating: false,
+        captured: true,
+        ports: Vec::new(),
+        probe_ports: Vec::new(),
+        skip: Skip::default(),
+        owner: Owner { kind: "Deployment".into(), name: name.into() },
+    };
+    Arc::new(Workload {
+        pod: Arc::new(pod),
+        identity: format!("spiffe://cluster.local/ns/shop/sa/{name}").parse().unwrap(),
+        enrolment: Enrolment::ByNamespace,
+        captured: true,
+        zone: None,
+        skip: Arc::default(),
+    })
+}
+
+struct Setup {
+    shard: Shard,
+    said: Receiver<Said>,
+    clock: Clock,
+    reporter: Reporter,
+}
+
+fn setup() -> Setup {
+    let (sink, said) = sync_channel(64);
+    let clock = Clock::paused(SystemTime::UNIX_EPOCH);
+    let reporter = Reporter::to(sink);
+    Setup { shard: reporter.shard(clock), said, clock, reporter }
+}
+
+impl Setup {
+    fn report(&self) -> ConnectionReport {
+        let addr = |text: &str| text.parse::<SocketAddr>().unwrap();
+        let mut report = ConnectionReport::open(
+            self.clock.now(),
+            Direction::Outbound,
+            SourceAddr(addr("10.0.0.1:40000")),
+            OriginalDst(addr("10.96.0.1:80")),
+            workload("web", "10.0.0.1"),
+            TraceId(0xabc),
+        );
+        report.remote = Some(workload("cart", "10.0.0.2"));
+        report.service = Some((ObjectName::new("shop", "cart"), 80));
+        report.target = Some(addr("10.0.0.2:8080"));
+        report.transport = Transport::Mtls;
+        report.attempts = 2;
+        report.stages.set(Stage::Connect, Duration::from_micros(900));
+        report.security = Some(Arc::new(Security {
+            peer: "spiffe://cluster.local/ns/shop/sa/cart".parse().unwrap(),
+            peer_serial: "0a1b".into(),
+            peer_not_after: SystemTime::UNIX_EPOCH + Duration::from_secs(86_400),
+            version: "TLSv1.3",
+            suite: "TLS13_AES_256_GCM_SHA384",
+            group: "X25519MLKEM768",
+        }));
+        report
+    }
+
+    fn page(&self) -> String {
+        Page::Prometheus.print(&self.reporter.registry.read())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_report_is_closed_exactly_once() {
+    let setup = setup();
+    let report = setup.shard.open(setup.report());
+    assert_eq!(setup.shard.live(), 1);
+    report.carried();
+    report.close(End::Closed);
+    assert_eq!(setup.said.try_recv().unwrap().end, End::Closed);
+    assert!(setup.said.try_recv().is_err());
+    assert_eq!(setup.shard.live(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dropped_report_says_aborted() {
+    let setup = setup();
+    drop(setup.shard.open(setup.report()));
+    assert_eq!(setup.said.try_recv().unwrap().end, End::Failed(Reason::Aborted, None));
+    assert!(setup.said.try_recv().is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_counts_as_opened_active_and_closed_on_its_edge() {
+    let setup = setup();
+    let report = setup.shard.open(setup.report());
+    report.carried();
+    report.meter().to_server(10);
+    report.meter().to_client(20);
+    let labels = "direction=\"outbound\",transport=\"mtls\",source_namespace=\"shop\",source_workload=\"Deployment/web\",\
+                  source_identity=\"spiffe://cluster.local/ns/shop/sa/web\",destination_namespace=\"shop\",\
+                  destination_workload=\"Deployment/cart\",destination_identity=\"spiffe://cluster.local/ns/shop/sa/cart\",\
+                  destination_service=\"shop/cart:80\"";
+    let shows = |line: &str| {
+        let page = setup.page();
+        let line = line.replace("{}", &format!("{{{labels}}}"));
+        assert!(page.lines().any(|l| l == line), "{line}\n{page}");
+    };
+    shows("adit_connections_opened_total{} 1");
+    shows("adit_connections_active{} 1");
+    shows("adit_connect_retries_total{} 1");
+    report.close(End::Failed(Reason::ResetByServer, None));
+    shows("adit_connections_active{} 0");
+    shows("adit_connections_closed_total{} 1");
+    shows("adit_bytes_to_server_total{} 10");
+    shows("adit_bytes_to_client_total{} 20");
+    let failed = format!("adit_connections_failed_total{{{labels},reason=\"reset_by_server\"}} 1");
+    assert!(setup.page().contains(&failed), "{}", setup.page());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_long_connection_is_reported_while_it_is_open_and_its_bytes_are_counted_once() {
+    let setup = setup();
+    let report = setup.shard.open(setup.report());
+    report.carried();
+    report.meter().to_server(5);
+    setup.shard.tick();
+    assert!(setup.said.try_recv().is_err(), "too early");
+    tokio::time::advance(Duration::from_secs(61)).await;
+    setup.shard.tick();
+    let interim = setup.said.try_recv().unwrap();
+    assert_eq!((interim.end.clone(), interim.new_bytes_to_server, interim.first), (End::Open, 5, true));
+    report.meter().to_server(7);
+    report.close(End::Closed);
+    let last = setup.said.try_recv().unwrap();
+    assert_eq!((last.new_bytes_to_server, last.report.bytes_to_server, last.first), (7, 12, false));
+
+    let mut edges = Edges::new(8);
+    edges.add(&interim);
+    edges.add(&last);
+    let (read, other) = edges.read(setup.clock.now().mono, Duration::from_secs(600));
+    assert_eq!((read.len(), other), (1, 0));
+    assert_eq!((read[0].opened, read[0].active, read[0].bytes_to_server, read[0].retries), (1, 0, 12, 1));
+    assert_eq!(read[0].connect_p50_us, Some(1000));
+}
+
+#[tokio::test(start_paused = true)]
+async fn edges_beyond_the_bound_are_summed_up_as_other() {
+    let setup = setup();
+    let mut edges = Edges::new(1);
+    for name in ["cart", "orders", "orders"] {
+        let mut report = setup.report();
+        report.remote = Some(workload(name, "10.0.0.3"));
+        setup.shard.open(report).close(End::Closed);
+        edges.add(&setup.said.try_recv().unwrap());
+    }
+    setup.shard.open(setup.report()).close(End::Failed(Reason::Refused, None));
+    edges.add(&setup.said.try_recv().unwrap());
+    let (read, other) = edges.read(setup.clock.now().mono, Duration::from_secs(60));
+    assert_eq!((read.len(), other), (1, 2));
+    assert_eq!(read[0].failed.get("refused"), Some(&1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_names_policy_reason_and_hint_in_both_forms() {
+    let setup = setup();
+    let mut report = setup.report();
+    report.decision =
+        Some(Decision { allowed: false, policy: Some(ObjectName::new("shop", "no-bots")), rule: Some(1) });
+    setup.shard.open(report).close(End::Failed(Reason::PeerDenied, Some("403".into())));
+    let said = setup.said.try_recv().unwrap();
+    let mut line = Vec::new();
+    write_line(&mut line, Format::Json, &flow(&said)).unwrap();
+    let read: Flow<'_> = serde_json::from_slice(&line).unwrap();
+    assert_eq!(read, flow(&said), "a line reads back as the flow that it says");
+    assert_eq!(read.reason.as_deref(), Some("peer_denied"));
+    assert_eq!(read.decision.unwrap().policy.as_deref(), Some("shop/no-bots"));
+    assert!(read.hint.is_some());
+    assert_eq!(read.source.identity.as_deref(), Some("spiffe://cluster.local/ns/shop/sa/web"));
+    assert_eq!(read.tls.unwrap().group, "X25519MLKEM768");
+    assert_eq!(read.time, "1970-01-01T00:00:00Z");
+    let words = words(&flow(&said));
+    for part in ["reason=peer_denied", "policy=shop/no-bots", "rule=1", "shop/web-abc(10.0.0.1:40000)", "attempts=2"] {
+        assert!(words.contains(part), "{part}: {words}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_edge_leaves_the_page_and_a_live_one_never_does() {
+    let setup = setup();
+    let live = setup.shard.open(setup.report());
+    live.carried();
+    let mut other = setup.report();
+    other.remote = Some(workload("orders", "10.0.0.3"));
+    setup.shard.open(other).close(End::Failed(Reason::Refused, None));
+    setup.reporter.registry.expire(setup.clock.now().mono);
+    tokio::time::advance(super::registry::IDLE * 2).await;
+    for _ in 0..2 {
+        setup.shard.tick();
+        setup.reporter.registry.expire(setup.clock.now().mono);
+    }
+    let page = setup.page();
+    assert!(!page.contains("Deployment/orders"), "{page}");
+    live.close(End::Closed);
+    assert!(setup.page().contains("adit_connections_closed_total"), "{}", setup.page());
+}
