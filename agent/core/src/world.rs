@@ -20,6 +20,8 @@ use index::{Claimants, Front, Routes, Table, VipIndex};
 
 pub mod builder;
 pub(crate) mod endpoints;
+#[cfg(test)]
+pub(crate) mod fixtures;
 pub(crate) mod index;
 
 /// One thing that has changed in the cluster, or in a directory that stands for one.
@@ -177,7 +179,7 @@ impl World {
         })
     }
 
-    /// Grows with every snapshot that differs from the one before.
+    /// Grows with every new snapshot.
     pub fn generation(&self) -> u64 {
         self.generation
     }

@@ -239,6 +239,10 @@ impl WorldBuilder {
     }
 
     fn slice(&mut self, mut slice: EndpointSlice) {
+        // Only the first address of an endpoint counts.
+        for endpoint in &mut slice.endpoints {
+            endpoint.addresses.truncate(1);
+        }
         if self.slices.get(&slice.name) == Some(&slice) {
             return;
         }

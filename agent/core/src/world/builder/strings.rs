@@ -61,7 +61,6 @@ impl Strings {
         self.share_name(&mut slice.service);
         slice.endpoints.shrink_to_fit();
         for endpoint in &mut slice.endpoints {
-            endpoint.addresses.truncate(1);
             endpoint.addresses.shrink_to_fit();
             if let Some(node) = &mut endpoint.node {
                 self.share(&mut node.0);
