@@ -1,0 +1,420 @@
+//! Decides whether a certificate chain proves a SPIFFE identity, and which.
+//!
+//! Path building is webpki's; the rules of X509-SVID come on top of it: the bundle is chosen by the peer's own trust
+//! domain, a leaf is no CA, it has one URI SAN, and neither it nor what leads to it is revoked. Knows no socket and
+//! no configuration of rustls but its two verifier traits.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use adit_core::time::Validity;
+use adit_core::trust::TrustBundle;
+use adit_proto::spiffe::SpiffeIdError;
+use adit_proto::{Reason, SpiffeId};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls13_signature};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, OtherError, SignatureScheme};
+use rustls_pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
+use webpki::{EndEntityCert, KeyUsage};
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+/// Why a certificate chain proves no identity, or not the one that was expected.
+#[derive(Debug, thiserror::Error)]
+pub enum VerifyError {
+    /// No X.509 certificate.
+    #[error("certificate cannot be read")]
+    Encoding,
+    /// It names no identity, several, or a malformed one.
+    #[error("certificate names no workload")]
+    Identity(#[source] SpiffeIdError),
+    /// Its subject is empty and its SAN is not critical (RFC 5280, 4.2.1.6).
+    #[error("subject is empty and the subject alternative name is not critical")]
+    SanNotCritical,
+    /// A CA's certificate, which never authenticates (X509-SVID.md, 5.2).
+    #[error("certificate is a CA's")]
+    Ca,
+    /// Its key may sign certificates or CRLs, which a leaf's must not (X509-SVID.md, 5.2).
+    #[error("key usage has keyCertSign or cRLSign")]
+    SigningKeyUsage,
+    /// There is no bundle for its trust domain.
+    #[error("trust domain {0:?} is not known")]
+    UnknownTrustDomain(Box<str>),
+    /// The bundle of its trust domain is empty: all of its certificates are revoked.
+    #[error("all of trust domain {0:?} is revoked")]
+    TrustDomainRevoked(Box<str>),
+    /// Its validity has ended.
+    #[error("{id} expired at {not_after:?}, it is {time:?}")]
+    Expired {
+        /// Whose certificate.
+        id: SpiffeId,
+        /// The time of judgement.
+        time: UnixTime,
+        /// The end of validity.
+        not_after: UnixTime,
+    },
+    /// Its validity has not begun.
+    #[error("{id} is valid from {not_before:?}, it is {time:?}")]
+    NotYetValid {
+        /// Whose certificate.
+        id: SpiffeId,
+        /// The time of judgement.
+        time: UnixTime,
+        /// The begin of validity.
+        not_before: UnixTime,
+    },
+    /// It does not lead to a root of its trust domain, or something on the way breaks RFC 5280.
+    #[error("{id} leads to no root of its trust domain")]
+    Untrusted {
+        /// Who it claims to be.
+        id: SpiffeId,
+        /// What webpki says.
+        #[source]
+        source: webpki::Error,
+    },
+    /// Its serial, or that of a certificate on the way to the root, is on the kill list.
+    #[error("{id}: certificate {serial} is revoked")]
+    SerialRevoked {
+        /// Whose certificate.
+        id: SpiffeId,
+        /// The serial.
+        serial: Arc<str>,
+    },
+    /// Its identity is on the kill list.
+    #[error("{0} is revoked")]
+    IdentityRevoked(SpiffeId),
+    /// A sound certificate of somebody else.
+    #[error("peer is {actual}, expected {expected}")]
+    WrongPeer {
+        /// Whom the route leads to.
+        expected: SpiffeId,
+        /// Who answered.
+        actual: SpiffeId,
+    },
+}
+
+impl VerifyError {
+    /// The closed reason. Exhaustive: a new variant must pick its word here.
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::Encoding
+            | Self::Identity(_)
+            | Self::SanNotCritical
+            | Self::Ca
+            | Self::SigningKeyUsage
+            | Self::UnknownTrustDomain(_)
+            | Self::Untrusted { .. } => Reason::PeerUntrusted,
+            Self::Expired { .. } | Self::NotYetValid { .. } => Reason::PeerExpired,
+            Self::TrustDomainRevoked(_) | Self::SerialRevoked { .. } | Self::IdentityRevoked(_) => {
+                Reason::PeerRevoked
+            }
+            Self::WrongPeer { .. } => Reason::PeerIdentity,
+        }
+    }
+}
+
+/// For rustls: the standard variants where they make it send a telling alert, our own error inside the others.
+///
+/// The peer learns from the alert that its certificate is expired, revoked or of an unknown CA; who was named in it
+/// stays here, in the debug log.
+impl From<VerifyError> for rustls::Error {
+    fn from(error: VerifyError) -> Self {
+        let certificate = match error {
+            VerifyError::Expired { time, not_after, .. } => CertificateError::ExpiredContext { time, not_after },
+            VerifyError::NotYetValid { time, not_before, .. } => {
+                CertificateError::NotValidYetContext { time, not_before }
+            }
+            VerifyError::TrustDomainRevoked(_)
+            | VerifyError::SerialRevoked { .. }
+            | VerifyError::IdentityRevoked(_) => CertificateError::Revoked,
+            VerifyError::Untrusted { source: webpki::Error::UnknownIssuer, .. } => CertificateError::UnknownIssuer,
+            VerifyError::Encoding => CertificateError::BadEncoding,
+            VerifyError::Identity(_)
+            | VerifyError::SanNotCritical
+            | VerifyError::Ca
+            | VerifyError::SigningKeyUsage
+            | VerifyError::UnknownTrustDomain(_)
+            | VerifyError::Untrusted { .. }
+            | VerifyError::WrongPeer { .. } => CertificateError::Other(OtherError(Arc::new(error))),
+        };
+        Self::InvalidCertificate(certificate)
+    }
+}
+
+/// What a leaf says of itself: nothing of it is proven yet.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Leaf {
+    /// Its one URI SAN.
+    pub(crate) id: SpiffeId,
+    /// Lower-case hex without leading zero octets.
+    pub(crate) serial: Arc<str>,
+    /// Its dates.
+    pub(crate) validity: Validity,
+}
+
+impl Leaf {
+    /// Reads a leaf and checks the rules of X509-SVID that need no bundle.
+    pub(crate) fn read(der: &[u8]) -> Result<Self, VerifyError> {
+        let (rest, certificate) = X509Certificate::from_der(der).map_err(|_| VerifyError::Encoding)?;
+        if !rest.is_empty() {
+            return Err(VerifyError::Encoding);
+        }
+        let constraints = certificate.basic_constraints().map_err(|_| VerifyError::Encoding)?;
+        if constraints.is_some_and(|extension| extension.value.ca) {
+            return Err(VerifyError::Ca);
+        }
+        let usage = certificate.key_usage().map_err(|_| VerifyError::Encoding)?;
+        if usage.is_some_and(|extension| extension.value.key_cert_sign() || extension.value.crl_sign()) {
+            return Err(VerifyError::SigningKeyUsage);
+        }
+        let names = certificate.subject_alternative_name().map_err(|_| VerifyError::Encoding)?;
+        let names = names.ok_or(VerifyError::Identity(SpiffeIdError::NoUriSan))?;
+        let empty_subject = certificate.subject().iter().next().is_none();
+        if empty_subject && !names.critical {
+            return Err(VerifyError::SanNotCritical);
+        }
+        // A name that cannot be read may be a second URI: it is refused, not skipped.
+        if names.value.general_names.iter().any(|name| matches!(name, GeneralName::Invalid(..))) {
+            return Err(VerifyError::Encoding);
+        }
+        let uris = names.value.general_names.iter().filter_map(uri);
+        Ok(Self {
+            id: SpiffeId::from_uri_sans(uris).map_err(VerifyError::Identity)?,
+            serial: serial_hex(certificate.raw_serial()),
+            validity: Validity {
+                not_before: system_time(certificate.validity().not_before.timestamp()),
+                not_after: system_time(certificate.validity().not_after.timestamp()),
+            },
+        })
+    }
+}
+
+fn uri<'a>(name: &GeneralName<'a>) -> Option<&'a str> {
+    if let GeneralName::URI(uri) = name { Some(uri) } else { None }
+}
+
+/// A serial as the kill list writes it: lower-case hex without leading zero octets.
+pub(crate) fn serial_hex(octets: &[u8]) -> Arc<str> {
+    use std::fmt::Write;
+    let significant = octets.iter().position(|octet| *octet != 0).unwrap_or(octets.len());
+    let mut hex = String::with_capacity(2 * octets.len());
+    for octet in &octets[significant..] {
+        write!(hex, "{octet:02x}").expect("writing to a String cannot fail");
+    }
+    hex.into()
+}
+
+fn system_time(unix_secs: i64) -> SystemTime {
+    match u64::try_from(unix_secs) {
+        Ok(secs) => UNIX_EPOCH.checked_add(Duration::from_secs(secs)).unwrap_or(UNIX_EPOCH),
+        Err(_) => UNIX_EPOCH,
+    }
+}
+
+/// A [`TrustBundle`] made ready for path building. Immutable; made anew when the bundle changes.
+#[derive(Debug)]
+pub(crate) struct Trust {
+    bundle: Arc<TrustBundle>,
+    /// By trust domain; one entry per entry of the bundle.
+    anchors: BTreeMap<Box<str>, Vec<TrustAnchor<'static>>>,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+/// Which of the two purposes a certificate is shown for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Purpose {
+    /// The dialled side.
+    Server,
+    /// The dialling side.
+    Client,
+}
+
+impl Trust {
+    /// A root that is no certificate is left out, so that the others of its domain go on; the bundle's parser has
+    /// refused such a bundle before.
+    pub(crate) fn new(bundle: Arc<TrustBundle>, algorithms: WebPkiSupportedAlgorithms) -> Self {
+        let anchors = bundle
+            .roots
+            .iter()
+            .map(|(domain, roots)| {
+                let anchors = roots.iter().filter_map(|der| {
+                    let der = CertificateDer::from(&der[..]);
+                    webpki::anchor_from_trusted_cert(&der).ok().map(|anchor| anchor.to_owned())
+                });
+                (domain.as_str().into(), anchors.collect())
+            })
+            .collect();
+        Self { bundle, anchors, algorithms }
+    }
+
+    pub(crate) fn bundle(&self) -> &Arc<TrustBundle> {
+        &self.bundle
+    }
+
+    /// Returns the identity that this chain proves at `time`.
+    pub(crate) fn verify(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        purpose: Purpose,
+        time: UnixTime,
+    ) -> Result<Leaf, VerifyError> {
+        let read = Leaf::read(leaf)?;
+        let id = || read.id.clone();
+        let anchors = self.anchors_of(&read.id)?;
+        let certificate = EndEntityCert::try_from(leaf).map_err(|_| VerifyError::Encoding)?;
+        let usage = match purpose {
+            Purpose::Server => KeyUsage::server_auth(),
+            Purpose::Client => KeyUsage::client_auth(),
+        };
+        let path = certificate
+            .verify_for_usage(self.algorithms.all, anchors, intermediates, time, usage, None, None)
+            .map_err(|error| untrusted(id(), error))?;
+        if self.bundle.revoked_identities.contains(&read.id) {
+            return Err(VerifyError::IdentityRevoked(read.id));
+        }
+        let above = path.intermediate_certificates().map(|certificate| serial_hex(certificate.serial()));
+        for serial in std::iter::once(read.serial.clone()).chain(above) {
+            if self.bundle.revoked_serials.contains(&serial) {
+                return Err(VerifyError::SerialRevoked { id: id(), serial });
+            }
+        }
+        Ok(read)
+    }
+
+    /// Whether a peer verified before is on the kill list now, or its whole trust domain is revoked or gone.
+    pub(crate) fn is_revoked(&self, id: &SpiffeId, serial: &str) -> bool {
+        self.anchors_of(id).is_err()
+            || self.bundle.revoked_identities.contains(id)
+            || self.bundle.revoked_serials.contains(serial)
+    }
+
+    /// The roots of this identity's own trust domain; never another's.
+    fn anchors_of(&self, id: &SpiffeId) -> Result<&[TrustAnchor<'static>], VerifyError> {
+        match self.anchors.get(id.trust_domain()) {
+            None => Err(VerifyError::UnknownTrustDomain(id.trust_domain().into())),
+            Some(anchors) if anchors.is_empty() => {
+                Err(VerifyError::TrustDomainRevoked(id.trust_domain().into()))
+            }
+            Some(anchors) => Ok(anchors),
+        }
+    }
+}
+
+#[expect(clippy::wildcard_enum_match_arm, reason = "webpki's enum; only the dates have a reason of their own")]
+fn untrusted(id: SpiffeId, error: webpki::Error) -> VerifyError {
+    match error {
+        webpki::Error::CertExpired { time, not_after } => VerifyError::Expired { id, time, not_after },
+        webpki::Error::CertNotValidYet { time, not_before } => {
+            VerifyError::NotYetValid { id, time, not_before }
+        }
+        source => VerifyError::Untrusted { id, source },
+    }
+}
+
+/// Accepts servers that prove to be the expected peer.
+#[derive(Debug)]
+pub(crate) struct ExpectPeer {
+    pub(crate) trust: Arc<Trust>,
+    pub(crate) expected: SpiffeId,
+}
+
+impl ServerCertVerifier for ExpectPeer {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let proven = self
+            .trust
+            .verify(end_entity, intermediates, Purpose::Server, now)
+            .map_err(refuse)?;
+        if proven.id != self.expected {
+            return Err(refuse(VerifyError::WrongPeer { expected: self.expected.clone(), actual: proven.id }));
+        }
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(tls13_only())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, cert, dss, &self.trust.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.trust.algorithms.supported_schemes()
+    }
+}
+
+/// Accepts clients that prove to be any workload of a known trust domain; none is refused by name here, that is
+/// policy's.
+#[derive(Debug)]
+pub(crate) struct AnyPeer {
+    pub(crate) trust: Arc<Trust>,
+}
+
+impl ClientCertVerifier for AnyPeer {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        // An agent has one certificate per identity and needs no hint; roots are nobody else's business.
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        self.trust.verify(end_entity, intermediates, Purpose::Client, now).map_err(refuse)?;
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(tls13_only())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, cert, dss, &self.trust.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.trust.algorithms.supported_schemes()
+    }
+}
+
+fn tls13_only() -> rustls::Error {
+    rustls::Error::PeerIncompatible(rustls::PeerIncompatible::Tls12NotOffered)
+}
+
+/// The debug line is the only place that names who was refused where rustls' own variant cannot.
+fn refuse(error: VerifyError) -> rustls::Error {
+    tracing::debug!(reason = error.reason().label(), "peer certificate refused: {error}");
+    error.into()
+}
