@@ -1,0 +1,193 @@
+//! Says who a bearer token belongs to. Standalone: from the token file, read again whenever it changes.
+//!
+//! What the caller may have is [`crate::attest`]'s decision. Tokens are kept as digests and never logged.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::attest::Caller;
+
+mod tokens;
+
+pub use tokens::{Mistake, TOKEN_LEN_MAX, TOKEN_LEN_MIN, Tokens};
+
+/// The longest token file that is read, in bytes: 10,000 nodes at 400 bytes, 4 MiB.
+pub const FILE_LEN_MAX: u64 = 4 * 1024 * 1024;
+
+/// Why a token file is not taken. Every text names the file, and the line where there is one.
+#[derive(Debug, thiserror::Error)]
+pub enum TokensError {
+    /// It cannot be read.
+    #[error("cannot read {path}", path = path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Others than its owner may read or write it.
+    #[error("{path} has mode {mode:04o}: only its owner may have access (chmod 0600)", path = path.display())]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Its mode.
+        mode: u32,
+    },
+    /// Longer than [`FILE_LEN_MAX`].
+    #[error("{path} is longer than {FILE_LEN_MAX} bytes", path = path.display())]
+    TooLong {
+        /// The file.
+        path: PathBuf,
+    },
+    /// What it says is wrong; every mistake that was found.
+    #[error("{}", tokens::lines(path, mistakes))]
+    Mistakes {
+        /// The file.
+        path: PathBuf,
+        /// The mistakes, by line.
+        mistakes: Vec<Mistake>,
+    },
+}
+
+/// Why a caller is not known.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum Unauthenticated {
+    /// No `authorization` in the request's metadata.
+    #[error("the request carries no authorization")]
+    Absent,
+    /// Not of the form `Bearer TOKEN`.
+    #[error("the authorization is no bearer token")]
+    NotBearer,
+    /// A token that is not in the file.
+    #[error("the token is not known")]
+    Unknown,
+}
+
+/// The callers that are known now. Cheap to clone; all clones see the same file.
+#[derive(Clone, Debug)]
+pub struct Callers {
+    path: Arc<Path>,
+    current: Arc<Mutex<Current>>,
+}
+
+#[derive(Debug)]
+struct Current {
+    tokens: Arc<Tokens>,
+    /// The text that `tokens` was read from, or the last one that was refused.
+    seen: Vec<u8>,
+}
+
+/// What reading the token file again brought.
+#[derive(Debug)]
+pub enum Reloaded {
+    /// It says what it said before.
+    Same,
+    /// It was taken: so many callers.
+    New(usize),
+    /// It is wrong; the last good version stays in force.
+    Refused(TokensError),
+}
+
+impl Callers {
+    /// Reads the token file; every mistake in it is reported at once.
+    pub fn open(path: &Path) -> Result<Self, TokensError> {
+        let seen = read(path)?;
+        let tokens = Arc::new(parse(path, &seen)?);
+        Ok(Self {
+            path: path.into(),
+            current: Arc::new(Mutex::new(Current { tokens, seen })),
+        })
+    }
+
+    /// Who sends this `authorization`.
+    pub fn authenticate(&self, authorization: Option<&[u8]>) -> Result<Caller, Unauthenticated> {
+        let header = authorization.ok_or(Unauthenticated::Absent)?;
+        let token = bearer(header).ok_or(Unauthenticated::NotBearer)?;
+        let tokens = Arc::clone(&self.lock().tokens);
+        tokens.caller(token).ok_or(Unauthenticated::Unknown)
+    }
+
+    /// Reads the file again. A file that is wrong, or cannot be read, changes nothing: the last good version stays.
+    ///
+    /// A mistake is returned once for each content of the file.
+    pub fn reload(&self) -> Reloaded {
+        let seen = match read(&self.path) {
+            Ok(seen) => seen,
+            Err(error) => {
+                let mut current = self.lock();
+                let note = error.to_string().into_bytes();
+                if current.seen == note {
+                    return Reloaded::Same;
+                }
+                current.seen = note;
+                return Reloaded::Refused(error);
+            }
+        };
+        if self.lock().seen == seen {
+            return Reloaded::Same;
+        }
+        let parsed = parse(&self.path, &seen);
+        let mut current = self.lock();
+        current.seen = seen;
+        match parsed {
+            Ok(tokens) => {
+                let len = tokens.len();
+                current.tokens = Arc::new(tokens);
+                Reloaded::New(len)
+            }
+            Err(error) => Reloaded::Refused(error),
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Current> {
+        // Every update is one assignment, so a panic elsewhere cannot have left half of one.
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn bearer(header: &[u8]) -> Option<&[u8]> {
+    const SCHEME: &[u8] = b"bearer ";
+    let (scheme, token) = header.split_at_checked(SCHEME.len())?;
+    let token = token.trim_ascii();
+    (scheme.eq_ignore_ascii_case(SCHEME) && !token.is_empty()).then_some(token)
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, TokensError> {
+    let failed = |source| TokensError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    let file = File::open(path).map_err(failed)?;
+    let mode = file.metadata().map_err(failed)?.mode() & 0o7777;
+    if mode & 0o077 != 0 {
+        return Err(TokensError::Open {
+            path: path.to_owned(),
+            mode,
+        });
+    }
+    let mut text = Vec::new();
+    file.take(FILE_LEN_MAX + 1)
+        .read_to_end(&mut text)
+        .map_err(failed)?;
+    if u64::try_from(text.len()).is_ok_and(|len| len <= FILE_LEN_MAX) {
+        Ok(text)
+    } else {
+        Err(TokensError::TooLong {
+            path: path.to_owned(),
+        })
+    }
+}
+
+fn parse(path: &Path, text: &[u8]) -> Result<Tokens, TokensError> {
+    Tokens::parse(text).map_err(|mistakes| TokensError::Mistakes {
+        path: path.to_owned(),
+        mistakes,
+    })
+}
+
+#[cfg(test)]
+mod tests;

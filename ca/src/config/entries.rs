@@ -1,0 +1,224 @@
+//! A flat YAML map whose values are read one by one, so that one mistake does not hide the next.
+
+use std::fmt;
+
+use serde::de::{IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use serde_saphyr::Spanned;
+
+use super::Mistake;
+
+/// What is left to read of a configuration, and what was found wrong so far.
+pub(super) struct Entries {
+    left: Vec<(Spanned<String>, Spanned<Node>)>,
+    mistakes: Vec<Mistake>,
+}
+
+impl Entries {
+    /// Reads the map. Only what is no YAML, or no map, ends the reading here.
+    pub(super) fn parse(text: &str) -> Result<Self, Vec<Mistake>> {
+        match serde_saphyr::from_str::<Map>(text) {
+            Ok(map) => Ok(Self {
+                left: map.0,
+                mistakes: Vec::new(),
+            }),
+            Err(error) => {
+                let line = error.location().map_or(0, |location| location.line());
+                let text = error.without_snippet().to_string();
+                let what = text.lines().next().unwrap_or_default().to_owned();
+                Err(vec![Mistake {
+                    line,
+                    at: String::new(),
+                    what,
+                }])
+            }
+        }
+    }
+
+    /// Takes `key`, which must be there.
+    pub(super) fn needed<T>(
+        &mut self,
+        key: &str,
+        read: impl FnOnce(&str) -> Result<T, String>,
+        set: impl FnOnce(T),
+    ) {
+        if self.left.iter().any(|(found, _)| found.value == key) {
+            self.optional(key, read, set);
+        } else {
+            self.mistake(0, key.to_owned(), "is missing".to_owned());
+        }
+    }
+
+    /// Takes `key` if it is there.
+    pub(super) fn optional<T>(
+        &mut self,
+        key: &str,
+        read: impl FnOnce(&str) -> Result<T, String>,
+        set: impl FnOnce(T),
+    ) {
+        let Some(value) = self.take(key) else {
+            return;
+        };
+        match value.value.text().and_then(read) {
+            Ok(read) => set(read),
+            Err(what) => self.mistake(value.referenced.line(), key.to_owned(), what),
+        }
+    }
+
+    /// Takes every element of the list `key` if it is there.
+    pub(super) fn each<T>(
+        &mut self,
+        key: &str,
+        read: impl Fn(&str) -> Result<T, String>,
+        mut set: impl FnMut(T),
+    ) {
+        let Some(value) = self.take(key) else {
+            return;
+        };
+        let Node::List(elements) = value.value else {
+            return self.mistake(
+                value.referenced.line(),
+                key.to_owned(),
+                "must be a list".to_owned(),
+            );
+        };
+        for (index, element) in elements.into_iter().enumerate() {
+            match element.value.text().and_then(&read) {
+                Ok(read) => set(read),
+                Err(what) => self.mistake(element.referenced.line(), format!("{key}[{index}]"), what),
+            }
+        }
+    }
+
+    /// All mistakes, if there were any; what was not taken is one each.
+    pub(super) fn finish(mut self) -> Result<(), Vec<Mistake>> {
+        for (key, _) in std::mem::take(&mut self.left) {
+            self.mistake(
+                key.referenced.line(),
+                key.value,
+                "there is no such key".to_owned(),
+            );
+        }
+        if self.mistakes.is_empty() {
+            return Ok(());
+        }
+        self.mistakes.sort_by_key(|mistake| mistake.line);
+        Err(self.mistakes)
+    }
+
+    fn take(&mut self, key: &str) -> Option<Spanned<Node>> {
+        let at = self.left.iter().position(|(found, _)| found.value == key)?;
+        Some(self.left.remove(at).1)
+    }
+
+    fn mistake(&mut self, line: u64, at: String, what: String) {
+        self.mistakes.push(Mistake { line, at, what });
+    }
+}
+
+/// A value, as far as a configuration has them.
+#[derive(Debug)]
+enum Node {
+    Text(String),
+    List(Vec<Spanned<Self>>),
+    /// A number with a fraction: its text is lost, so it is not guessed at.
+    Fraction,
+    Nothing,
+    Map,
+}
+
+impl Node {
+    fn text(&self) -> Result<&str, String> {
+        match self {
+            Self::Text(text) => Ok(text),
+            Self::List(_) => Err("must be one value, not a list".to_owned()),
+            Self::Fraction => Err("is read as a number: put it in quotes".to_owned()),
+            Self::Nothing => Err("has no value".to_owned()),
+            Self::Map => Err("must be one value, not a map".to_owned()),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Node {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(NodeVisitor)
+    }
+}
+
+struct NodeVisitor;
+
+impl<'de> Visitor<'de> for NodeVisitor {
+    type Value = Node;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a value or a list of values")
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Node, E> {
+        Ok(Node::Text(text.to_owned()))
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Node, E> {
+        Ok(Node::Text(value.to_string()))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Node, E> {
+        Ok(Node::Text(value.to_string()))
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Node, E> {
+        Ok(Node::Text(value.to_string()))
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Node, E> {
+        Ok(Node::Fraction)
+    }
+
+    fn visit_unit<E>(self) -> Result<Node, E> {
+        Ok(Node::Nothing)
+    }
+
+    fn visit_none<E>(self) -> Result<Node, E> {
+        Ok(Node::Nothing)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Node, A::Error> {
+        let mut elements = Vec::new();
+        while let Some(element) = seq.next_element()? {
+            elements.push(element);
+        }
+        Ok(Node::List(elements))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Node, A::Error> {
+        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+        Ok(Node::Map)
+    }
+}
+
+/// The whole file.
+struct Map(Vec<(Spanned<String>, Spanned<Node>)>);
+
+impl<'de> Deserialize<'de> for Map {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(MapVisitor)
+    }
+}
+
+struct MapVisitor;
+
+impl<'de> Visitor<'de> for MapVisitor {
+    type Value = Map;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a map of settings")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Map, A::Error> {
+        let mut entries = Vec::new();
+        while let Some(entry) = map.next_entry()? {
+            entries.push(entry);
+        }
+        Ok(Map(entries))
+    }
+}

@@ -1,0 +1,102 @@
+//! What the CA has done since it started: issued, refused by word, connections dropped by cause.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde::{Deserialize, Serialize};
+
+use crate::refusal::Refusal;
+
+/// Counters; all only grow.
+#[derive(Debug, Default)]
+pub struct Counts {
+    issued: AtomicU64,
+    refused: [AtomicU64; Refusal::WORDS.len()],
+    dropped: [AtomicU64; Dropped::ALL.len()],
+}
+
+/// Why a connection was dropped before it could ask anything.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Dropped {
+    /// As many as there may be are open.
+    TooMany,
+    /// As many as there may be from one address are open.
+    TooManyOfOne,
+    /// The TLS handshake did not finish in time.
+    HandshakeTimeout,
+    /// The TLS handshake failed.
+    Handshake,
+}
+
+impl Dropped {
+    const ALL: [Self; 4] = [
+        Self::TooMany,
+        Self::TooManyOfOne,
+        Self::HandshakeTimeout,
+        Self::Handshake,
+    ];
+
+    /// One word for log and status.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::TooMany => "too_many",
+            Self::TooManyOfOne => "too_many_of_one",
+            Self::HandshakeTimeout => "handshake_timeout",
+            Self::Handshake => "handshake",
+        }
+    }
+}
+
+/// The counters at one moment; what is zero is left out.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Counted {
+    /// Certificates issued.
+    pub issued: u64,
+    /// Requests refused, by word.
+    pub refused: BTreeMap<String, u64>,
+    /// Connections dropped, by cause.
+    pub dropped: BTreeMap<String, u64>,
+}
+
+impl Counts {
+    /// Counts a request's result.
+    pub(crate) fn request<T>(&self, result: &Result<T, Refusal>) {
+        match result {
+            Ok(_) => {
+                self.issued.fetch_add(1, Ordering::Relaxed);
+            }
+            Err(refusal) => {
+                let at = Refusal::WORDS.iter().position(|word| *word == refusal.word());
+                if let Some(count) = at.and_then(|at| self.refused.get(at)) {
+                    count.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        }
+    }
+
+    /// Counts a dropped connection.
+    pub(crate) fn dropped(&self, why: Dropped) {
+        let at = Dropped::ALL.iter().position(|other| *other == why);
+        if let Some(count) = at.and_then(|at| self.dropped.get(at)) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// All counters now.
+    pub fn now(&self) -> Counted {
+        let some = |word: &str, count: &AtomicU64| {
+            let count = count.load(Ordering::Relaxed);
+            (count > 0).then(|| (word.to_owned(), count))
+        };
+        let refused = Refusal::WORDS.iter().zip(&self.refused);
+        let dropped = Dropped::ALL.iter().zip(&self.dropped);
+        Counted {
+            issued: self.issued.load(Ordering::Relaxed),
+            refused: refused.filter_map(|(word, count)| some(word, count)).collect(),
+            dropped: dropped
+                .filter_map(|(why, count)| some(why.word(), count))
+                .collect(),
+        }
+    }
+}

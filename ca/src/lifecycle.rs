@@ -1,0 +1,338 @@
+//! Decides what becomes of roots, intermediates and the kill list, and when.
+//!
+//! Pure but for the keys that a new authority draws: from one [`State`], the instant and what is known of the agents
+//! to the next state. Every step is one whole state, so a CA that is killed goes on from the last one stored. Nothing
+//! here writes, publishes or waits: see [`crate::keeper`].
+
+use std::time::Duration;
+
+use adit_proto::SpiffeId;
+
+use crate::issue::{LIFE_MAX, Life};
+use crate::root::{Authority, Broken, Facts, ROOT_LIFE, RootError};
+use crate::stamp::Stamp;
+use crate::state::{REVOKED_MAX, Revocation, Rotation, State, Subject};
+
+/// A root with less than a fifth of its life left is replaced without being asked.
+const ROOT_LEFT_MIN: Duration = Duration::from_secs(ROOT_LIFE.as_secs() / 5);
+
+/// Added to the longest leaf life before an issuer's leaves are called expired: a leaf's end is cut to whole seconds,
+/// and one may be signed in the second of the change.
+const LEAF_MARGIN: Duration = Duration::from_secs(1);
+
+/// What is known of the world around, at one instant.
+#[derive(Clone, Debug)]
+pub struct Outside {
+    /// The instant.
+    pub now: Stamp,
+    /// The bundle generation that lies published; `None` before the first time, or if it could not be written.
+    pub published: Option<u64>,
+    /// Which bundle the agents know.
+    pub agents: Agents,
+    /// How long to wait for agents that do not acknowledge.
+    pub patience: Duration,
+    /// The longest life that leaves are given now.
+    pub leaf_life: Life,
+}
+
+/// Which bundle generation the agents have acknowledged.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Agents {
+    /// They cannot be asked; only the time bound counts. The text says why.
+    Unknown(String),
+    /// Node and generation of each; 0 where the agent has not said.
+    Known(Vec<(String, u64)>),
+}
+
+impl Agents {
+    /// The nodes that have not acknowledged `generation`; `None` if that cannot be known.
+    pub fn behind(&self, generation: u64) -> Option<Vec<&str>> {
+        match self {
+            Self::Unknown(_) => None,
+            Self::Known(nodes) => {
+                let behind = nodes.iter().filter(|(_, known)| *known < generation);
+                Some(behind.map(|(node, _)| node.as_str()).collect())
+            }
+        }
+    }
+}
+
+/// A step that has fallen due.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Due {
+    /// The intermediate has lived half its life.
+    RenewIntermediate,
+    /// The root nears its end.
+    AnnounceRoot,
+    /// The announced root lies published for the first time.
+    NotePublished,
+    /// Every agent has acknowledged the announced root.
+    SignWithNew,
+    /// Some agent has not acknowledged the announced root within the time bound.
+    SignWithNewAnyway,
+    /// The previous root's leaves have all expired.
+    DropOld,
+    /// A retired intermediate's leaves have all expired.
+    DropRetired,
+    /// A revoked certificate has expired.
+    DropRevoked,
+    /// Leaves are now given a longer life than before.
+    NoteLeafLife,
+}
+
+/// What a user can ask of a running CA.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Request {
+    /// Replace the root.
+    RotateRoot,
+    /// Put on the kill list.
+    Revoke(Subject),
+    /// Take off the kill list.
+    Restore(Subject),
+}
+
+/// Why a request is not done.
+#[derive(Debug, thiserror::Error)]
+pub enum Declined {
+    /// One change of root at a time.
+    #[error("a root rotation is already in progress")]
+    Rotating,
+    /// The root is not ours to replace.
+    #[error("the root was given by hand (tls.crt, tls.key, ca.crt): replace those files to rotate it")]
+    ByHand,
+    /// Already so.
+    #[error("nothing to do: it is so already")]
+    Already,
+    /// The kill list is full.
+    #[error("the kill list is full ({REVOKED_MAX} entries)")]
+    Full,
+    /// An identity that this CA does not issue.
+    #[error("{0} is not in this CA's trust domain")]
+    TrustDomain(SpiffeId),
+    /// The new root could not be made.
+    #[error("cannot make the new root")]
+    Make(#[from] RootError),
+}
+
+impl State {
+    /// The most urgent step that has fallen due, if any. After it is applied, ask again.
+    pub fn due(&self, outside: &Outside) -> Result<Option<Due>, Broken> {
+        let now = outside.now;
+        if self.longest_leaf() < outside.leaf_life.duration() {
+            return Ok(Some(Due::NoteLeafLife));
+        }
+        if let Some(due) = self.rotation_due(outside)? {
+            return Ok(Some(due));
+        }
+        let issuing = Facts::read(self.authority.issuing()?)?;
+        let half = issuing.not_after.since(issuing.not_before) / 2;
+        if self.authority.root_key.is_some() && now >= issuing.not_before.plus(half) {
+            return Ok(Some(Due::RenewIntermediate));
+        }
+        if self
+            .authorities()
+            .flat_map(|authority| &authority.retired)
+            .any(|retired| now > retired.until)
+        {
+            return Ok(Some(Due::DropRetired));
+        }
+        if self.revoked.iter().any(|revocation| has_expired(revocation, now)) {
+            return Ok(Some(Due::DropRevoked));
+        }
+        Ok(None)
+    }
+
+    fn rotation_due(&self, outside: &Outside) -> Result<Option<Due>, Broken> {
+        let now = outside.now;
+        Ok(match &self.rotation {
+            Rotation::Steady => {
+                let root = Facts::read(self.authority.root()?)?;
+                let ends = self.authority.root_key.is_some() && root.not_after.since(now) < ROOT_LEFT_MIN;
+                ends.then_some(Due::AnnounceRoot)
+            }
+            Rotation::Announced {
+                generation,
+                published: None,
+                ..
+            } => outside
+                .published
+                .is_some_and(|published| published >= *generation)
+                .then_some(Due::NotePublished),
+            Rotation::Announced {
+                generation,
+                published: Some(published),
+                ..
+            } => match outside.agents.behind(*generation) {
+                Some(behind) if behind.is_empty() => Some(Due::SignWithNew),
+                Some(_) | None => (now >= published.plus(outside.patience)).then_some(Due::SignWithNewAnyway),
+            },
+            Rotation::Overlap { until, .. } => (now > *until).then_some(Due::DropOld),
+        })
+    }
+
+    /// The state after `due`.
+    pub fn after(&self, due: Due, outside: &Outside) -> Result<Self, RootError> {
+        let now = outside.now;
+        let mut next = self.clone();
+        match due {
+            Due::RenewIntermediate => {
+                let until = self.leaves_end(now);
+                next.authority = self.authority.renewed(&self.trust_domain, now, until)?;
+            }
+            Due::AnnounceRoot => {
+                return Ok(self.announcing(Authority::make(&self.trust_domain, now)?, now));
+            }
+            Due::NotePublished => {
+                if let Rotation::Announced { published, .. } = &mut next.rotation {
+                    *published = Some(now);
+                }
+            }
+            Due::SignWithNew | Due::SignWithNewAnyway => {
+                if let Rotation::Announced { next: new, .. } = &self.rotation {
+                    next.authority = (**new).clone();
+                    next.rotation = Rotation::Overlap {
+                        previous: Box::new(self.authority.clone()),
+                        since: now,
+                        until: self.leaves_end(now),
+                    };
+                }
+            }
+            Due::DropOld => {
+                next.rotation = Rotation::Steady;
+                next.longest_leaf_s = outside.leaf_life.duration().as_secs();
+                next.generation += 1;
+            }
+            Due::DropRetired => next.drop_retired(now),
+            Due::DropRevoked => {
+                next.revoked.retain(|revocation| !has_expired(revocation, now));
+                next.generation += 1;
+            }
+            Due::NoteLeafLife => next.longest_leaf_s = outside.leaf_life.duration().as_secs(),
+        }
+        Ok(next)
+    }
+
+    /// The state after a user's request.
+    pub fn asked(&self, request: &Request, now: Stamp) -> Result<Self, Declined> {
+        match request {
+            Request::RotateRoot => match (&self.rotation, &self.authority.root_key) {
+                (Rotation::Announced { .. } | Rotation::Overlap { .. }, _) => Err(Declined::Rotating),
+                (Rotation::Steady, None) => Err(Declined::ByHand),
+                (Rotation::Steady, Some(_)) => {
+                    Ok(self.announcing(Authority::make(&self.trust_domain, now)?, now))
+                }
+            },
+            Request::Revoke(subject) => {
+                self.check_subject(subject)?;
+                if self.is_revoked(subject) {
+                    return Err(Declined::Already);
+                }
+                if self.revoked.len() >= REVOKED_MAX {
+                    return Err(Declined::Full);
+                }
+                let mut next = self.clone();
+                let subject = subject.clone();
+                next.revoked.push(Revocation { subject, at: now });
+                next.generation += 1;
+                Ok(next)
+            }
+            Request::Restore(subject) => {
+                if !self.is_revoked(subject) {
+                    return Err(Declined::Already);
+                }
+                let mut next = self.clone();
+                next.revoked.retain(|revocation| revocation.subject != *subject);
+                next.generation += 1;
+                Ok(next)
+            }
+        }
+    }
+
+    /// The state once `given`, a root or intermediate given by hand, is taken up; `None` if it is in use already, or
+    /// has to wait for a change of root to end.
+    ///
+    /// What leads to a root that agents trust already signs at once. Another root is announced first, like our own.
+    pub fn adopting(&self, given: &Authority, now: Stamp) -> Option<Self> {
+        let same = |authority: &Authority| authority.chain == given.chain && authority.roots == given.roots;
+        match &self.rotation {
+            Rotation::Announced { .. } | Rotation::Overlap { .. } => return None,
+            Rotation::Steady if same(&self.authority) => return None,
+            Rotation::Steady => {}
+        }
+        let trusted = given
+            .roots
+            .first()
+            .is_some_and(|root| self.authority.roots.contains(root));
+        if !trusted {
+            return Some(self.announcing(given.clone(), now));
+        }
+        let mut next = self.clone();
+        next.authority = if self.authority.chain == given.chain {
+            self.authority.clone()
+        } else {
+            self.authority
+                .reissued(given.chain.clone(), given.key.clone(), self.leaves_end(now))
+        };
+        next.authority.root_key = None;
+        if next.authority.roots != given.roots {
+            next.authority.roots.clone_from(&given.roots);
+            next.generation += 1;
+        }
+        Some(next)
+    }
+
+    fn announcing(&self, next: Authority, now: Stamp) -> Self {
+        let generation = self.generation + 1;
+        Self {
+            generation,
+            rotation: Rotation::Announced {
+                next: Box::new(next),
+                generation,
+                since: now,
+                published: None,
+            },
+            ..self.clone()
+        }
+    }
+
+    /// When the last leaf that is signed before `now` has expired.
+    fn leaves_end(&self, now: Stamp) -> Stamp {
+        now.plus(self.longest_leaf()).plus(LEAF_MARGIN)
+    }
+
+    fn drop_retired(&mut self, now: Stamp) {
+        let keep = |authority: &mut Authority| authority.retired.retain(|retired| now <= retired.until);
+        keep(&mut self.authority);
+        match &mut self.rotation {
+            Rotation::Steady => {}
+            Rotation::Announced { next, .. } => keep(next),
+            Rotation::Overlap { previous, .. } => keep(previous),
+        }
+    }
+
+    fn is_revoked(&self, subject: &Subject) -> bool {
+        self.revoked
+            .iter()
+            .any(|revocation| revocation.subject == *subject)
+    }
+
+    fn check_subject(&self, subject: &Subject) -> Result<(), Declined> {
+        match subject {
+            Subject::Identity(id) if id.trust_domain() != self.trust_domain.as_str() => {
+                Err(Declined::TrustDomain(id.clone()))
+            }
+            Subject::Identity(_) | Subject::Serial(_) => Ok(()),
+        }
+    }
+}
+
+/// A serial need not be listed once no certificate of it can be valid. An identity stays until it is restored.
+fn has_expired(revocation: &Revocation, now: Stamp) -> bool {
+    match revocation.subject {
+        Subject::Serial(_) => now > revocation.at.plus(LIFE_MAX).plus(LEAF_MARGIN),
+        Subject::Identity(_) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests;

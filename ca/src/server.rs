@@ -1,0 +1,223 @@
+//! The TLS listener: bounded connections, bounded handshakes; hands finished connections to tonic.
+//!
+//! TLS 1.3 only, ALPN h2, no client certificate (callers are known by token). The certificate is the one of the
+//! moment: [`crate::keeper`] replaces it while we run.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tonic::transport::server::Connected;
+
+use crate::counts::{Counts, Dropped};
+
+/// How many connections may be open. An agent holds one; with 1 MiB each at the very worst (16 streams of a full
+/// message in both directions and TLS buffers) that is half a GiB for hostile peers, and 20 KiB each for idle ones.
+pub const CONNECTIONS_MAX: usize = 1024;
+/// How many of them may come from one address: agents behind one NAT, or tests on loopback.
+pub const CONNECTIONS_PER_SOURCE_MAX: usize = 256;
+/// How long a TLS handshake may take. Three round trips on a bad link are below 1 s.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How many finished handshakes may wait for tonic to take them; it takes them at once.
+const READY_MAX: usize = 64;
+/// How long to wait after accept() failed for want of file descriptors, so that the loop does not spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Where a request came from.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer(pub SocketAddr);
+
+/// Accepts connections for as long as the receiver of `ready` lives.
+pub(crate) async fn accept(
+    listener: TcpListener,
+    tls: watch::Receiver<Arc<rustls::ServerConfig>>,
+    counts: Arc<Counts>,
+    ready: mpsc::Sender<io::Result<Connection>>,
+) {
+    let open = Arc::new(Open::default());
+    // Bounded by CONNECTIONS_MAX: every handshake holds a Place.
+    let mut handshakes = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            Some(_) = handshakes.join_next() => continue,
+            () = ready.closed() => return,
+        };
+        let (stream, from) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let place = match open.take(from.ip()) {
+            Ok(place) => place,
+            Err(why) => {
+                drop_connection(&counts, from, why, None);
+                continue;
+            }
+        };
+        let acceptor = TlsAcceptor::from(Arc::clone(&tls.borrow()));
+        let (counts, ready) = (Arc::clone(&counts), ready.clone());
+        handshakes.spawn(async move {
+            match handshake(acceptor, stream).await {
+                // The receiver goes only when the server stops.
+                Ok(stream) => drop(
+                    ready
+                        .send(Ok(Connection {
+                            stream,
+                            from,
+                            _place: place,
+                        }))
+                        .await,
+                ),
+                Err((why, error)) => drop_connection(&counts, from, why, error),
+            }
+        });
+    }
+}
+
+/// A channel for finished connections, of the size that [`accept`] expects.
+pub(crate) fn ready() -> (
+    mpsc::Sender<io::Result<Connection>>,
+    mpsc::Receiver<io::Result<Connection>>,
+) {
+    mpsc::channel(READY_MAX)
+}
+
+async fn handshake(
+    acceptor: TlsAcceptor,
+    stream: TcpStream,
+) -> Result<TlsStream<TcpStream>, (Dropped, Option<io::Error>)> {
+    // A reply is one write; waiting for its acknowledgement would only delay it. Failure changes nothing else.
+    let _ = stream.set_nodelay(true);
+    match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => Ok(stream),
+        Ok(Err(error)) => Err((Dropped::Handshake, Some(error))),
+        Err(_) => Err((Dropped::HandshakeTimeout, None)),
+    }
+}
+
+fn drop_connection(counts: &Counts, from: SocketAddr, why: Dropped, error: Option<io::Error>) {
+    counts.dropped(why);
+    let error = error.map(|error| error.to_string()).unwrap_or_default();
+    tracing::info!(target: "access", peer = %from, why = why.word(), error, "connection dropped");
+}
+
+/// How many connections are open, in all and by address.
+#[derive(Debug, Default)]
+struct Open(Mutex<HashMap<IpAddr, usize>>);
+
+/// One open connection's place; given back when dropped.
+#[derive(Debug)]
+struct Place {
+    open: Arc<Open>,
+    from: IpAddr,
+}
+
+impl Open {
+    fn take(self: &Arc<Self>, from: IpAddr) -> Result<Place, Dropped> {
+        let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if open.values().sum::<usize>() >= CONNECTIONS_MAX {
+            return Err(Dropped::TooMany);
+        }
+        let of_one = open.entry(from).or_insert(0);
+        if *of_one >= CONNECTIONS_PER_SOURCE_MAX {
+            return Err(Dropped::TooManyOfOne);
+        }
+        *of_one += 1;
+        Ok(Place {
+            open: Arc::clone(self),
+            from,
+        })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut open = self.open.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Entry::Occupied(mut of_one) = open.entry(self.from) {
+            *of_one.get_mut() -= 1;
+            if *of_one.get() == 0 {
+                of_one.remove();
+            }
+        }
+    }
+}
+
+/// A connection whose handshake is done.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    stream: TlsStream<TcpStream>,
+    from: SocketAddr,
+    _place: Place,
+}
+
+impl Connected for Connection {
+    type ConnectInfo = Peer;
+
+    fn connect_info(&self) -> Peer {
+        Peer(self.from)
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_are_bounded_by_source_and_in_all_and_places_come_back() {
+        let open = Arc::new(Open::default());
+        let from = |n: usize| IpAddr::from([10, 0, 0, u8::try_from(n).unwrap()]);
+        let mut places = Vec::new();
+        for source in 0..CONNECTIONS_MAX / CONNECTIONS_PER_SOURCE_MAX {
+            for _ in 0..CONNECTIONS_PER_SOURCE_MAX {
+                places.push(open.take(from(source)).unwrap());
+            }
+            if places.len() < CONNECTIONS_MAX {
+                assert_eq!(open.take(from(source)).unwrap_err(), Dropped::TooManyOfOne);
+            }
+        }
+        assert_eq!(open.take(from(200)).unwrap_err(), Dropped::TooMany);
+        places.pop();
+        places.push(open.take(from(200)).unwrap());
+        drop(places);
+        assert!(open.0.lock().unwrap().is_empty());
+    }
+}

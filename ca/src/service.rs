@@ -1,0 +1,183 @@
+//! The line of a request: authenticate → attest → issue → reply; nothing else.
+//!
+//! Every refusal has one word, one gRPC code and one text; every request one line in the log, without tokens or keys.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use adit_proto::SpiffeId;
+use tokio::sync::{Semaphore, watch};
+use tonic::{Request, Response, Status};
+
+use crate::attest::{Caller, attest};
+use crate::caller::{Callers, Reloaded};
+use crate::counts::Counts;
+use crate::csr::SubjectKey;
+use crate::issue::{self, Leaf};
+use crate::refusal::Refusal;
+use crate::serial::Serial;
+use crate::server::Peer;
+use crate::signing::Signing;
+use crate::stamp::Stamp;
+use crate::wire::istio_certificate_service_server::{IstioCertificateService, IstioCertificateServiceServer};
+use crate::wire::{IstioCertificateRequest, IstioCertificateResponse};
+
+/// How long a request message may be, in bytes: the request for a certificate (8 KiB at most), and as much again for
+/// its metadata.
+pub const MESSAGE_LEN_MAX: usize = 16 * 1024;
+
+/// How many requests are worked on at once. One takes 100 µs of CPU; 256 in line are 25 ms, and the next is told to
+/// come back.
+pub const REQUESTS_MAX: usize = 256;
+
+/// Issues certificates over gRPC.
+#[derive(Clone, Debug)]
+pub struct Service {
+    callers: Callers,
+    signing: watch::Receiver<Arc<Signing>>,
+    counts: Arc<Counts>,
+    room: Arc<Semaphore>,
+}
+
+impl Service {
+    /// A service that answers `callers` with what `signing` signs.
+    pub fn new(callers: Callers, signing: watch::Receiver<Arc<Signing>>, counts: Arc<Counts>) -> Self {
+        Self {
+            callers,
+            signing,
+            counts,
+            room: Arc::new(Semaphore::new(REQUESTS_MAX)),
+        }
+    }
+
+    /// As tonic routes to it, with its bounds.
+    pub fn into_server(self) -> IstioCertificateServiceServer<Self> {
+        IstioCertificateServiceServer::new(self).max_decoding_message_size(MESSAGE_LEN_MAX)
+    }
+
+    /// One request, from what the wire says to the certificate. Does not wait for anything.
+    fn answer(&self, asked: &Asked<'_>, trace: &mut Trace) -> Result<(Leaf, Arc<Signing>), Refusal> {
+        let _room = self.room.try_acquire().map_err(|_| Refusal::Busy)?;
+        let signing = Arc::clone(&self.signing.borrow());
+        let caller = self.authenticate(asked)?;
+        trace.node = Some(Arc::clone(&caller.node));
+        let wanted = wanted(asked.message)?;
+        trace.identity = Some(wanted.clone());
+        let life = signing.leaf_life.asked(asked.message.validity_duration)?;
+        let key = SubjectKey::from_csr_pem(&asked.message.csr)?;
+        let grant = self.attest(asked, &caller, wanted, &signing)?;
+        let leaf = issue::leaf(
+            &signing.issuer,
+            &grant,
+            &key,
+            Serial::draw()?,
+            Stamp::of(asked.now),
+            life,
+        )?;
+        Ok((leaf, signing))
+    }
+
+    /// The token file is read again before a caller is refused: it may have been changed a moment ago.
+    fn authenticate(&self, asked: &Asked<'_>) -> Result<Caller, Refusal> {
+        self.callers
+            .authenticate(asked.authorization)
+            .or_else(|refused| match self.callers.reload() {
+                Reloaded::New(_) => self.callers.authenticate(asked.authorization),
+                Reloaded::Same | Reloaded::Refused(_) => Err(refused),
+            })
+            .map_err(Refusal::from)
+    }
+
+    fn attest(
+        &self,
+        asked: &Asked<'_>,
+        caller: &Caller,
+        wanted: SpiffeId,
+        signing: &Signing,
+    ) -> Result<crate::attest::Grant, Refusal> {
+        let judge = |caller: &Caller| attest(caller, wanted.clone(), &signing.trust_domain, &signing.revoked);
+        match judge(caller) {
+            Ok(grant) => Ok(grant),
+            Err(refused) => match self.callers.reload() {
+                Reloaded::New(_) => Ok(judge(&self.authenticate(asked)?)?),
+                Reloaded::Same | Reloaded::Refused(_) => Err(refused.into()),
+            },
+        }
+    }
+}
+
+/// A request as it came.
+struct Asked<'a> {
+    authorization: Option<&'a [u8]>,
+    message: &'a IstioCertificateRequest,
+    now: SystemTime,
+}
+
+/// What the log line says beside the result.
+#[derive(Default)]
+struct Trace {
+    node: Option<Arc<str>>,
+    identity: Option<SpiffeId>,
+}
+
+#[tonic::async_trait]
+impl IstioCertificateService for Service {
+    async fn create_certificate(
+        &self,
+        request: Request<IstioCertificateRequest>,
+    ) -> Result<Response<IstioCertificateResponse>, Status> {
+        let began = Instant::now();
+        let peer = request.extensions().get::<Peer>().map(|peer| peer.0);
+        let authorization = request.metadata().get("authorization").cloned();
+        let message = request.into_inner();
+        let asked = Asked {
+            authorization: authorization.as_ref().map(|value| value.as_bytes()),
+            message: &message,
+            now: SystemTime::now(),
+        };
+        let mut trace = Trace::default();
+        let result = self.answer(&asked, &mut trace);
+        log(peer, &trace, &result, began);
+        self.counts.request(&result);
+        match result {
+            Ok((leaf, signing)) => Ok(Response::new(signing.reply(&leaf))),
+            Err(refusal) => Err(refusal.status()),
+        }
+    }
+}
+
+/// The identity that the request asks for.
+fn wanted(message: &IstioCertificateRequest) -> Result<SpiffeId, Refusal> {
+    const KEY: &str = "ImpersonatedIdentity";
+    let fields = message.metadata.as_ref().map(|metadata| &metadata.fields);
+    let kind = fields
+        .and_then(|fields: &BTreeMap<_, _>| fields.get(KEY))
+        .and_then(|value| value.kind.as_ref());
+    match kind {
+        Some(prost_types::value::Kind::StringValue(uri)) => Ok(uri.parse()?),
+        Some(_) | None => Err(Refusal::NoIdentity),
+    }
+}
+
+fn log(
+    peer: Option<SocketAddr>,
+    trace: &Trace,
+    result: &Result<(Leaf, Arc<Signing>), Refusal>,
+    began: Instant,
+) {
+    let peer = peer.map(|peer| peer.to_string()).unwrap_or_default();
+    let node = trace.node.as_deref().unwrap_or_default();
+    let identity = trace.identity.as_ref().map(SpiffeId::as_str).unwrap_or_default();
+    let us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+    match result {
+        Ok((leaf, _)) => tracing::info!(
+            target: "access", peer, node, identity, serial = %leaf.serial, not_after = %leaf.not_after, us, "issued"
+        ),
+        Err(refusal) => tracing::warn!(
+            target: "access", peer, node, identity, step = refusal.step(), refusal = refusal.word(),
+            reason = %refusal, us, "refused"
+        ),
+    }
+}

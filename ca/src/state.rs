@@ -1,0 +1,190 @@
+//! All that a CA must remember, as one value: what is stored is always one whole state, the old or the new.
+//!
+//! Says what is; [`crate::lifecycle`] says what comes next and [`crate::store`] keeps it.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use adit_proto::{SpiffeId, TrustDomain};
+use serde::{Deserialize, Serialize};
+
+use crate::issue::Life;
+use crate::root::{Authority, Broken, Certificate, RootError};
+use crate::serial::Serial;
+use crate::stamp::Stamp;
+
+/// The form in which a state is written. Another number is another form and is refused.
+const VERSION: u32 = 1;
+
+/// How many revocations are kept. One takes about 120 bytes in `revoked.json` and 40 in each revocation list; with two
+/// lists the published object stays below the 1 MiB that a ConfigMap may have. Serials leave the list when their leaf
+/// has expired.
+pub const REVOKED_MAX: usize = 4096;
+
+/// Everything that outlives the process.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct State {
+    pub(crate) version: u32,
+    /// Whose identities are issued.
+    pub trust_domain: TrustDomain,
+    /// `spiffe_sequence` of the bundle: grows whenever roots or revocations change.
+    pub generation: u64,
+    /// What signs.
+    pub authority: Authority,
+    /// Where a change of root stands.
+    pub rotation: Rotation,
+    /// The longest life that a leaf still in use may have been given, in seconds.
+    pub longest_leaf_s: u64,
+    /// The kill list, oldest first.
+    pub revoked: Vec<Revocation>,
+    /// Names of the request files that are done, as far as their files may still be there.
+    pub taken: Vec<String>,
+}
+
+/// Where a change of root stands.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(
+    deny_unknown_fields,
+    rename_all = "kebab-case",
+    rename_all_fields = "kebab-case",
+    tag = "step"
+)]
+pub enum Rotation {
+    /// There is one root.
+    Steady,
+    /// The next root is published beside the present one, which still signs, until every agent knows it.
+    Announced {
+        /// What will sign.
+        next: Box<Authority>,
+        /// The bundle generation that holds both roots: what agents must have acknowledged.
+        generation: u64,
+        /// When the step began.
+        since: Stamp,
+        /// When that generation was first seen to be published. The time bound counts from here.
+        published: Option<Stamp>,
+    },
+    /// The new root signs; the previous one stays in the bundle until the last of its leaves has expired.
+    Overlap {
+        /// What signed before.
+        previous: Box<Authority>,
+        /// When the step began.
+        since: Stamp,
+        /// When the last leaf of `previous` has expired.
+        until: Stamp,
+    },
+}
+
+/// An entry of the kill list.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Revocation {
+    /// What is revoked.
+    #[serde(flatten)]
+    pub subject: Subject,
+    /// Since when.
+    pub at: Stamp,
+}
+
+/// What can be revoked.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Subject {
+    /// One certificate.
+    Serial(Serial),
+    /// Every certificate of an identity, present and future.
+    Identity(SpiffeId),
+}
+
+/// Why a stored state is not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// Written by another version of this program.
+    #[error("has version {0}; this program knows {VERSION}")]
+    Version(u32),
+    /// It belongs to another trust domain.
+    #[error("is of trust domain {found}, but {wanted} is configured")]
+    TrustDomain {
+        /// What is stored.
+        found: TrustDomain,
+        /// What is configured.
+        wanted: TrustDomain,
+    },
+    /// Keys and certificates do not belong together.
+    #[error("cannot be used")]
+    Authority(#[from] RootError),
+}
+
+impl State {
+    /// The first state of a store.
+    pub fn first(trust_domain: TrustDomain, authority: Authority, life: Life) -> Self {
+        Self {
+            version: VERSION,
+            trust_domain,
+            generation: 1,
+            authority,
+            rotation: Rotation::Steady,
+            longest_leaf_s: life.duration().as_secs(),
+            revoked: Vec::new(),
+            taken: Vec::new(),
+        }
+    }
+
+    /// Checks a state that was read.
+    pub fn check(&self, configured: &TrustDomain) -> Result<(), StateError> {
+        if self.version != VERSION {
+            return Err(StateError::Version(self.version));
+        }
+        if self.trust_domain != *configured {
+            return Err(StateError::TrustDomain {
+                found: self.trust_domain.clone(),
+                wanted: configured.clone(),
+            });
+        }
+        for authority in self.authorities() {
+            authority.check(configured)?;
+        }
+        Ok(())
+    }
+
+    /// What signs, then the other authority of a change of root.
+    pub fn authorities(&self) -> impl Iterator<Item = &Authority> {
+        let other = match &self.rotation {
+            Rotation::Steady => None,
+            Rotation::Announced { next, .. } => Some(&**next),
+            Rotation::Overlap { previous, .. } => Some(&**previous),
+        };
+        std::iter::once(&self.authority).chain(other)
+    }
+
+    /// The roots that agents shall trust, each once; the one that leads to today's leaves first.
+    pub fn roots(&self) -> Vec<&Certificate> {
+        let mut roots: Vec<&Certificate> = Vec::new();
+        for root in self.authorities().flat_map(|authority| &authority.roots) {
+            if !roots.contains(&root) {
+                roots.push(root);
+            }
+        }
+        roots
+    }
+
+    /// The identities on the kill list.
+    pub fn revoked_identities(&self) -> BTreeSet<SpiffeId> {
+        self.revoked
+            .iter()
+            .filter_map(|revocation| match &revocation.subject {
+                Subject::Identity(id) => Some(id.clone()),
+                Subject::Serial(_) => None,
+            })
+            .collect()
+    }
+
+    /// The longest life that a leaf still in use may have been given.
+    pub fn longest_leaf(&self) -> Duration {
+        Duration::from_secs(self.longest_leaf_s)
+    }
+
+    /// The root that signs now, for people.
+    pub fn root_serial(&self) -> Result<String, Broken> {
+        crate::root::Facts::read(self.authority.root()?).map(|facts| facts.serial)
+    }
+}

@@ -1,0 +1,52 @@
+//! A root or intermediate given by hand (or by cert-manager): `tls.crt`, `tls.key` and `ca.crt` in the store.
+
+use super::{Secret, Store, StoreError, read};
+use crate::root::{Authority, Certificate, Key, PemError};
+
+const CHAIN: &str = "tls.crt";
+const KEY: &str = "tls.key";
+const ROOTS: &str = "ca.crt";
+
+impl Store {
+    /// What was given by hand; `None` if none of the three files is there. Not yet checked: see [`Authority::check`].
+    ///
+    /// The root that signed the chain is put first among the roots, as the other code expects.
+    pub fn given(&self) -> Result<Option<Authority>, StoreError> {
+        let dir = self.dir();
+        let chain = read(&dir.join(CHAIN), Secret::No)?;
+        let key = read(&dir.join(KEY), Secret::Yes)?;
+        let roots = read(&dir.join(ROOTS), Secret::No)?;
+        let (chain, key, roots) = match (chain, key, roots) {
+            (None, None, None) => return Ok(None),
+            (Some(chain), Some(key), Some(roots)) => (chain, key, roots),
+            (None, _, _) => return Err(self.given_in_part(CHAIN)),
+            (_, None, _) => return Err(self.given_in_part(KEY)),
+            (_, _, None) => return Err(self.given_in_part(ROOTS)),
+        };
+        let chain = Certificate::all_in(&chain).map_err(|source| self.wrong(CHAIN, source))?;
+        let key = Key::from_pem(&key).map_err(|source| self.wrong(KEY, source))?;
+        let mut roots = Certificate::all_in(&roots).map_err(|source| self.wrong(ROOTS, source))?;
+        let last = chain.last();
+        let leads_to = |root: &&Certificate| last.is_some_and(|last| last.was_signed_by(root));
+        if let Some(at) = roots.iter().position(|root| leads_to(&root)) {
+            roots.swap(0, at);
+        }
+        Ok(Some(Authority {
+            roots,
+            root_key: None,
+            chain,
+            key,
+            retired: Vec::new(),
+        }))
+    }
+
+    fn given_in_part(&self, name: &str) -> StoreError {
+        let path = self.dir().join(name);
+        StoreError::GivenInPart { path }
+    }
+
+    fn wrong(&self, name: &str, source: PemError) -> StoreError {
+        let path = self.dir().join(name);
+        StoreError::Given { path, source }
+    }
+}
