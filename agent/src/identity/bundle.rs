@@ -115,11 +115,15 @@ pub fn parse(own: &TrustDomain, bundle: &str, crl: &str, revoked: &str) -> Resul
         }
     }
     let mut parsed = TrustBundle::default();
-    let bundles: Bundles =
-        serde_json::from_str(bundle).map_err(|source| BundleError::Json { key: BUNDLE_KEY, source })?;
+    let bundles: Bundles = serde_json::from_str(bundle).map_err(|source| BundleError::Json {
+        key: BUNDLE_KEY,
+        source,
+    })?;
     for (name, bundle) in bundles.trust_domains.0 {
-        let domain: TrustDomain =
-            name.parse().map_err(|source| BundleError::TrustDomain { name: name.clone(), source })?;
+        let domain: TrustDomain = name.parse().map_err(|source| BundleError::TrustDomain {
+            name: name.clone(),
+            source,
+        })?;
         if domain == *own {
             parsed.generation = bundle.spiffe_sequence;
         }
@@ -131,16 +135,23 @@ pub fn parse(own: &TrustDomain, bundle: &str, crl: &str, revoked: &str) -> Resul
     for list in CertificateRevocationListDer::pem_slice_iter(crl.as_bytes()) {
         let list = list.map_err(|_| BundleError::Crl)?;
         let (_, read) = CertificateRevocationList::from_der(&list).map_err(|_| BundleError::Crl)?;
-        parsed.revoked_serials.extend(read.iter_revoked_certificates().map(|entry| serial_hex(entry.raw_serial())));
+        parsed.revoked_serials.extend(
+            read.iter_revoked_certificates()
+                .map(|entry| serial_hex(entry.raw_serial())),
+        );
         parsed.crls.push(Arc::from(&list[..]));
     }
     if !revoked.trim().is_empty() {
-        let revoked: Vec<Revoked> =
-            serde_json::from_str(revoked).map_err(|source| BundleError::Json { key: REVOKED_KEY, source })?;
+        let revoked: Vec<Revoked> = serde_json::from_str(revoked).map_err(|source| BundleError::Json {
+            key: REVOKED_KEY,
+            source,
+        })?;
         for (index, entry) in revoked.into_iter().enumerate() {
             match (entry.serial, entry.identity) {
                 (Some(serial), None) => {
-                    parsed.revoked_serials.insert(serial_of(&serial).ok_or(BundleError::Revoked { index })?);
+                    parsed
+                        .revoked_serials
+                        .insert(serial_of(&serial).ok_or(BundleError::Revoked { index })?);
                 }
                 (None, Some(identity)) => {
                     parsed.revoked_identities.insert(identity);
@@ -154,9 +165,17 @@ pub fn parse(own: &TrustDomain, bundle: &str, crl: &str, revoked: &str) -> Resul
 
 /// The roots among a bundle's keys. Keys for other uses are ignored; of `x5c` only the first value counts.
 fn roots(domain: &TrustDomain, keys: &[Key]) -> Result<Vec<Arc<[u8]>>, BundleError> {
-    let for_x509 = keys.iter().enumerate().filter(|(_, key)| key.purpose.as_deref() == Some("x509-svid"));
+    let for_x509 = keys
+        .iter()
+        .enumerate()
+        .filter(|(_, key)| key.purpose.as_deref() == Some("x509-svid"));
     for_x509
-        .map(|(index, key)| root(key).ok_or_else(|| BundleError::Root { domain: domain.clone(), index }))
+        .map(|(index, key)| {
+            root(key).ok_or_else(|| BundleError::Root {
+                domain: domain.clone(),
+                index,
+            })
+        })
         .collect()
 }
 
@@ -169,8 +188,17 @@ fn root(key: &Key) -> Option<Arc<[u8]>> {
 /// A serial in hex, as [`serial_hex`] writes it.
 fn serial_of(hex: &str) -> Option<Arc<str>> {
     let digits = hex.len().is_multiple_of(2) && hex.bytes().all(|digit| digit.is_ascii_hexdigit());
-    let octets = hex.as_bytes().chunks(2).map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok());
-    if digits { octets.collect::<Option<Vec<u8>>>().map(|octets| serial_hex(&octets)) } else { None }
+    let octets = hex
+        .as_bytes()
+        .chunks(2)
+        .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok());
+    if digits {
+        octets
+            .collect::<Option<Vec<u8>>>()
+            .map(|octets| serial_hex(&octets))
+    } else {
+        None
+    }
 }
 
 /// A JSON object whose keys are unique: a repeated one is an error, not an override.

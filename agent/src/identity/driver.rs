@@ -120,7 +120,10 @@ impl Driver {
         let (acknowledged, acknowledged_seen) = watch::channel(generation);
         let (status, status_seen) = watch::channel(Arc::from([]));
         let driver = Self {
-            sweep_at: inlets.journal.as_ref().map(|_| inlets.clock.now().mono + SWEEP_AFTER),
+            sweep_at: inlets
+                .journal
+                .as_ref()
+                .map(|_| inlets.clock.now().mono + SWEEP_AFTER),
             clock: inlets.clock,
             tls: inlets.tls,
             ca: inlets.ca,
@@ -139,8 +142,13 @@ impl Driver {
             acknowledged,
             status,
         };
-        let outlets =
-            Outlets { needs: Needs { needed: Arc::new(needed) }, acknowledged: acknowledged_seen, status: status_seen };
+        let outlets = Outlets {
+            needs: Needs {
+                needed: Arc::new(needed),
+            },
+            acknowledged: acknowledged_seen,
+            status: status_seen,
+        };
         (driver, outlets)
     }
 
@@ -192,7 +200,12 @@ impl Driver {
                 tracing::warn!(%id, "own certificate is revoked or leads to no root of the bundle any more");
                 self.handle(Event::Revoked(id));
             }
-            let without = self.told.iter().filter(|id| !self.publish.serves(id)).cloned().collect::<Vec<_>>();
+            let without = self
+                .told
+                .iter()
+                .filter(|id| !self.publish.serves(id))
+                .cloned()
+                .collect::<Vec<_>>();
             for id in without {
                 self.restore(&id);
             }
@@ -204,11 +217,23 @@ impl Driver {
 
     /// Hands the machine what the journal keeps for `id`, if it is still good. False if it is not.
     fn restore(&mut self, id: &SpiffeId) -> bool {
-        let Some(journal) = &self.journal else { return false };
-        let Some(kept) = journal.kept(id) else { return false };
+        let Some(journal) = &self.journal else {
+            return false;
+        };
+        let Some(kept) = journal.kept(id) else {
+            return false;
+        };
         let now = self.clock.now().wall;
         let trust = self.publish.trust();
-        match cert::check(id, kept.chain, kept.secret, kept.at, now, &trust, self.tls.provider()) {
+        match cert::check(
+            id,
+            kept.chain,
+            kept.secret,
+            kept.at,
+            now,
+            &trust,
+            self.tls.provider(),
+        ) {
             Ok(certificate) => {
                 tracing::info!(%id, serial = &*certificate.serial, "serving the certificate kept from before");
                 self.issued(certificate, Source::Kept);
@@ -227,12 +252,22 @@ impl Driver {
             Ok((task, result)) => (task, result),
             Err(error) => (error.id(), Err(RequestError::Task(error))),
         };
-        let Some(id) = self.asking.remove(&task) else { return };
+        let Some(id) = self.asking.remove(&task) else {
+            return;
+        };
         let now = self.clock.now().wall;
         let trust = self.publish.trust();
         let checked = result.and_then(|answer| {
             let chain = cert::parse_chain(&answer.chain)?;
-            Ok(cert::check(&id, chain, answer.secret, now, now, &trust, self.tls.provider())?)
+            Ok(cert::check(
+                &id,
+                chain,
+                answer.secret,
+                now,
+                now,
+                &trust,
+                self.tls.provider(),
+            )?)
         });
         match checked {
             Ok(certificate) => {
@@ -298,13 +333,20 @@ impl Driver {
     }
 
     fn request(&mut self, id: SpiffeId) {
-        let calls = if self.publish.serves(&id) { self.renewal_calls.clone() } else { self.first_calls.clone() };
+        let calls = if self.publish.serves(&id) {
+            self.renewal_calls.clone()
+        } else {
+            self.first_calls.clone()
+        };
         let (ca, wanted) = (self.ca.clone(), id.clone());
         let task = self.requests.spawn(async move {
             // Never closed: both semaphores live as long as the driver. The wait is bounded by the callers' time-outs.
             let _permit = calls.acquire_owned().await;
             let made = csr::new_key_and_request(&wanted)?;
-            Ok(Answer { chain: ca.issue(&wanted, made.pem).await?, secret: made.secret })
+            Ok(Answer {
+                chain: ca.issue(&wanted, made.pem).await?,
+                secret: made.secret,
+            })
         });
         self.asking.insert(task.id(), id);
     }

@@ -75,10 +75,15 @@ const VERSION: u32 = 1;
 impl Journal {
     /// Opens the directory, making it if it is missing, if it lies on tmpfs.
     pub(crate) fn open(dir: Option<&Path>) -> (Option<Self>, Keeping) {
-        let Some(dir) = dir else { return (None, Keeping::Off) };
+        let Some(dir) = dir else {
+            return (None, Keeping::Off);
+        };
         match prepare(dir) {
             Ok(true) => {
-                let journal = Self { dir: dir.to_owned(), left: Arc::default() };
+                let journal = Self {
+                    dir: dir.to_owned(),
+                    left: Arc::default(),
+                };
                 (Some(journal), Keeping::Tmpfs(dir.to_owned()))
             }
             Ok(false) => (None, Keeping::NotTmpfs(dir.to_owned())),
@@ -96,12 +101,21 @@ impl Journal {
         if self.left.load(Ordering::Relaxed) {
             return Ok(());
         }
-        let since = certificate.issue.at.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+        let since = certificate
+            .issue
+            .at
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or(Duration::ZERO);
         let entry = Entry {
             version: VERSION,
             id: certificate.id.clone(),
             issued_at_ms: u64::try_from(since.as_millis()).unwrap_or(0),
-            chain: certificate.chain.cert.iter().map(|der| STANDARD.encode(der)).collect(),
+            chain: certificate
+                .chain
+                .cert
+                .iter()
+                .map(|der| STANDARD.encode(der))
+                .collect(),
             key: STANDARD.encode(certificate.secret.expose()),
         };
         // Room for all of it at once: growing would leave copies of the key behind.
@@ -113,7 +127,11 @@ impl Journal {
         let path = self.path(&certificate.id);
         let fresh = path.with_extension("new");
         remove(&fresh)?;
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&fresh)?;
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&fresh)?;
         file.write_all(&text)?;
         fs::rename(&fresh, &path)
     }
@@ -171,7 +189,10 @@ impl Journal {
 
 impl Entry {
     fn kept(&self) -> Option<Kept> {
-        let chain = self.chain.iter().map(|der| STANDARD.decode(der).ok().map(CertificateDer::from));
+        let chain = self
+            .chain
+            .iter()
+            .map(|der| STANDARD.decode(der).ok().map(CertificateDer::from));
         Some(Kept {
             chain: chain.collect::<Option<_>>()?,
             secret: Secret::new(STANDARD.decode(&self.key).ok()?),

@@ -16,8 +16,8 @@ use rustls::server::NoServerSessionStorage;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::time_provider::TimeProvider;
 use rustls::{
-    AlertDescription, CertificateError, ClientConfig, CommonState, HandshakeKind, NamedGroup, ProtocolVersion,
-    ServerConfig,
+    AlertDescription, CertificateError, ClientConfig, CommonState, HandshakeKind, NamedGroup,
+    ProtocolVersion, ServerConfig,
 };
 use rustls_pki_types::UnixTime;
 
@@ -93,14 +93,21 @@ pub fn peer_of(tls: &CommonState) -> Result<Peer, HandshakeError> {
     if tls.alpn_protocol() != Some(ALPN) {
         return Err(HandshakeError::Alpn);
     }
-    let full = matches!(tls.handshake_kind(), Some(HandshakeKind::Full | HandshakeKind::FullWithHelloRetryRequest));
+    let full = matches!(
+        tls.handshake_kind(),
+        Some(HandshakeKind::Full | HandshakeKind::FullWithHelloRetryRequest)
+    );
     if tls.protocol_version() != Some(ProtocolVersion::TLSv1_3) || !full {
         return Err(HandshakeError::NotFull);
     }
     let chain = tls.peer_certificates().unwrap_or_default();
     let leaf = Leaf::read(chain.first().ok_or(HandshakeError::NoCertificate)?)?;
-    let suite = tls.negotiated_cipher_suite().and_then(|suite| suite.suite().as_str());
-    let group = tls.negotiated_key_exchange_group().map(|group| group_name(group.name()));
+    let suite = tls
+        .negotiated_cipher_suite()
+        .and_then(|suite| suite.suite().as_str());
+    let group = tls
+        .negotiated_key_exchange_group()
+        .map(|group| group_name(group.name()));
     Ok(Peer {
         id: leaf.id,
         serial: leaf.serial,
@@ -113,7 +120,10 @@ pub fn peer_of(tls: &CommonState) -> Result<Peer, HandshakeError> {
     })
 }
 
-#[expect(clippy::wildcard_enum_match_arm, reason = "rustls' enum; the provider offers only the named three")]
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "rustls' enum; the provider offers only the named three"
+)]
 fn group_name(group: NamedGroup) -> &'static str {
     match group {
         NamedGroup::X25519MLKEM768 => "X25519MLKEM768",
@@ -128,7 +138,9 @@ fn group_name(group: NamedGroup) -> &'static str {
 /// An alert from the peer is told from this side's view: it refused *our* certificate, so what to look at is here.
 /// TLS 1.3 lets a server refuse a client after the client has finished: its alert then comes with the first read.
 pub fn reason_of(error: &io::Error) -> Reason {
-    let Some(inner) = error.get_ref() else { return of_kind(error.kind()) };
+    let Some(inner) = error.get_ref() else {
+        return of_kind(error.kind());
+    };
     if let Some(error) = inner.downcast_ref::<rustls::Error>() {
         of_tls(error)
     } else if let Some(error) = inner.downcast_ref::<HandshakeError>() {
@@ -140,7 +152,10 @@ pub fn reason_of(error: &io::Error) -> Reason {
     }
 }
 
-#[expect(clippy::wildcard_enum_match_arm, reason = "std's enum; what is no known way to lose a connection is protocol")]
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "std's enum; what is no known way to lose a connection is protocol"
+)]
 fn of_kind(kind: io::ErrorKind) -> Reason {
     match kind {
         io::ErrorKind::TimedOut => Reason::HandshakeTimeout,
@@ -158,7 +173,10 @@ fn of_kind(kind: io::ErrorKind) -> Reason {
     }
 }
 
-#[expect(clippy::wildcard_enum_match_arm, reason = "rustls' enum; all that is not about certificates is protocol")]
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "rustls' enum; all that is not about certificates is protocol"
+)]
 fn of_tls(error: &rustls::Error) -> Reason {
     match error {
         rustls::Error::InvalidCertificate(error) => of_certificate(error),
@@ -169,7 +187,10 @@ fn of_tls(error: &rustls::Error) -> Reason {
     }
 }
 
-#[expect(clippy::wildcard_enum_match_arm, reason = "rustls' enum; every other defect of a certificate is distrust")]
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "rustls' enum; every other defect of a certificate is distrust"
+)]
 fn of_certificate(error: &CertificateError) -> Reason {
     match error {
         CertificateError::Expired
@@ -180,14 +201,18 @@ fn of_certificate(error: &CertificateError) -> Reason {
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
             Reason::PeerIdentity
         }
-        CertificateError::Other(other) => {
-            other.0.downcast_ref::<VerifyError>().map_or(Reason::PeerUntrusted, VerifyError::reason)
-        }
+        CertificateError::Other(other) => other
+            .0
+            .downcast_ref::<VerifyError>()
+            .map_or(Reason::PeerUntrusted, VerifyError::reason),
         _ => Reason::PeerUntrusted,
     }
 }
 
-#[expect(clippy::wildcard_enum_match_arm, reason = "rustls' enum; every other alert says that TLS itself failed")]
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "rustls' enum; every other alert says that TLS itself failed"
+)]
 fn of_alert(alert: AlertDescription) -> Reason {
     match alert {
         AlertDescription::NoApplicationProtocol => Reason::Alpn,
@@ -226,18 +251,26 @@ impl TimeProvider for WallClock {
 
 /// `None` before 1970.
 pub(crate) fn unix_time(wall: SystemTime) -> Option<UnixTime> {
-    wall.duration_since(UNIX_EPOCH).ok().map(UnixTime::since_unix_epoch)
+    wall.duration_since(UNIX_EPOCH)
+        .ok()
+        .map(UnixTime::since_unix_epoch)
 }
 
 impl Tls {
     pub(crate) fn new(clock: Clock) -> Self {
         let provider = CryptoProvider {
             // The 128-bit suite first: both are AES-GCM in hardware, the shorter key has fewer rounds.
-            cipher_suites: vec![cipher_suite::TLS13_AES_128_GCM_SHA256, cipher_suite::TLS13_AES_256_GCM_SHA384],
+            cipher_suites: vec![
+                cipher_suite::TLS13_AES_128_GCM_SHA256,
+                cipher_suite::TLS13_AES_256_GCM_SHA384,
+            ],
             kx_groups: vec![kx_group::X25519MLKEM768, kx_group::X25519, kx_group::SECP256R1],
             ..rustls::crypto::aws_lc_rs::default_provider()
         };
-        Self { provider: Arc::new(provider), clock: Arc::new(WallClock(clock)) }
+        Self {
+            provider: Arc::new(provider),
+            clock: Arc::new(WallClock(clock)),
+        }
     }
 
     pub(crate) fn algorithms(&self) -> WebPkiSupportedAlgorithms {
@@ -262,7 +295,12 @@ impl Tls {
     }
 
     /// The outbound side towards one expected peer.
-    pub(crate) fn client(&self, key: Arc<CertifiedKey>, trust: Arc<Trust>, expected: SpiffeId) -> ClientConfig {
+    pub(crate) fn client(
+        &self,
+        key: Arc<CertifiedKey>,
+        trust: Arc<Trust>,
+        expected: SpiffeId,
+    ) -> ClientConfig {
         let mut config = ClientConfig::builder_with_details(self.provider.clone(), self.clock.clone())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .expect("the provider has suites and groups of TLS 1.3")

@@ -122,14 +122,19 @@ impl VerifyError {
 impl From<VerifyError> for rustls::Error {
     fn from(error: VerifyError) -> Self {
         let certificate = match error {
-            VerifyError::Expired { time, not_after, .. } => CertificateError::ExpiredContext { time, not_after },
+            VerifyError::Expired { time, not_after, .. } => {
+                CertificateError::ExpiredContext { time, not_after }
+            }
             VerifyError::NotYetValid { time, not_before, .. } => {
                 CertificateError::NotValidYetContext { time, not_before }
             }
             VerifyError::TrustDomainRevoked(_)
             | VerifyError::SerialRevoked { .. }
             | VerifyError::IdentityRevoked(_) => CertificateError::Revoked,
-            VerifyError::Untrusted { source: webpki::Error::UnknownIssuer, .. } => CertificateError::UnknownIssuer,
+            VerifyError::Untrusted {
+                source: webpki::Error::UnknownIssuer,
+                ..
+            } => CertificateError::UnknownIssuer,
             VerifyError::Encoding => CertificateError::BadEncoding,
             VerifyError::Identity(_)
             | VerifyError::SanNotCritical
@@ -161,7 +166,9 @@ impl Leaf {
         if !rest.is_empty() {
             return Err(VerifyError::Encoding);
         }
-        let constraints = certificate.basic_constraints().map_err(|_| VerifyError::Encoding)?;
+        let constraints = certificate
+            .basic_constraints()
+            .map_err(|_| VerifyError::Encoding)?;
         if constraints.is_some_and(|extension| extension.value.ca) {
             return Err(VerifyError::Ca);
         }
@@ -169,14 +176,21 @@ impl Leaf {
         if usage.is_some_and(|extension| extension.value.key_cert_sign() || extension.value.crl_sign()) {
             return Err(VerifyError::SigningKeyUsage);
         }
-        let names = certificate.subject_alternative_name().map_err(|_| VerifyError::Encoding)?;
+        let names = certificate
+            .subject_alternative_name()
+            .map_err(|_| VerifyError::Encoding)?;
         let names = names.ok_or(VerifyError::Identity(SpiffeIdError::NoUriSan))?;
         let empty_subject = certificate.subject().iter().next().is_none();
         if empty_subject && !names.critical {
             return Err(VerifyError::SanNotCritical);
         }
         // A name that cannot be read may be a second URI: it is refused, not skipped.
-        if names.value.general_names.iter().any(|name| matches!(name, GeneralName::Invalid(..))) {
+        if names
+            .value
+            .general_names
+            .iter()
+            .any(|name| matches!(name, GeneralName::Invalid(..)))
+        {
             return Err(VerifyError::Encoding);
         }
         let uris = names.value.general_names.iter().filter_map(uri);
@@ -192,13 +206,20 @@ impl Leaf {
 }
 
 fn uri<'a>(name: &GeneralName<'a>) -> Option<&'a str> {
-    if let GeneralName::URI(uri) = name { Some(uri) } else { None }
+    if let GeneralName::URI(uri) = name {
+        Some(uri)
+    } else {
+        None
+    }
 }
 
 /// A serial as the kill list writes it: lower-case hex without leading zero octets.
 pub(crate) fn serial_hex(octets: &[u8]) -> Arc<str> {
     use std::fmt::Write;
-    let significant = octets.iter().position(|octet| *octet != 0).unwrap_or(octets.len());
+    let significant = octets
+        .iter()
+        .position(|octet| *octet != 0)
+        .unwrap_or(octets.len());
     let mut hex = String::with_capacity(2 * octets.len());
     for octet in &octets[significant..] {
         write!(hex, "{octet:02x}").expect("writing to a String cannot fail");
@@ -208,7 +229,9 @@ pub(crate) fn serial_hex(octets: &[u8]) -> Arc<str> {
 
 fn system_time(unix_secs: i64) -> SystemTime {
     match u64::try_from(unix_secs) {
-        Ok(secs) => UNIX_EPOCH.checked_add(Duration::from_secs(secs)).unwrap_or(UNIX_EPOCH),
+        Ok(secs) => UNIX_EPOCH
+            .checked_add(Duration::from_secs(secs))
+            .unwrap_or(UNIX_EPOCH),
         Err(_) => UNIX_EPOCH,
     }
 }
@@ -241,12 +264,18 @@ impl Trust {
             .map(|(domain, roots)| {
                 let anchors = roots.iter().filter_map(|der| {
                     let der = CertificateDer::from(&der[..]);
-                    webpki::anchor_from_trusted_cert(&der).ok().map(|anchor| anchor.to_owned())
+                    webpki::anchor_from_trusted_cert(&der)
+                        .ok()
+                        .map(|anchor| anchor.to_owned())
                 });
                 (domain.as_str().into(), anchors.collect())
             })
             .collect();
-        Self { bundle, anchors, algorithms }
+        Self {
+            bundle,
+            anchors,
+            algorithms,
+        }
     }
 
     pub(crate) fn bundle(&self) -> &Arc<TrustBundle> {
@@ -270,12 +299,22 @@ impl Trust {
             Purpose::Client => KeyUsage::client_auth(),
         };
         let path = certificate
-            .verify_for_usage(self.algorithms.all, anchors, intermediates, time, usage, None, None)
+            .verify_for_usage(
+                self.algorithms.all,
+                anchors,
+                intermediates,
+                time,
+                usage,
+                None,
+                None,
+            )
             .map_err(|error| untrusted(id(), error))?;
         if self.bundle.revoked_identities.contains(&read.id) {
             return Err(VerifyError::IdentityRevoked(read.id));
         }
-        let above = path.intermediate_certificates().map(|certificate| serial_hex(certificate.serial()));
+        let above = path
+            .intermediate_certificates()
+            .map(|certificate| serial_hex(certificate.serial()));
         for serial in std::iter::once(read.serial.clone()).chain(above) {
             if self.bundle.revoked_serials.contains(&serial) {
                 return Err(VerifyError::SerialRevoked { id: id(), serial });
@@ -303,7 +342,10 @@ impl Trust {
     }
 }
 
-#[expect(clippy::wildcard_enum_match_arm, reason = "webpki's enum; only the dates have a reason of their own")]
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "webpki's enum; only the dates have a reason of their own"
+)]
 fn untrusted(id: SpiffeId, error: webpki::Error) -> VerifyError {
     match error {
         webpki::Error::CertExpired { time, not_after } => VerifyError::Expired { id, time, not_after },
@@ -335,7 +377,10 @@ impl ServerCertVerifier for ExpectPeer {
             .verify(end_entity, intermediates, Purpose::Server, now)
             .map_err(refuse)?;
         if proven.id != self.expected {
-            return Err(refuse(VerifyError::WrongPeer { expected: self.expected.clone(), actual: proven.id }));
+            return Err(refuse(VerifyError::WrongPeer {
+                expected: self.expected.clone(),
+                actual: proven.id,
+            }));
         }
         Ok(ServerCertVerified::assertion())
     }
@@ -382,7 +427,9 @@ impl ClientCertVerifier for AnyPeer {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
-        self.trust.verify(end_entity, intermediates, Purpose::Client, now).map_err(refuse)?;
+        self.trust
+            .verify(end_entity, intermediates, Purpose::Client, now)
+            .map_err(refuse)?;
         Ok(ClientCertVerified::assertion())
     }
 
@@ -415,6 +462,9 @@ fn tls13_only() -> rustls::Error {
 
 /// The debug line is the only place that names who was refused where rustls' own variant cannot.
 fn refuse(error: VerifyError) -> rustls::Error {
-    tracing::debug!(reason = error.reason().label(), "peer certificate refused: {error}");
+    tracing::debug!(
+        reason = error.reason().label(),
+        "peer certificate refused: {error}"
+    );
     error.into()
 }
