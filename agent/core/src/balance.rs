@@ -60,3 +60,97 @@ fn nearest(candidates: &[Candidate], usable: impl Fn(&Candidate) -> bool) -> Opt
         Some(_) | None => Some((tier, 1)),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::resolve::{PlaintextCause, Via};
+
+    fn candidates(tiers: &[u8]) -> Vec<Candidate> {
+        let numbered = (0_u16..).zip(tiers);
+        let candidate = |(port, tier): (u16, &u8)| Candidate {
+            addr: SocketAddr::from(([10, 0, 0, 1], port)),
+            workload: None,
+            via: Via::Plaintext(PlaintextCause::Outside),
+            tier: *tier,
+        };
+        numbered.map(candidate).collect()
+    }
+
+    fn at(candidate: &Candidate) -> usize {
+        usize::from(candidate.addr.port())
+    }
+
+    fn idle(_: &Candidate) -> Load {
+        Load::default()
+    }
+
+    fn busy(active: u32) -> Load {
+        Load {
+            active,
+            latency_us: 0,
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_pick_is_usable_and_of_the_lowest_tier_that_has_any(
+            all in prop::collection::vec((0_u8..3, any::<bool>(), 0_u32..4), 0..20),
+            seed: u64,
+        ) {
+            let tiers: Vec<_> = all.iter().map(|(tier, ..)| *tier).collect();
+            let picked = pick(
+                &candidates(&tiers),
+                |candidate| all[at(candidate)].1,
+                |candidate| busy(all[at(candidate)].2),
+                &mut Seed(seed),
+            );
+            let lowest = all.iter().filter(|(_, usable, _)| *usable).map(|(tier, ..)| *tier).min();
+            prop_assert_eq!(picked.map(|picked| all[picked].0), lowest);
+            prop_assert!(picked.is_none_or(|picked| all[picked].1));
+        }
+
+        #[test]
+        fn of_two_the_less_loaded_is_picked_always(left in 0_u32..5, right in 0_u32..5, fast: bool, seed: u64) {
+            let loads = [
+                Load { active: left, latency_us: u32::from(!fast) },
+                Load { active: right, latency_us: u32::from(fast) },
+            ];
+            let picked = pick(&candidates(&[0, 0]), |_| true, |candidate| loads[at(candidate)], &mut Seed(seed));
+            prop_assert_eq!(picked, Some(usize::from(loads[1] < loads[0])));
+        }
+    }
+
+    #[test]
+    fn equals_are_picked_evenly() {
+        for count in [1_usize, 2, 3, 7] {
+            // Those of another tier and those that are not usable are in between, and shift nobody's chance.
+            let tiers: Vec<u8> = (0..count).flat_map(|_| [0, 1, 0]).collect();
+            let all = candidates(&tiers);
+            let mut seed = Seed(1);
+            let mut picked = vec![0_u32; tiers.len()];
+            for _ in 0..count * 3000 {
+                let index = pick(&all, |candidate| at(candidate) % 3 != 2, idle, &mut seed).unwrap();
+                picked[index] += 1;
+            }
+            for (index, times) in picked.into_iter().enumerate() {
+                let fair = if index % 3 == 0 { 2700..3300 } else { 0..1 };
+                assert!(fair.contains(&times), "{count}: {index} was picked {times} times");
+            }
+        }
+    }
+
+    #[test]
+    fn the_busiest_of_many_is_never_picked() {
+        let all = candidates(&[0; 5]);
+        let mut seed = Seed(9);
+        for _ in 0..1000 {
+            let load = |candidate: &Candidate| busy(u32::from(at(candidate) == 3));
+            assert_ne!(pick(&all, |_| true, load, &mut seed), Some(3));
+        }
+    }
+}

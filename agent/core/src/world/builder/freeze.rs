@@ -174,9 +174,14 @@ impl WorldBuilder {
     /// Compiles the policies of the own node's pods. Whether a live connection to any of them must be decided again.
     fn update_locals(&self, world: &mut World, moved: &Moved, policies_changed: bool) -> bool {
         let here = Some(&self.last.settings.node);
+        let found = |uid: &PodUid| {
+            let winner = world.by_uid.get(uid).map(Claimants::winner);
+            winner.filter(|workload| workload.pod.node.as_ref() == here)
+        };
         let sides = moved.values().flat_map(|(old, new)| [old, new]).flatten();
-        let local = sides.filter(|workload| workload.pod.node.as_ref() == here);
-        let mut touched: BTreeSet<PodUid> = local.map(|workload| workload.pod.uid.clone()).collect();
+        let uids = sides.map(|workload| &workload.pod.uid);
+        let local = uids.filter(|uid| world.locals.contains_key(*uid) || found(uid).is_some());
+        let mut touched: BTreeSet<PodUid> = local.cloned().collect();
         if policies_changed {
             touched.extend(world.locals.keys().cloned());
         }
@@ -188,10 +193,7 @@ impl WorldBuilder {
         let mut redecide = false;
         for uid in touched {
             let old = locals.remove(&uid);
-            let winner = world.by_uid.get(&uid).map(Claimants::winner);
-            let Some(workload) = winner.filter(|workload| workload.pod.node.as_ref() == here) else {
-                continue;
-            };
+            let Some(workload) = found(&uid) else { continue };
             let same_pod = old.as_ref().filter(|old| {
                 let (old, new) = (&old.workload.pod, &workload.pod);
                 old.labels == new.labels && old.name == new.name

@@ -85,6 +85,12 @@ impl Strings {
         Ok(identity)
     }
 
+    /// How many strings are held.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.known.len()
+    }
+
     fn share_name(&mut self, name: &mut ObjectName) {
         self.share(&mut name.namespace);
         self.share(&mut name.name);
