@@ -1,0 +1,417 @@
+//! The life of every sandbox on this node, as a machine: from CNI ADD, a label or a restart to captured, and back.
+//!
+//! Takes what happened ([`Event`]), returns what must be done ([`Effect`]), in order. It knows keys only: the driver
+//! `agent::pods` keeps their namespaces, addresses and journal, asks World who is wanted, and executes. What one pod
+//! needs next is decided in one place, `pod::Pod::next`; the states are drawn there.
+//!
+//! What always holds, whatever comes in whatever order:
+//! - rules are asked for only while the pod's listeners are open, and listeners close only once the rules are out;
+//! - every ADD, CHECK and DEL is answered exactly once, an ADD at the latest at its deadline;
+//! - at most one operation on a pod is under way, but for those that may be abandoned ([`Op::may_be_abandoned`]);
+//! - per identity one `Need` stands while any pod holds it.
+
+mod event;
+mod pod;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use adit_proto::SpiffeId;
+
+use crate::net::{PodKey, PodUid, SandboxId};
+use crate::time::{Mono, Now};
+pub use event::{
+    Drift, Effect, Event, Failure, Lacking, Op, Refusal, Seen, State, Ticket, Token, Want, Wish,
+};
+use pod::{Annotation, Next, Pod, Readd, Stage};
+
+/// The most sandboxes that are kept at once. Kubernetes' limit is 110 pods a node by default and 1,000 are seen; a
+/// sandbox that is being released counts until it is.
+pub const PODS_MAX: usize = 4096;
+
+/// The machine's spans.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Limits {
+    /// From an ADD to its answer. Less than the 30 s that the plugin gives a reached agent.
+    pub add: Duration,
+    /// From a DEL to its answer, should closing take longer: the pod goes in any case.
+    pub del: Duration,
+    /// How long what is open may go on after un-enrolment.
+    pub drain: Duration,
+    /// Before the first repetition of what failed; doubled each time.
+    pub retry_first: Duration,
+    /// The longest time before a repetition.
+    pub retry_max: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            add: Duration::from_secs(25),
+            del: Duration::from_secs(2),
+            drain: Duration::from_secs(3600),
+            retry_first: Duration::from_secs(1),
+            retry_max: Duration::from_secs(60),
+        }
+    }
+}
+
+/// An identity that pods hold.
+#[derive(Debug)]
+struct Identity {
+    /// How many; never 0.
+    holders: usize,
+    /// There is a certificate.
+    ready: bool,
+}
+
+/// The machine.
+#[derive(Debug)]
+pub struct Pods {
+    limits: Limits,
+    pods: BTreeMap<PodKey, Pod>,
+    /// A DEL names no uid.
+    by_sandbox: BTreeMap<SandboxId, PodKey>,
+    identities: BTreeMap<SpiffeId, Identity>,
+    tickets: u64,
+}
+
+impl Pods {
+    /// No pods.
+    pub fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            pods: BTreeMap::new(),
+            by_sandbox: BTreeMap::new(),
+            identities: BTreeMap::new(),
+            tickets: 0,
+        }
+    }
+
+    /// Takes one event; returns what the caller must do now, in order.
+    pub fn handle(&mut self, now: Now, event: Event) -> Vec<Effect> {
+        let now = now.mono;
+        let mut out = Vec::new();
+        match event {
+            Event::CniAdd {
+                key,
+                token,
+                wish,
+                announced,
+            } => self.add(now, key, token, wish, announced, &mut out),
+            Event::CniDel { sandbox, token } => self.del(now, &sandbox, token, &mut out),
+            Event::CniCheck { sandbox, token } => out.push(Effect::Reply {
+                token,
+                answer: self.check(&sandbox),
+            }),
+            Event::Adopted {
+                key,
+                captured,
+                announced,
+            } => self.adopt(now, key, captured, announced, &mut out),
+            Event::Wanted { uid, want } => self.wish(now, &uid, &Wish::In(want), &mut out),
+            Event::Unwanted { uid } => self.wish(now, &uid, &Wish::Out, &mut out),
+            Event::Terminating { uid } => {
+                for key in self.sandboxes_of(&uid) {
+                    self.with(now, &key, &mut out, |pod, out| pod.terminate(out));
+                }
+            }
+            Event::IdentityReady(id) => self.identity_ready(now, &id, &mut out),
+            Event::Done { key, ticket, outcome } => {
+                let limits = self.limits;
+                self.with(now, &key, &mut out, |pod, out| {
+                    pod.done(now, &limits, &key, ticket, outcome, out)
+                });
+            }
+            Event::Drifted { key, drift } => self.with(now, &key, &mut out, |pod, _| pod.drifted(drift)),
+            Event::SandboxGone(key) => self.with(now, &key, &mut out, |pod, out| pod.delete(out)),
+        }
+        out
+    }
+
+    /// Does what has fallen due by `now`.
+    pub fn tick(&mut self, now: Now) -> Vec<Effect> {
+        let now = now.mono;
+        let mut out = Vec::new();
+        let due: Vec<PodKey> = self
+            .pods
+            .iter()
+            .filter(|(_, pod)| pod.deadline().is_some_and(|at| at <= now))
+            .map(|(key, _)| key.clone())
+            .collect();
+        for key in due {
+            let ready = self.is_ready(&key);
+            self.with(now, &key, &mut out, |pod, out| pod.tick(now, ready, out));
+        }
+        out
+    }
+
+    /// When to call [`Self::tick`] next; `None` while nothing is scheduled.
+    pub fn deadline(&self) -> Option<Mono> {
+        self.pods.values().filter_map(Pod::deadline).min()
+    }
+
+    /// Every sandbox, by key.
+    pub fn seen(&self) -> impl Iterator<Item = Seen<'_>> {
+        self.pods.iter().map(|(key, pod)| {
+            let ready = self.is_ready(key);
+            Seen {
+                key,
+                state: pod.state(ready),
+                enrolled: matches!(pod.wish(), Wish::In(_)),
+                lacking: pod.lacking(ready),
+            }
+        })
+    }
+
+    /// Whether this sandbox is kept.
+    pub fn knows(&self, key: &PodKey) -> bool {
+        self.pods.contains_key(key)
+    }
+
+    fn add(
+        &mut self,
+        now: Mono,
+        key: PodKey,
+        token: Token,
+        wish: Wish,
+        announced: bool,
+        out: &mut Vec<Effect>,
+    ) {
+        let deadline = now + self.limits.add;
+        if self.pods.contains_key(&key) {
+            self.with(now, &key, out, |pod, _| {
+                pod.add_again(token, deadline, wish, announced)
+            });
+            return;
+        }
+        if self.pods.len() >= PODS_MAX {
+            out.push(Effect::Reply {
+                token,
+                answer: Err(Refusal::TooMany),
+            });
+            return;
+        }
+        let mut pod = Pod::new(Stage::Added, wish, announced);
+        pod.wait(token, deadline);
+        out.push(Effect::JournalWrite {
+            key: key.clone(),
+            captured: None,
+        });
+        self.insert(now, key, pod, out);
+    }
+
+    fn adopt(
+        &mut self,
+        now: Mono,
+        key: PodKey,
+        captured: Option<Want>,
+        announced: bool,
+        out: &mut Vec<Effect>,
+    ) {
+        if self.pods.contains_key(&key) || self.pods.len() >= PODS_MAX {
+            return;
+        }
+        let pod = match captured {
+            Some(want) => Pod::new(Stage::Adopted, Wish::In(want), announced),
+            None => Pod::new(Stage::Added, Wish::Unknown, announced),
+        };
+        self.insert(now, key, pod, out);
+    }
+
+    /// Takes a new sandbox in. Earlier ones of the same pod have no say any more in what the pod object tells.
+    fn insert(&mut self, now: Mono, key: PodKey, mut pod: Pod, out: &mut Vec<Effect>) {
+        for earlier in self.sandboxes_of(&key.uid) {
+            self.with(now, &earlier, out, |earlier, _| {
+                if let Some(known) = earlier.supersede() {
+                    pod.inherit(known);
+                }
+            });
+        }
+        self.by_sandbox.insert(key.sandbox.clone(), key.clone());
+        self.pods.insert(key.clone(), pod);
+        self.with(now, &key, out, |_, _| {});
+    }
+
+    fn del(&mut self, now: Mono, sandbox: &SandboxId, token: Option<Token>, out: &mut Vec<Effect>) {
+        let Some(key) = self.by_sandbox.get(sandbox).cloned() else {
+            out.extend(token.map(|token| Effect::Reply {
+                token,
+                answer: Ok(()),
+            }));
+            return;
+        };
+        let deadline = now + self.limits.del;
+        self.with(now, &key, out, |pod, out| {
+            pod.delete(out);
+            if let Some(token) = token {
+                pod.wait_for_release(token, deadline);
+            }
+        });
+    }
+
+    /// A sandbox that is not known is none of ours: the specification wants CHECK to fail only for what is broken.
+    fn check(&self, sandbox: &SandboxId) -> Result<(), Refusal> {
+        let Some((key, pod)) = self
+            .by_sandbox
+            .get(sandbox)
+            .and_then(|key| self.pods.get_key_value(key))
+        else {
+            return Ok(());
+        };
+        match pod.lacking(self.is_ready(key)) {
+            Some(lacking) => Err(Refusal::NotCaptured(lacking)),
+            None => Ok(()),
+        }
+    }
+
+    fn wish(&mut self, now: Mono, uid: &PodUid, wish: &Wish, out: &mut Vec<Effect>) {
+        for key in self.sandboxes_of(uid) {
+            self.with(now, &key, out, |pod, out| pod.set_wish(&key, wish.clone(), out));
+        }
+    }
+
+    fn identity_ready(&mut self, now: Mono, id: &SpiffeId, out: &mut Vec<Effect>) {
+        // Forgotten meanwhile, or told twice.
+        let Some(identity) = self.identities.get_mut(id).filter(|identity| !identity.ready) else {
+            return;
+        };
+        identity.ready = true;
+        let holders: Vec<PodKey> = self
+            .pods
+            .iter()
+            .filter(|(_, pod)| pod.holds() == Some(id))
+            .map(|(key, _)| key.clone())
+            .collect();
+        for key in holders {
+            self.with(now, &key, out, |_, _| {});
+        }
+    }
+
+    fn sandboxes_of(&self, uid: &PodUid) -> Vec<PodKey> {
+        let first = PodKey {
+            uid: uid.clone(),
+            sandbox: SandboxId("".into()),
+        };
+        self.pods
+            .range(first..)
+            .map(|(key, _)| key)
+            .take_while(|key| key.uid == *uid)
+            .cloned()
+            .collect()
+    }
+
+    /// Whether there is a certificate for what this pod holds.
+    fn is_ready(&self, key: &PodKey) -> bool {
+        let held = self.pods.get(key).and_then(Pod::holds);
+        held.and_then(|id| self.identities.get(id))
+            .is_some_and(|identity| identity.ready)
+    }
+
+    /// Changes one pod, if it is known, then takes every step that has become possible, and answers who can be.
+    fn with(
+        &mut self,
+        now: Mono,
+        key: &PodKey,
+        out: &mut Vec<Effect>,
+        change: impl FnOnce(&mut Pod, &mut Vec<Effect>),
+    ) {
+        let Some(pod) = self.pods.get_mut(key) else { return };
+        change(pod, out);
+        loop {
+            let ready = self.is_ready(key);
+            let Some(pod) = self.pods.get_mut(key) else { return };
+            match pod.next(now, ready) {
+                Next::Wait => break,
+                Next::Acquire(want) => {
+                    pod.hold(want.identity.clone());
+                    self.need(want.identity.clone(), out);
+                    // Before anything is put into the namespace.
+                    out.push(Effect::JournalWrite {
+                        key: key.clone(),
+                        captured: Some(want),
+                    });
+                }
+                Next::Start(op) => {
+                    self.tickets += 1;
+                    let ticket = Ticket(self.tickets);
+                    pod.start(ticket, op.clone());
+                    out.push(Effect::Do {
+                        key: key.clone(),
+                        ticket,
+                        op,
+                    });
+                }
+                Next::Release => {
+                    let held = pod.released();
+                    self.forget(held, out);
+                    out.push(Effect::JournalWrite {
+                        key: key.clone(),
+                        captured: None,
+                    });
+                }
+                Next::Remove => self.remove(now, key, out),
+            }
+        }
+        let ready = self.is_ready(key);
+        if let Some(pod) = self.pods.get_mut(key) {
+            pod.answer_adds(ready, out);
+        }
+    }
+
+    /// Ends a sandbox; one that was added again meanwhile begins anew.
+    fn remove(&mut self, now: Mono, key: &PodKey, out: &mut Vec<Effect>) {
+        let Some(pod) = self.pods.remove(key) else { return };
+        let (held, again) = pod.removed(out);
+        self.forget(held, out);
+        out.push(Effect::JournalRemove(key.clone()));
+        let Some(Readd {
+            adds,
+            deadline,
+            wish,
+            announced,
+        }) = again
+        else {
+            self.by_sandbox.remove(&key.sandbox);
+            return;
+        };
+        // Should it be the same namespace still, the rules of the first time stand in it.
+        let mut pod = Pod::new(Stage::Adopted, wish, announced);
+        // What was seen of the annotation when the ADD came may be old by now.
+        pod.inherit(Annotation::Unsure);
+        for token in adds {
+            pod.wait(token, deadline);
+        }
+        out.push(Effect::JournalWrite {
+            key: key.clone(),
+            captured: None,
+        });
+        self.insert(now, key.clone(), pod, out);
+    }
+
+    fn need(&mut self, id: SpiffeId, out: &mut Vec<Effect>) {
+        let identity = self.identities.entry(id.clone()).or_insert(Identity {
+            holders: 0,
+            ready: false,
+        });
+        identity.holders += 1;
+        if identity.holders == 1 {
+            out.push(Effect::Need(id));
+        }
+    }
+
+    fn forget(&mut self, held: Option<SpiffeId>, out: &mut Vec<Effect>) {
+        let Some(id) = held else { return };
+        let Some(identity) = self.identities.get_mut(&id) else {
+            return;
+        };
+        identity.holders -= 1;
+        if identity.holders == 0 {
+            self.identities.remove(&id);
+            out.push(Effect::Forget(id));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,377 @@
+//! One sandbox: what stands of it, and the one step that it needs next.
+//!
+//! ```text
+//!            OpenSockets          Redirect             Announce
+//!    Added ───────────▶ Listening ────────▶ Redirected ◀──────▶ (annotation on: Live)
+//!      ▲                 │      ▲               ▲  │   Unannounce
+//!      │ RestoreSysctls  │Close │Unredirect     │  │ Unredirect(filter, nat)
+//!      │                 ▼      │(rest)         │  ▼
+//!      └────────────── Closed   Drained ◀─── Draining          a restart: Adopted ──OpenSockets──▶ Reopened ──Redirect──▶
+//! ```
+//! The way up may be taken from any stage, so a pod that is wanted again while it drains never closes. A sandbox that
+//! the runtime removes takes none of this: its listeners are closed, the rest goes with its namespace.
+
+mod happened;
+
+use std::sync::Arc;
+
+use adit_proto::SpiffeId;
+
+use super::{Effect, Lacking, Op, Refusal, State, Ticket, Token, Want, Wish};
+use crate::redirect::Part;
+use crate::time::Mono;
+use crate::workload::Skip;
+
+/// What stands in the sandbox's namespace.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Stage {
+    /// Nothing of ours.
+    Added,
+    /// After a restart: perhaps rules; no listeners.
+    Adopted,
+    /// The same, on its way out: perhaps the rules that live connections need; no listeners.
+    Leftover,
+    /// After a restart: listeners, and perhaps rules.
+    Reopened,
+    /// Listeners, no rules.
+    Listening,
+    /// Listeners and rules.
+    Redirected,
+    /// Listeners, and the rules that live connections need, until they have ended or this instant has come.
+    Draining(Mono),
+    /// The same; none is left, or their time is up.
+    Drained,
+    /// Nothing but changed sysctls.
+    Closed,
+}
+
+/// What the pod object says of its capture, as far as is known.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Annotation {
+    /// Nothing.
+    Off,
+    /// It was there before this sandbox: good enough for an ADD while the API server is away.
+    Seen,
+    /// A write was begun and its end is not known.
+    Unsure,
+    /// Acknowledged.
+    On,
+}
+
+/// The step that a sandbox needs.
+#[derive(Debug)]
+pub(super) enum Next {
+    /// None, until something happens.
+    Wait,
+    /// Hold the identity.
+    Acquire(Want),
+    /// Start this operation.
+    Start(Op),
+    /// Nothing of ours is left in it: give the identity back.
+    Release,
+    /// The runtime removed it and nothing is left: end.
+    Remove,
+}
+
+/// An ADD of the same sandbox that came while it was being removed.
+#[derive(Debug)]
+pub(super) struct Readd {
+    pub(super) adds: Vec<Token>,
+    pub(super) deadline: Mono,
+    pub(super) wish: Wish,
+    pub(super) announced: bool,
+}
+
+/// A failed operation.
+#[derive(Debug)]
+struct Retry {
+    op: Op,
+    /// Not before this instant; `None` once it has come.
+    at: Option<Mono>,
+    /// In a row.
+    failures: u32,
+}
+
+/// One sandbox.
+#[derive(Debug)]
+pub(super) struct Pod {
+    stage: Stage,
+    wish: Wish,
+    annotation: Annotation,
+    /// The identity that it holds.
+    held: Option<SpiffeId>,
+    /// With what its rules were last applied.
+    applied: Option<Arc<Skip>>,
+    /// Its rules do not hold what they should, and could not be mended.
+    broken: bool,
+    /// An enrolment failed: all of it is undone before the next attempt.
+    failing: bool,
+    terminating: bool,
+    /// A later sandbox of the same pod came: the annotation is that one's, for good (the kubelet never goes back).
+    superseded: bool,
+    /// The runtime removed it.
+    deleted: bool,
+    busy: Option<(Ticket, Op)>,
+    /// What failed last, until it succeeds.
+    retry: Option<Retry>,
+    /// No first ADD waits: an application may be running in it.
+    started: bool,
+    adds: Vec<Token>,
+    add_deadline: Option<Mono>,
+    dels: Vec<Token>,
+    del_deadline: Option<Mono>,
+    again: Option<Readd>,
+}
+
+impl Pod {
+    pub(super) fn new(stage: Stage, wish: Wish, announced: bool) -> Self {
+        Self {
+            stage,
+            wish,
+            annotation: if announced {
+                Annotation::Seen
+            } else {
+                Annotation::Off
+            },
+            held: None,
+            applied: None,
+            broken: false,
+            failing: false,
+            terminating: false,
+            superseded: false,
+            deleted: false,
+            busy: None,
+            retry: None,
+            started: true,
+            adds: Vec::new(),
+            add_deadline: None,
+            dels: Vec::new(),
+            del_deadline: None,
+            again: None,
+        }
+    }
+
+    // What to do next. Pure; what happened is recorded in `happened`.
+
+    /// The one step that is possible and needed at `now`; `ready`: there is a certificate for what it holds.
+    pub(super) fn next(&self, now: Mono, ready: bool) -> Next {
+        let next = match self.direction() {
+            Direction::Gone => self.remove(),
+            Direction::Up(want) => self.up(want, ready),
+            Direction::Down => self.down(),
+            Direction::Stay => Next::Wait,
+        };
+        let Next::Start(op) = next else {
+            // Holding and giving back wait for what is under way; an end does not wait for what may be abandoned.
+            let free = self.busy.as_ref().is_none_or(|(_, busy)| busy.may_be_abandoned());
+            return if free { next } else { Next::Wait };
+        };
+        let underway = self
+            .busy
+            .as_ref()
+            .is_some_and(|(_, busy)| !busy.may_be_abandoned() || busy.same_kind(&op));
+        let too_early = self
+            .retry
+            .as_ref()
+            .is_some_and(|retry| retry.op.same_kind(&op) && retry.at.is_some_and(|at| now < at));
+        if underway || too_early {
+            Next::Wait
+        } else {
+            Next::Start(op)
+        }
+    }
+
+    fn direction(&self) -> Direction<'_> {
+        if self.deleted {
+            return Direction::Gone;
+        }
+        if self.failing {
+            return Direction::Down;
+        }
+        match &self.wish {
+            // A service account does not change, but a configured trust domain may over a restart: out and in again.
+            Wish::In(want) if self.held.as_ref().is_some_and(|held| *held != want.identity) => {
+                Direction::Down
+            }
+            // What dies anyway is not enrolled any more; what is enrolled is served until its sandbox goes.
+            Wish::In(_) if self.terminating && self.held.is_none() => Direction::Stay,
+            Wish::In(want) => Direction::Up(want),
+            Wish::Out => Direction::Down,
+            Wish::Unknown => Direction::Stay,
+        }
+    }
+
+    fn remove(&self) -> Next {
+        match self.stage {
+            Stage::Added | Stage::Adopted | Stage::Leftover | Stage::Closed => Next::Remove,
+            Stage::Reopened | Stage::Listening | Stage::Redirected | Stage::Draining(_) | Stage::Drained => {
+                Next::Start(Op::Close)
+            }
+        }
+    }
+
+    fn up(&self, want: &Want, ready: bool) -> Next {
+        if self.held.is_none() {
+            return Next::Acquire(want.clone());
+        }
+        match self.stage {
+            // Listeners before rules: with the order reversed, a pod's first SYN would be redirected to a closed port.
+            Stage::Added | Stage::Adopted | Stage::Leftover | Stage::Closed => {
+                Next::Start(Op::OpenSockets(want.identity.clone()))
+            }
+            // Without a certificate every captured connection would fail.
+            Stage::Listening if !ready => Next::Wait,
+            // After a restart the rules stand already; waiting for a certificate would only leave them unverified.
+            Stage::Listening | Stage::Reopened | Stage::Draining(_) | Stage::Drained => {
+                Next::Start(Op::Redirect(want.clone()))
+            }
+            Stage::Redirected => self.up_from_redirected(want, ready),
+        }
+    }
+
+    fn up_from_redirected(&self, want: &Want, ready: bool) -> Next {
+        if self.broken && self.may_be_announced() {
+            return Next::Start(Op::Unannounce);
+        }
+        if self.broken || self.applied.as_ref() != Some(&want.skip) {
+            return Next::Start(Op::Redirect(want.clone()));
+        }
+        if ready && !self.superseded && self.annotation != Annotation::On {
+            return Next::Start(Op::Announce);
+        }
+        Next::Wait
+    }
+
+    fn down(&self) -> Next {
+        // The annotation first: peers stop coming by HBONE before anything is taken away.
+        if self.may_be_announced() {
+            return Next::Start(Op::Unannounce);
+        }
+        match self.stage {
+            Stage::Added if self.held.is_some() || self.failing => Next::Release,
+            Stage::Added => Next::Wait,
+            Stage::Adopted | Stage::Reopened | Stage::Redirected => {
+                Next::Start(Op::Unredirect(Part::FilterAndNat))
+            }
+            Stage::Draining(until) => Next::Start(Op::Drain(until)),
+            // Without listeners, none of the connections is ours any more.
+            Stage::Drained | Stage::Leftover => Next::Start(Op::Unredirect(Part::Rest)),
+            Stage::Listening => Next::Start(Op::Close),
+            Stage::Closed => Next::Start(Op::RestoreSysctls),
+        }
+    }
+
+    fn may_be_announced(&self) -> bool {
+        self.annotation != Annotation::Off && !self.superseded
+    }
+
+    // Answers.
+
+    /// Answers the ADDs that wait, once what they wait for is so.
+    pub(super) fn answer_adds(&mut self, ready: bool, out: &mut Vec<Effect>) {
+        if self.adds.is_empty() || self.deleted {
+            return;
+        }
+        let settled = match &self.wish {
+            Wish::Unknown => false,
+            Wish::In(_) | Wish::Out => self.lacking(ready).is_none(),
+        };
+        if settled {
+            self.started = true;
+            self.add_deadline = None;
+            out.extend(self.adds.drain(..).map(|token| Effect::Reply {
+                token,
+                answer: Ok(()),
+            }));
+        }
+    }
+
+    fn refuse_adds(&mut self, refusal: &Refusal, out: &mut Vec<Effect>) {
+        self.add_deadline = None;
+        out.extend(self.adds.drain(..).map(|token| refused(token, refusal)));
+    }
+
+    fn answer_dels(&mut self, out: &mut Vec<Effect>) {
+        self.del_deadline = None;
+        out.extend(self.dels.drain(..).map(|token| Effect::Reply {
+            token,
+            answer: Ok(()),
+        }));
+    }
+
+    // What can be seen.
+
+    /// The next instant at which time alone changes something.
+    pub(super) fn deadline(&self) -> Option<Mono> {
+        let retry = self.retry.as_ref().and_then(|retry| retry.at);
+        [retry, self.add_deadline, self.del_deadline]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    pub(super) fn wish(&self) -> &Wish {
+        &self.wish
+    }
+
+    pub(super) fn holds(&self) -> Option<&SpiffeId> {
+        self.held.as_ref()
+    }
+
+    /// What it lacks first to be as the labels want it; `None` if it is.
+    pub(super) fn lacking(&self, ready: bool) -> Option<Lacking> {
+        let want = match &self.wish {
+            // Of a running pod it says nothing that the labels do not.
+            Wish::Unknown if self.adds.is_empty() => return None,
+            Wish::Unknown => return Some(Lacking::Enrolment),
+            Wish::Out if self.stage == Stage::Added && self.held.is_none() => return None,
+            Wish::Out => return Some(Lacking::Release),
+            Wish::In(want) => want,
+        };
+        if self.failing || self.held.as_ref().is_some_and(|held| *held != want.identity) {
+            return Some(Lacking::Release);
+        }
+        match self.stage {
+            Stage::Added | Stage::Adopted | Stage::Leftover | Stage::Closed => Some(Lacking::Listeners),
+            Stage::Listening if !ready => Some(Lacking::Certificate(want.identity.clone())),
+            Stage::Reopened | Stage::Listening | Stage::Draining(_) | Stage::Drained => Some(Lacking::Rules),
+            Stage::Redirected if self.broken => Some(Lacking::Rules),
+            Stage::Redirected if !ready => Some(Lacking::Certificate(want.identity.clone())),
+            Stage::Redirected => match self.annotation {
+                Annotation::Seen | Annotation::On => None,
+                Annotation::Off | Annotation::Unsure => Some(Lacking::Annotation),
+            },
+        }
+    }
+
+    pub(super) fn state(&self, ready: bool) -> State {
+        if self.deleted {
+            return State::Gone;
+        }
+        let down = matches!(self.direction(), Direction::Down);
+        match self.stage {
+            Stage::Added => State::Added,
+            _ if down => State::Draining,
+            Stage::Closed => State::Added,
+            Stage::Adopted | Stage::Leftover | Stage::Reopened => State::Adopted,
+            Stage::Listening => State::Listening,
+            Stage::Redirected if self.lacking(ready).is_none() => State::Live,
+            Stage::Redirected | Stage::Draining(_) | Stage::Drained => State::Redirected,
+        }
+    }
+}
+
+/// Where a sandbox is to go.
+enum Direction<'p> {
+    Up(&'p Want),
+    Down,
+    Stay,
+    Gone,
+}
+
+fn refused(token: Token, refusal: &Refusal) -> Effect {
+    Effect::Reply {
+        token,
+        answer: Err(refusal.clone()),
+    }
+}

@@ -1,0 +1,846 @@
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::UNIX_EPOCH;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::draw::Seed;
+use crate::redirect::Part;
+use crate::workload::Skip;
+
+fn id(account: &str) -> SpiffeId {
+    format!("spiffe://cluster.local/ns/shop/sa/{account}")
+        .parse()
+        .unwrap()
+}
+
+fn want(account: &str) -> Want {
+    Want {
+        identity: id(account),
+        skip: Arc::new(Skip::default()),
+    }
+}
+
+fn key(uid: &str, sandbox: &str) -> PodKey {
+    PodKey {
+        uid: PodUid(uid.into()),
+        sandbox: SandboxId(sandbox.into()),
+    }
+}
+
+fn web() -> PodKey {
+    key("web", "s1")
+}
+
+/// The machine with what its driver would hold: drives one story, event by event.
+struct Story {
+    pods: Pods,
+    now: Now,
+    underway: BTreeMap<PodKey, (Ticket, Op)>,
+}
+
+impl Story {
+    fn new() -> Self {
+        Self {
+            pods: Pods::new(Limits::default()),
+            now: Now::at_start(UNIX_EPOCH),
+            underway: BTreeMap::new(),
+        }
+    }
+
+    /// Gives an event; returns the effects in words.
+    fn on(&mut self, event: Event) -> Vec<String> {
+        let effects = self.pods.handle(self.now, event);
+        self.note(effects)
+    }
+
+    fn pass(&mut self, span: Duration) -> Vec<String> {
+        self.now = self.now.after(span);
+        let effects = self.pods.tick(self.now);
+        self.note(effects)
+    }
+
+    fn note(&mut self, effects: Vec<Effect>) -> Vec<String> {
+        for effect in &effects {
+            if let Effect::Do { key, ticket, op } = effect {
+                self.underway.insert(key.clone(), (*ticket, op.clone()));
+            }
+        }
+        effects.iter().map(words).collect()
+    }
+
+    fn add(&mut self, key: PodKey, token: u64, wish: Wish) -> Vec<String> {
+        self.on(Event::CniAdd {
+            key,
+            token: Token(token),
+            wish,
+            announced: false,
+        })
+    }
+
+    fn del(&mut self, sandbox: &str, token: u64) -> Vec<String> {
+        self.on(Event::CniDel {
+            sandbox: SandboxId(sandbox.into()),
+            token: Some(Token(token)),
+        })
+    }
+
+    /// The operation under way on this sandbox ends.
+    fn end(&mut self, key: &PodKey, outcome: Result<(), Failure>) -> Vec<String> {
+        let (ticket, _) = self.underway.remove(key).expect("an operation is under way");
+        self.on(Event::Done {
+            key: key.clone(),
+            ticket,
+            outcome,
+        })
+    }
+
+    fn ok(&mut self, key: &PodKey) -> Vec<String> {
+        self.end(key, Ok(()))
+    }
+
+    fn fails(&mut self, key: &PodKey) -> Vec<String> {
+        self.end(key, Err(Failure::Failed("no".into())))
+    }
+
+    /// Added, enrolled, captured; its ADD answered.
+    fn live(key: &PodKey) -> Self {
+        let mut story = Self::new();
+        story.add(key.clone(), 1, Wish::In(want("web")));
+        story.on(Event::IdentityReady(id("web")));
+        for _ in ["listeners", "rules", "annotation"] {
+            story.ok(key);
+        }
+        assert_eq!(story.state(key), State::Live);
+        story
+    }
+
+    fn state(&self, key: &PodKey) -> State {
+        self.pods
+            .seen()
+            .find(|seen| seen.key == key)
+            .expect("the sandbox is kept")
+            .state
+    }
+}
+
+fn words(effect: &Effect) -> String {
+    match effect {
+        Effect::Need(id) => format!("need {}", id.service_account().unwrap().1),
+        Effect::Forget(id) => format!("forget {}", id.service_account().unwrap().1),
+        Effect::Do { op, .. } => match op {
+            Op::OpenSockets(_) => "open".into(),
+            Op::Redirect(_) => "redirect".into(),
+            Op::Announce => "announce".into(),
+            Op::Unannounce => "unannounce".into(),
+            Op::Unredirect(Part::FilterAndNat) => "unredirect filter+nat".into(),
+            Op::Unredirect(Part::Rest) => "unredirect rest".into(),
+            Op::Drain(until) => format!("drain until {}", until.0.as_secs()),
+            Op::Close => "close".into(),
+            Op::RestoreSysctls => "restore".into(),
+        },
+        Effect::Serve(_) => "serve".into(),
+        Effect::Reply {
+            token,
+            answer: Ok(()),
+        } => format!("{} ok", token.0),
+        Effect::Reply {
+            token,
+            answer: Err(refusal),
+        } => format!("{} {refusal}", token.0),
+        Effect::JournalWrite {
+            captured: Some(_), ..
+        } => "write captured".into(),
+        Effect::JournalWrite { captured: None, .. } => "write".into(),
+        Effect::JournalRemove(_) => "remove".into(),
+    }
+}
+
+#[test]
+fn an_enrolled_pod_is_captured_step_by_step_before_its_add_is_answered() {
+    let mut story = Story::new();
+    assert_eq!(
+        story.add(web(), 1, Wish::In(want("web"))),
+        ["write", "need web", "write captured", "open"]
+    );
+    assert_eq!(story.ok(&web()), [""; 0], "no rules without a certificate");
+    assert_eq!(story.on(Event::IdentityReady(id("web"))), ["redirect"]);
+    assert_eq!(story.ok(&web()), ["serve", "announce"]);
+    assert_eq!(story.ok(&web()), ["1 ok"]);
+    assert_eq!(story.state(&web()), State::Live);
+    assert_eq!(story.pods.deadline(), None);
+}
+
+#[test]
+fn a_pod_that_is_not_enrolled_is_kept_and_let_go_at_once_and_a_later_label_captures_it() {
+    let mut story = Story::new();
+    assert_eq!(story.add(web(), 1, Wish::Out), ["write", "1 ok"]);
+    let wanted = Event::Wanted {
+        uid: PodUid("web".into()),
+        want: want("web"),
+    };
+    assert_eq!(story.on(wanted.clone()), ["need web", "write captured", "open"]);
+    assert_eq!(story.on(wanted), [""; 0], "told twice");
+}
+
+#[test]
+fn an_add_before_world_has_synced_waits_for_what_the_labels_say() {
+    let mut story = Story::new();
+    assert_eq!(story.add(web(), 1, Wish::Unknown), ["write"]);
+    assert_eq!(
+        story.on(Event::Unwanted {
+            uid: PodUid("web".into())
+        }),
+        ["1 ok"]
+    );
+    assert_eq!(story.add(key("cart", "s2"), 2, Wish::Unknown), ["write"]);
+    let answer = story.pass(Duration::from_secs(25));
+    assert_eq!(
+        answer,
+        ["2 not captured in time: it is not known yet whether the pod is enrolled"]
+    );
+}
+
+#[test]
+fn un_enrolment_takes_the_annotation_off_first_and_closes_last() {
+    let mut story = Story::live(&web());
+    assert_eq!(
+        story.on(Event::Unwanted {
+            uid: PodUid("web".into())
+        }),
+        ["unannounce"]
+    );
+    assert_eq!(story.ok(&web()), ["unredirect filter+nat"]);
+    assert_eq!(story.ok(&web()), ["drain until 3600"]);
+    assert_eq!(story.state(&web()), State::Draining);
+    assert_eq!(story.ok(&web()), ["unredirect rest"]);
+    assert_eq!(story.ok(&web()), ["close"]);
+    assert_eq!(story.ok(&web()), ["restore"]);
+    assert_eq!(story.ok(&web()), ["forget web", "write"]);
+    assert_eq!(story.state(&web()), State::Added);
+}
+
+#[test]
+fn a_pod_enrolled_again_while_it_drains_is_redirected_again_and_never_closed() {
+    let mut story = Story::live(&web());
+    story.on(Event::Unwanted {
+        uid: PodUid("web".into()),
+    });
+    story.ok(&web());
+    story.ok(&web());
+    let drain = story.underway.get(&web()).cloned().unwrap();
+    let again = story.on(Event::Wanted {
+        uid: PodUid("web".into()),
+        want: want("web"),
+    });
+    assert_eq!(again, ["write captured", "redirect"]);
+    let late = Event::Done {
+        key: web(),
+        ticket: drain.0,
+        outcome: Ok(()),
+    };
+    assert_eq!(story.on(late), [""; 0], "the abandoned drain counts no more");
+    assert_eq!(story.ok(&web()), ["serve", "announce"]);
+    assert_eq!(story.ok(&web()), [""; 0]);
+    assert_eq!(story.state(&web()), State::Live);
+}
+
+#[test]
+fn un_enrolment_during_enrolment_turns_around_and_answers_the_add_when_all_is_undone() {
+    let mut story = Story::new();
+    story.add(web(), 1, Wish::In(want("web")));
+    assert_eq!(
+        story.on(Event::Unwanted {
+            uid: PodUid("web".into())
+        }),
+        [""; 0]
+    );
+    assert_eq!(story.ok(&web()), ["close"]);
+    assert_eq!(story.ok(&web()), ["restore"]);
+    assert_eq!(story.ok(&web()), ["forget web", "write", "1 ok"]);
+}
+
+#[test]
+fn an_add_at_its_deadline_ends_with_what_was_lacking_and_is_undone() {
+    let mut story = Story::new();
+    story.add(web(), 1, Wish::In(want("web")));
+    story.ok(&web());
+    assert_eq!(
+        story.pass(Duration::from_secs(25)),
+        [
+            "1 not captured in time: no certificate for spiffe://cluster.local/ns/shop/sa/web",
+            "close"
+        ]
+    );
+    story.ok(&web());
+    assert_eq!(story.ok(&web())[..2], ["forget web", "write"]);
+}
+
+#[test]
+fn a_failed_step_refuses_the_add_and_undoes_all_that_may_stand() {
+    let mut story = Story::new();
+    story.add(web(), 1, Wish::In(want("web")));
+    story.on(Event::IdentityReady(id("web")));
+    story.ok(&web());
+    assert_eq!(story.fails(&web()), ["1 no", "unredirect filter+nat"]);
+    assert_eq!(story.ok(&web()), ["drain until 3600"]);
+    assert_eq!(story.ok(&web()), ["unredirect rest"]);
+}
+
+#[test]
+fn an_enrolment_that_fails_for_good_is_repeated_ever_more_rarely() {
+    let mut story = Story::new();
+    story.add(web(), 1, Wish::In(want("web")));
+    assert_eq!(story.fails(&web()), ["1 no", "close"]);
+    for seconds in [1, 2, 4, 8, 16, 32, 60, 60] {
+        story.ok(&web());
+        assert_eq!(
+            story.ok(&web()),
+            ["forget web", "write", "need web", "write captured"]
+        );
+        assert_eq!(
+            story.pass(Duration::from_secs(seconds) - Duration::from_millis(1)),
+            [""; 0]
+        );
+        assert_eq!(story.pass(Duration::from_millis(1)), ["open"]);
+        assert_eq!(story.fails(&web()), ["close"]);
+    }
+}
+
+#[test]
+fn an_add_whose_pod_terminates_is_answered_at_once_and_undone() {
+    let mut story = Story::new();
+    story.add(web(), 1, Wish::In(want("web")));
+    story.ok(&web());
+    let terminating = Event::Terminating {
+        uid: PodUid("web".into()),
+    };
+    assert_eq!(
+        story.on(terminating.clone()),
+        ["1 the pod is being deleted", "close"]
+    );
+    story.ok(&web());
+    assert_eq!(story.ok(&web()), ["forget web", "write"]);
+    assert_eq!(story.on(terminating), [""; 0]);
+}
+
+#[test]
+fn a_captured_pod_that_terminates_is_served_until_its_sandbox_goes() {
+    let mut story = Story::live(&web());
+    assert_eq!(
+        story.on(Event::Terminating {
+            uid: PodUid("web".into())
+        }),
+        [""; 0]
+    );
+    assert_eq!(story.state(&web()), State::Live);
+    assert_eq!(story.del("s1", 2), ["close"]);
+    assert_eq!(story.ok(&web()), ["2 ok", "forget web", "remove"]);
+}
+
+#[test]
+fn a_del_of_an_unknown_sandbox_and_a_second_del_succeed() {
+    let mut story = Story::new();
+    assert_eq!(story.del("never", 1), ["1 ok"]);
+    story.add(web(), 2, Wish::Out);
+    assert_eq!(story.del("s1", 3), ["3 ok", "remove"]);
+    assert_eq!(story.del("s1", 4), ["4 ok"]);
+}
+
+#[test]
+fn a_del_while_an_operation_runs_waits_for_it_but_not_beyond_its_time() {
+    let mut story = Story::new();
+    story.add(web(), 1, Wish::In(want("web")));
+    assert_eq!(story.del("s1", 2), ["1 the sandbox is being removed"]);
+    assert_eq!(story.pass(Duration::from_secs(2)), ["2 ok"]);
+    assert_eq!(story.ok(&web()), ["close"], "what was opened meanwhile is closed");
+    assert_eq!(story.ok(&web()), ["forget web", "remove"]);
+}
+
+#[test]
+fn a_del_abandons_an_announcement_that_hangs() {
+    let mut story = Story::new();
+    story.add(web(), 1, Wish::In(want("web")));
+    story.on(Event::IdentityReady(id("web")));
+    story.ok(&web());
+    assert_eq!(story.ok(&web()), ["serve", "announce"]);
+    assert_eq!(story.del("s1", 2), ["1 the sandbox is being removed", "close"]);
+    assert_eq!(story.ok(&web()), ["2 ok", "forget web", "remove"]);
+}
+
+#[test]
+fn a_repeated_add_gets_an_answer_of_its_own() {
+    let mut story = Story::live(&web());
+    assert_eq!(story.add(web(), 2, Wish::Unknown), ["2 ok"]);
+    assert_eq!(story.add(web(), 3, Wish::In(want("web"))), ["3 ok"]);
+}
+
+#[test]
+fn an_add_during_the_removal_of_its_own_sandbox_begins_anew() {
+    let mut story = Story::live(&web());
+    assert_eq!(story.del("s1", 2), ["close"]);
+    assert_eq!(story.add(web(), 3, Wish::In(want("web"))), [""; 0]);
+    assert_eq!(
+        story.ok(&web()),
+        [
+            "2 ok",
+            "forget web",
+            "remove",
+            "write",
+            "need web",
+            "write captured",
+            "open"
+        ]
+    );
+}
+
+#[test]
+fn a_sandbox_made_anew_under_the_same_uid_is_another_and_the_old_one_says_nothing_any_more() {
+    let (old, new) = (web(), key("web", "s2"));
+    let mut story = Story::live(&old);
+    assert_eq!(
+        story.add(new.clone(), 2, Wish::In(want("web"))),
+        ["write", "write captured", "open"]
+    );
+    story.ok(&new);
+    // The annotation stands already: the API server may be away, and the ADD is answered all the same.
+    assert_eq!(story.ok(&new), ["serve", "announce", "2 ok"]);
+    let unrepairable = Event::Drifted {
+        key: old.clone(),
+        drift: Drift::Unrepairable,
+    };
+    assert_eq!(
+        story.on(unrepairable),
+        ["redirect"],
+        "without taking the annotation off"
+    );
+    assert_eq!(story.del("s1", 3), [""; 0]);
+    assert_eq!(story.ok(&old), ["serve", "close"]);
+    assert_eq!(story.ok(&old), ["3 ok", "remove"], "the identity is still held");
+}
+
+#[test]
+fn an_annotation_seen_before_answers_the_add_while_the_api_server_is_away() {
+    let mut story = Story::new();
+    story.on(Event::CniAdd {
+        key: web(),
+        token: Token(1),
+        wish: Wish::In(want("web")),
+        announced: true,
+    });
+    story.on(Event::IdentityReady(id("web")));
+    story.ok(&web());
+    assert_eq!(story.ok(&web()), ["serve", "announce", "1 ok"]);
+}
+
+#[test]
+fn a_pod_that_cannot_be_repaired_loses_its_annotation_at_once_and_is_tried_again() {
+    let mut story = Story::live(&web());
+    let drifted = |drift| Event::Drifted { key: web(), drift };
+    assert_eq!(story.on(drifted(Drift::Repaired)), [""; 0]);
+    assert_eq!(story.on(drifted(Drift::Unrepairable)), ["unannounce"]);
+    assert_eq!(story.state(&web()), State::Redirected);
+    assert_eq!(story.ok(&web()), ["redirect"]);
+    assert_eq!(story.fails(&web()), [""; 0]);
+    assert_eq!(story.pass(Duration::from_secs(1)), ["redirect"]);
+    assert_eq!(story.ok(&web()), ["serve", "announce"]);
+    assert_eq!(story.ok(&web()), [""; 0]);
+    assert_eq!(story.state(&web()), State::Live);
+}
+
+#[test]
+fn what_was_captured_before_a_restart_is_listened_for_at_once_and_then_verified() {
+    let mut story = Story::new();
+    let adopted = Event::Adopted {
+        key: web(),
+        captured: Some(want("web")),
+        announced: true,
+    };
+    assert_eq!(story.on(adopted.clone()), ["need web", "write captured", "open"]);
+    assert_eq!(story.on(adopted), [""; 0], "told twice");
+    assert_eq!(story.state(&web()), State::Adopted);
+    // Without the CA: the rules stand already.
+    assert_eq!(story.ok(&web()), ["redirect"]);
+    assert_eq!(story.ok(&web()), ["serve"]);
+    assert_eq!(story.on(Event::IdentityReady(id("web"))), ["announce"]);
+    assert_eq!(story.state(&web()), State::Live);
+}
+
+#[test]
+fn rules_of_before_a_restart_stay_when_listeners_or_rules_cannot_be_had() {
+    let mut story = Story::new();
+    story.on(Event::Adopted {
+        key: web(),
+        captured: Some(want("web")),
+        announced: false,
+    });
+    assert_eq!(story.fails(&web()), [""; 0]);
+    assert_eq!(story.pass(Duration::from_secs(1)), ["open"]);
+    assert_eq!(story.ok(&web()), ["redirect"]);
+    assert_eq!(story.fails(&web()), [""; 0]);
+    assert_eq!(story.pass(Duration::from_secs(1)), ["redirect"]);
+}
+
+#[test]
+fn an_adopted_pod_that_is_wanted_no_more_is_released_in_order() {
+    let mut story = Story::new();
+    story.on(Event::Adopted {
+        key: web(),
+        captured: Some(want("web")),
+        announced: true,
+    });
+    story.on(Event::Unwanted {
+        uid: PodUid("web".into()),
+    });
+    let mut steps = Vec::new();
+    while story.underway.contains_key(&web()) {
+        steps.extend(story.ok(&web()));
+    }
+    let order = [
+        "unannounce",
+        "unredirect filter+nat",
+        "drain until 3600",
+        "unredirect rest",
+        "close",
+        "restore",
+        "forget web",
+        "write",
+    ];
+    assert_eq!(steps, order);
+}
+
+#[test]
+fn other_skips_are_written_down_and_applied_to_a_running_pod() {
+    let mut story = Story::live(&web());
+    let skip = Skip {
+        inbound_ports: vec![9000..=9000],
+        ..Skip::default()
+    };
+    let changed = Event::Wanted {
+        uid: PodUid("web".into()),
+        want: Want {
+            identity: id("web"),
+            skip: Arc::new(skip),
+        },
+    };
+    assert_eq!(story.on(changed), ["write captured", "redirect"]);
+    assert_eq!(story.ok(&web()), ["serve"]);
+}
+
+#[test]
+fn another_identity_is_taken_on_only_after_the_old_one_is_given_back() {
+    let mut story = Story::live(&web());
+    story.on(Event::Wanted {
+        uid: PodUid("web".into()),
+        want: want("new"),
+    });
+    let mut steps = Vec::new();
+    while story.underway.contains_key(&web()) {
+        steps.extend(story.ok(&web()));
+    }
+    let tail = [
+        "restore",
+        "forget web",
+        "write",
+        "need new",
+        "write captured",
+        "open",
+    ];
+    assert_eq!(steps[steps.len() - 6..], tail);
+}
+
+#[test]
+fn a_namespace_that_is_gone_without_a_del_releases_all() {
+    let mut story = Story::live(&web());
+    assert_eq!(story.on(Event::SandboxGone(web())), ["close"]);
+    assert_eq!(story.ok(&web()), ["forget web", "remove"]);
+    let mut story = Story::new();
+    story.add(web(), 1, Wish::In(want("web")));
+    assert_eq!(
+        story.end(&web(), Err(Failure::SandboxGone)),
+        ["1 the sandbox is being removed", "close"]
+    );
+}
+
+#[test]
+fn check_fails_only_for_a_pod_that_is_wanted_and_not_captured() {
+    let check = |story: &mut Story, sandbox: &str| {
+        story.on(Event::CniCheck {
+            sandbox: SandboxId(sandbox.into()),
+            token: Token(9),
+        })
+    };
+    let mut story = Story::live(&web());
+    assert_eq!(check(&mut story, "s1"), ["9 ok"]);
+    assert_eq!(check(&mut story, "never"), ["9 ok"]);
+    story.on(Event::Drifted {
+        key: web(),
+        drift: Drift::Unrepairable,
+    });
+    let answer = check(&mut story, "s1");
+    assert_eq!(
+        answer,
+        ["9 the pod is enrolled but not captured: its redirect rules are not in place"]
+    );
+}
+
+#[test]
+fn a_sandbox_beyond_the_bound_is_refused() {
+    let mut story = Story::new();
+    for n in 0..PODS_MAX {
+        story.add(key(&n.to_string(), &n.to_string()), 1, Wish::Out);
+    }
+    assert_eq!(
+        story.add(web(), 2, Wish::Out),
+        ["2 4096 sandboxes are kept already"]
+    );
+    assert_eq!(story.del("7", 3), ["3 ok", "remove"]);
+    assert_eq!(story.add(web(), 4, Wish::Out), ["write", "4 ok"]);
+}
+
+/// What really stands, as executors would have made it, and the laws that hold at every step of every history.
+#[derive(Default)]
+struct Node {
+    /// Per sandbox: what stands in its namespace.
+    stands: BTreeMap<PodKey, Stands>,
+    underway: BTreeMap<PodKey, (Ticket, Op)>,
+    needed: BTreeSet<SpiffeId>,
+    journal: BTreeMap<PodKey, bool>,
+    /// Sandboxes of which a later one of the same pod came.
+    superseded: BTreeSet<PodKey>,
+    /// What the pod objects say.
+    announced: BTreeSet<PodUid>,
+    asked: BTreeSet<Token>,
+    answered: BTreeSet<Token>,
+    late: Vec<(PodKey, Ticket)>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Stands {
+    listening: bool,
+    /// Filter and nat; mangle, raw and routes.
+    rules: (bool, bool),
+    sysctls: bool,
+}
+
+impl Node {
+    fn obey(&mut self, effect: Effect) {
+        match effect {
+            Effect::Need(id) => assert!(self.needed.insert(id), "needed twice"),
+            Effect::Forget(id) => assert!(self.needed.remove(&id), "forgotten without need"),
+            Effect::Do { key, ticket, op } => self.start(key, ticket, op),
+            Effect::Serve(key) => assert!(self.stands[&key].listening),
+            Effect::Reply { token, .. } => {
+                assert!(self.asked.contains(&token), "nobody asked");
+                assert!(self.answered.insert(token), "{token:?} was answered twice");
+            }
+            Effect::JournalWrite { key, captured } => {
+                if self.journal.insert(key.clone(), captured.is_some()).is_none() {
+                    let earlier = self
+                        .journal
+                        .keys()
+                        .filter(|other| other.uid == key.uid && **other != key);
+                    self.superseded.extend(earlier.cloned());
+                }
+            }
+            Effect::JournalRemove(key) => {
+                assert!(self.journal.remove(&key).is_some());
+                self.superseded.remove(&key);
+                if let Some((ticket, op)) = self.underway.remove(&key) {
+                    assert!(op.may_be_abandoned());
+                    self.late.push((key.clone(), ticket));
+                }
+                assert!(
+                    !self.stands.remove(&key).unwrap_or_default().listening,
+                    "removed while listening"
+                );
+            }
+        }
+    }
+
+    fn start(&mut self, key: PodKey, ticket: Ticket, op: Op) {
+        let stands = *self.stands.entry(key.clone()).or_default();
+        match &op {
+            Op::Redirect(_) => assert!(stands.listening, "redirected while not listening"),
+            Op::OpenSockets(_) => assert!(self.journal[&key], "opened before it was written down"),
+            // A removed sandbox closes with its rules in place: they go with its namespace.
+            Op::Announce => assert!(stands.listening && stands.rules == (true, true), "{stands:?}"),
+            Op::Unredirect(_) => assert!(
+                !self.announced.contains(&key.uid) || self.superseded.contains(&key),
+                "peers still come by HBONE"
+            ),
+            Op::Drain(_) => assert!(!stands.rules.0, "still captured"),
+            Op::Unannounce | Op::Close => {}
+            Op::RestoreSysctls => assert!(!stands.listening && stands.rules == (false, false)),
+        }
+        if let Some((abandoned, before)) = self.underway.insert(key.clone(), (ticket, op)) {
+            assert!(before.may_be_abandoned(), "{before:?} was under way");
+            self.late.push((key, abandoned));
+        }
+    }
+
+    /// Ends what is under way on `key`, well or not, and says how.
+    fn end(&mut self, key: &PodKey, chance: u64) -> Option<Event> {
+        let (ticket, op) = self.underway.remove(key)?;
+        let stands = self.stands.get_mut(key).expect("its start made the entry");
+        let well = !chance.is_multiple_of(4) || op == Op::Close;
+        let half = chance.is_multiple_of(8);
+        match op {
+            Op::OpenSockets(_) => stands.listening = well,
+            Op::Redirect(_) => {
+                stands.sysctls = true;
+                if well {
+                    stands.rules = (true, true);
+                } else if half {
+                    stands.rules.1 = true;
+                }
+            }
+            Op::Announce if well || half => _ = self.announced.insert(key.uid.clone()),
+            Op::Unannounce if well || half => _ = self.announced.remove(&key.uid),
+            Op::Announce | Op::Unannounce => {}
+            Op::Unredirect(Part::FilterAndNat) => stands.rules.0 &= !well,
+            Op::Unredirect(Part::Rest) => stands.rules.1 &= !well,
+            Op::Drain(_) => {}
+            Op::Close => stands.listening = false,
+            Op::RestoreSysctls => stands.sysctls = false,
+        }
+        let outcome = match (well, chance % 64) {
+            (true, _) => Ok(()),
+            (false, 0) => Err(Failure::SandboxGone),
+            (false, _) => Err(Failure::Failed("by chance".into())),
+        };
+        Some(Event::Done {
+            key: key.clone(),
+            ticket,
+            outcome,
+        })
+    }
+}
+
+/// Runs a history of `steps` events drawn from `seed`, then removes every sandbox and lets all end. Returns the
+/// states that were seen.
+fn history(seed: u64, steps: usize) -> BTreeSet<String> {
+    let mut seen = BTreeSet::new();
+    let mut draw = Seed(seed);
+    let mut pods = Pods::new(Limits::default());
+    let mut node = Node::default();
+    let mut now = Now::at_start(UNIX_EPOCH);
+    let mut token = 0;
+    let keys: Vec<PodKey> = ["a1", "a2", "b3", "c4"]
+        .map(|name| key(&name[..1], name))
+        .to_vec();
+    let run = |pods: &mut Pods, node: &mut Node, now: Now, event: Option<Event>| {
+        let effects = match event {
+            Some(event) => pods.handle(now, event),
+            None => pods.tick(now),
+        };
+        for effect in effects {
+            node.obey(effect);
+        }
+    };
+    for _ in 0..steps {
+        let chance = draw.draw();
+        let key = keys[usize::try_from(draw.below(4)).unwrap()].clone();
+        let uid = key.uid.clone();
+        let account = ["x", "y"][usize::try_from(draw.below(2)).unwrap()];
+        let mut ask = || {
+            token += 1;
+            node.asked.insert(Token(token));
+            Token(token)
+        };
+        let event = match draw.below(16) {
+            0 | 1 => Some(Event::CniAdd {
+                token: ask(),
+                announced: node.announced.contains(&key.uid),
+                key,
+                wish: match chance % 3 {
+                    0 => Wish::Unknown,
+                    1 => Wish::Out,
+                    _ => Wish::In(want(account)),
+                },
+            }),
+            2 => Some(Event::CniDel {
+                token: Some(ask()),
+                sandbox: key.sandbox,
+            }),
+            3 => Some(Event::CniCheck {
+                token: ask(),
+                sandbox: key.sandbox,
+            }),
+            4 | 5 => Some(Event::Wanted {
+                uid,
+                want: want(account),
+            }),
+            6 => Some(Event::Unwanted { uid }),
+            7 if chance.is_multiple_of(8) => Some(Event::Terminating { uid }),
+            8 => Some(Event::IdentityReady(id(account))),
+            9 => Some(Event::Drifted {
+                key,
+                drift: if chance.is_multiple_of(2) {
+                    Drift::Repaired
+                } else {
+                    Drift::Unrepairable
+                },
+            }),
+            10 => node.late.pop().map(|(key, ticket)| Event::Done {
+                key,
+                ticket,
+                outcome: Ok(()),
+            }),
+            11 => {
+                now = now.after(Duration::from_millis(draw.below(40_000)));
+                None
+            }
+            _ => node.end(&key, chance),
+        };
+        run(&mut pods, &mut node, now, event);
+        seen.extend(pods.seen().map(|seen| format!("{:?}", seen.state)));
+    }
+    for key in &keys {
+        token += 1;
+        node.asked.insert(Token(token));
+        let del = Event::CniDel {
+            sandbox: key.sandbox.clone(),
+            token: Some(Token(token)),
+        };
+        run(&mut pods, &mut node, now, Some(del));
+    }
+    for _ in 0..8 {
+        for key in &keys {
+            if let Some(event) = node.end(key, 1) {
+                run(&mut pods, &mut node, now, Some(event));
+            }
+        }
+    }
+    assert_eq!(pods.seen().count(), 0);
+    assert_eq!(pods.deadline(), None);
+    assert_eq!(node.asked, node.answered, "everyone who asked is answered");
+    assert!(node.needed.is_empty() && node.journal.is_empty() && node.underway.is_empty());
+    assert!(node.stands.values().all(|stands| !stands.listening));
+    seen
+}
+
+#[test]
+fn every_seeded_history_keeps_the_laws() {
+    let seen: BTreeSet<String> = (0..400).flat_map(|seed| history(seed, 300)).collect();
+    let states = [
+        "Added",
+        "Adopted",
+        "Draining",
+        "Gone",
+        "Listening",
+        "Live",
+        "Redirected",
+    ];
+    assert_eq!(Vec::from_iter(seen), states, "the histories go everywhere");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    #[test]
+    fn any_history_keeps_the_laws(seed: u64, steps in 0_usize..200) {
+        history(seed, steps);
+    }
+}
