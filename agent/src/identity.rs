@@ -4,7 +4,6 @@
 //! decided by [`adit_core::rotation`]; [`driver`] turns its effects into requests, published certificates and files
 //! on tmpfs. Nothing here decides who may connect.
 
-pub mod bundle;
 mod ca_client;
 mod cert;
 mod certs;
@@ -43,7 +42,8 @@ pub use journal::Keeping;
 pub use tls::{Peer, TlsFacts};
 pub use verify::VerifyError;
 
-/// Where the bundle comes from: the last good one. Its sender is the source of truth's (the ConfigMap or the file).
+/// Where the bundle comes from: the last one that was read (`adit_objects::trust`). Its sender is the source of truth's.
+/// Whether its roots and lists can be used is judged here; until one can, the last good one is used.
 pub type TrustInput = watch::Receiver<Arc<TrustBundle>>;
 
 /// How certificates are got.
@@ -213,7 +213,7 @@ pub fn start(config: Config, clock: Clock, trust: TrustInput) -> Result<(CertSou
     if let Keeping::NotTmpfs(path) = &keeping {
         tracing::warn!(?path, "not on tmpfs: keys are kept in memory only, a restart needs the CA");
     }
-    let (publish, certs) = certs::channel(tls.clone(), trust.borrow().clone());
+    let (publish, certs) = certs::channel(tls.clone(), Arc::new(first_trust(&tls, &trust)));
     let (driver, outlets) = driver::Driver::new(driver::Inlets {
         clock,
         tls,
@@ -235,4 +235,12 @@ pub fn start(config: Config, clock: Clock, trust: TrustInput) -> Result<(CertSou
         _driver: running,
     };
     Ok((certs, identity))
+}
+
+/// The bundle there is at the start; if it cannot be used nobody is trusted until a better one comes.
+fn first_trust(tls: &tls::Tls, trust: &TrustInput) -> verify::Trust {
+    verify::Trust::new(trust.borrow().clone(), tls.algorithms()).unwrap_or_else(|error| {
+        tracing::error!(error = driver::chain(&error), "trust bundle refused; nobody is trusted");
+        verify::Trust::nobody(tls.algorithms())
+    })
 }

@@ -13,3 +13,5 @@ pub mod units;
 pub mod view;
 
 pub mod identity;
+
+pub mod dataplane;

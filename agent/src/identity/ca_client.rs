@@ -35,6 +35,8 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 const ANSWER_LEN_MAX: usize = 64 * 1024;
 /// The longest token file. A projected token is about 1 KiB.
 const TOKEN_LEN_MAX: usize = 16 * 1024;
+/// The longest file of roots: a whole store of public roots is 250 KiB.
+const ROOT_FILE_LEN_MAX: usize = 1024 * 1024;
 /// How long a connection stays silent before the kernel asks whether the CA is still there.
 const TCP_KEEPALIVE: Duration = Duration::from_secs(30);
 /// The metadata member that names the wanted identity (Istio's agents and CAs).
@@ -268,7 +270,7 @@ async fn roots(ca: &Ca, bundle: &TrustBundle) -> Result<RootCertStore, ConnectEr
     let mut store = RootCertStore::empty();
     match &ca.root_file {
         Some(path) => {
-            let pem = read_limited(path, super::bundle::LEN_MAX)
+            let pem = read_limited(path, ROOT_FILE_LEN_MAX)
                 .await
                 .map_err(|source| ConnectError::RootFile {
                     path: path.clone(),

@@ -6,9 +6,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
 
 use adit_core::time::Validity;
-use adit_core::trust::TrustBundle;
 use adit_proto::{Reason, SpiffeId};
 use arc_swap::ArcSwap;
 use rustls::sign::CertifiedKey;
@@ -54,7 +54,7 @@ impl From<NoCertificate> for std::io::Error {
 /// What is publicly known of a served certificate.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct ServedCertificate {
-    /// Lower-case hex without leading zero octets.
+    /// Lower-case hex without leading zeros.
     pub serial: Arc<str>,
     /// Its dates.
     pub validity: Validity,
@@ -192,8 +192,7 @@ pub(crate) struct Publish {
 }
 
 /// No certificates, and this trust.
-pub(crate) fn channel(tls: Tls, bundle: Arc<TrustBundle>) -> (Publish, CertSource) {
-    let trust = Arc::new(Trust::new(bundle, tls.algorithms()));
+pub(crate) fn channel(tls: Tls, trust: Arc<Trust>) -> (Publish, CertSource) {
     let trusted = watch::Sender::new(0);
     let trust_seen = trusted.subscribe();
     let shared = Arc::new(Shared {
@@ -251,16 +250,13 @@ impl Publish {
         });
     }
 
-    /// Verifies peers against this bundle from now on. Returns the identities whose own certificate it does not
-    /// support any more.
-    pub(crate) fn trust_bundle(&self, bundle: Arc<TrustBundle>, clock: crate::clock::Clock) -> Vec<SpiffeId> {
-        let trust = Arc::new(Trust::new(bundle, self.shared.tls.algorithms()));
-        let now = clock.now().wall;
+    /// Verifies peers with this from now on. Returns the identities whose own certificate it refuses.
+    pub(crate) fn trust_in(&self, trust: &Arc<Trust>, now: SystemTime) -> Vec<SpiffeId> {
         let mut refused = Vec::new();
         self.change(|current| {
             current.trust = trust.clone();
             for (id, served) in &mut current.served {
-                if super::cert::check_chain(&served.chain.cert, id, &trust, now).is_err() {
+                if super::cert::check_chain(&served.chain.cert, id, trust, now).is_err() {
                     refused.push(id.clone());
                 }
                 let renewed = self.served(served.certificate.clone(), served.chain.clone(), trust.clone());
@@ -290,3 +286,6 @@ impl Publish {
         self.shared.published.send_modify(|count| *count += 1);
     }
 }
+
+#[cfg(test)]
+mod tests;

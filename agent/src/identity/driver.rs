@@ -8,7 +8,6 @@ use std::time::Duration;
 use adit_core::draw::Seed;
 use adit_core::rotation::{Effect, Event, Failure, Policy, Rotation, Source};
 use adit_core::time::Mono;
-use adit_core::trust::TrustBundle;
 use adit_proto::SpiffeId;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::{Id, JoinError, JoinSet};
@@ -19,6 +18,7 @@ use super::certs::Publish;
 use super::csr;
 use super::journal::Journal;
 use super::tls::Tls;
+use super::verify::Trust;
 use super::{IdentityStatus, Needs, TrustInput};
 use crate::clock::Clock;
 
@@ -195,24 +195,31 @@ impl Driver {
     fn trust_changed(&mut self) {
         let bundle = self.trust.borrow_and_update().clone();
         let generation = bundle.generation;
-        if differs(&bundle, self.publish.trust().bundle()) {
-            for id in self.publish.trust_bundle(bundle, self.clock) {
-                tracing::warn!(%id, "own certificate is revoked or leads to no root of the bundle any more");
-                self.handle(Event::Revoked(id));
+        let trust = match Trust::new(bundle, self.tls.algorithms()) {
+            Ok(trust) => Arc::new(trust),
+            Err(error) => {
+                tracing::error!(generation, error = chain(&error), "trust bundle refused; the last good one stays");
+                return;
             }
-            let without = self
-                .told
-                .iter()
-                .filter(|id| !self.publish.serves(id))
-                .cloned()
-                .collect::<Vec<_>>();
-            for id in without {
-                self.restore(&id);
-            }
-            self.handle(Event::TrustChanged);
+        };
+        if !trust.same_as(&self.publish.trust()) {
+            self.trust_in(&trust);
         }
         // Only now: what is acknowledged is what handshakes use.
         self.acknowledged.send_replace(generation);
+    }
+
+    fn trust_in(&mut self, trust: &Arc<Trust>) {
+        for id in self.publish.trust_in(trust, self.clock.now().wall) {
+            tracing::warn!(%id, "own certificate is revoked or leads to no root of the bundle any more");
+            self.handle(Event::Revoked(id));
+        }
+        // What is kept may lead to a root that was not known before.
+        let without = self.told.iter().filter(|id| !self.publish.serves(id)).cloned().collect::<Vec<_>>();
+        for id in without {
+            self.restore(&id);
+        }
+        self.handle(Event::TrustChanged);
     }
 
     /// Hands the machine what the journal keeps for `id`, if it is still good. False if it is not.
@@ -384,15 +391,8 @@ impl Issuer {
     }
 }
 
-/// Whether handshakes would go another way. Lists that are only signed anew, or another generation, change nothing.
-fn differs(new: &TrustBundle, old: &TrustBundle) -> bool {
-    new.roots != old.roots
-        || new.revoked_serials != old.revoked_serials
-        || new.revoked_identities != old.revoked_identities
-}
-
 /// An error with its causes, in one line.
-fn chain(error: &dyn Error) -> String {
+pub(super) fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -23,7 +23,7 @@ use zeroize::{Zeroize, Zeroizing};
 use super::cert::{Certificate, Secret};
 
 /// The longest file that is read or written. An entry is about 3 KiB (a chain of two, a P-256 key); RSA chains fit.
-const FILE_LEN_MAX: u64 = 64 * 1024;
+const FILE_LEN_MAX: usize = 64 * 1024;
 
 /// Where the journal keeps keys, or why it does not.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -119,9 +119,9 @@ impl Journal {
             key: STANDARD.encode(certificate.secret.expose()),
         };
         // Room for all of it at once: growing would leave copies of the key behind.
-        let mut text = Zeroizing::new(Vec::with_capacity(FILE_LEN_MAX as usize));
+        let mut text = Zeroizing::new(Vec::with_capacity(FILE_LEN_MAX));
         serde_json::to_writer(&mut *text, &entry)?;
-        if text.len() as u64 > FILE_LEN_MAX {
+        if text.len() > FILE_LEN_MAX {
             return Err(io::ErrorKind::FileTooLarge.into());
         }
         let path = self.path(&certificate.id);
@@ -217,8 +217,8 @@ fn read(path: &Path) -> io::Result<Entry> {
     if meta.mode() & 0o077 != 0 || meta.uid() != nix::unistd::geteuid().as_raw() {
         return Err(io::ErrorKind::PermissionDenied.into());
     }
-    let mut text = Zeroizing::new(Vec::with_capacity(FILE_LEN_MAX as usize));
-    file.take(FILE_LEN_MAX).read_to_end(&mut text)?;
+    let mut text = Zeroizing::new(Vec::with_capacity(FILE_LEN_MAX));
+    file.take(FILE_LEN_MAX as u64).read_to_end(&mut text)?;
     Ok(serde_json::from_slice(&text)?)
 }
 

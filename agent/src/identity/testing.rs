@@ -166,14 +166,14 @@ impl Authority {
         params.not_before = at(spec.from);
         params.not_after = at(spec.to);
         params.serial_number = Some(SerialNumber::from_slice(&spec.serial));
-        params.is_ca = spec.is_ca.clone();
+        params.is_ca = spec.is_ca;
         params.key_usages = spec.key_usages.clone();
         params.extended_key_usages = spec.extended_key_usages.clone();
         params
     }
 
-    /// A revocation list in PEM.
-    pub(super) fn crl(&self, serials: &[&[u8]]) -> String {
+    /// A revocation list (DER).
+    pub(super) fn crl(&self, serials: &[&[u8]]) -> Arc<[u8]> {
         let revoked_certs = serials.iter().map(|serial| RevokedCertParams {
             serial_number: SerialNumber::from_slice(serial),
             revocation_time: at(0),
@@ -188,7 +188,7 @@ impl Authority {
             revoked_certs: revoked_certs.collect(),
             key_identifier_method: KeyIdMethod::Sha256,
         };
-        params.signed_by(&self.issuer).unwrap().pem().unwrap()
+        Arc::from(&params.signed_by(&self.issuer).unwrap().der()[..])
     }
 }
 

@@ -34,7 +34,7 @@ pub(crate) const ALPN: &[u8] = b"h2";
 pub struct Peer {
     /// The identity that its certificate proved.
     pub id: SpiffeId,
-    /// The serial of its certificate: lower-case hex without leading zero octets.
+    /// The serial of its certificate: lower-case hex without leading zeros.
     pub serial: Arc<str>,
     /// When its certificate expires.
     pub not_after: SystemTime,

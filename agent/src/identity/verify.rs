@@ -4,14 +4,14 @@
 //! domain, a leaf is no CA, it has one URI SAN, and neither it nor what leads to it is revoked. Knows no socket and
 //! no configuration of rustls but its two verifier traits.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use adit_core::time::Validity;
 use adit_core::trust::TrustBundle;
 use adit_proto::spiffe::SpiffeIdError;
-use adit_proto::{Reason, SpiffeId};
+use adit_proto::{Reason, SpiffeId, TrustDomain};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls13_signature};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
@@ -19,7 +19,7 @@ use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, OtherEr
 use rustls_pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
 use webpki::{EndEntityCert, KeyUsage};
 use x509_parser::extensions::GeneralName;
-use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::prelude::{CertificateRevocationList, FromDer, X509Certificate};
 
 /// Why a certificate chain proves no identity, or not the one that was expected.
 #[derive(Debug, thiserror::Error)]
@@ -153,7 +153,7 @@ impl From<VerifyError> for rustls::Error {
 pub(crate) struct Leaf {
     /// Its one URI SAN.
     pub(crate) id: SpiffeId,
-    /// Lower-case hex without leading zero octets.
+    /// Lower-case hex without leading zeros.
     pub(crate) serial: Arc<str>,
     /// Its dates.
     pub(crate) validity: Validity,
@@ -213,18 +213,17 @@ fn uri<'a>(name: &GeneralName<'a>) -> Option<&'a str> {
     }
 }
 
-/// A serial as the kill list writes it: lower-case hex without leading zero octets.
+/// A serial as the kill list writes it: lower-case hex without leading zeros.
 pub(crate) fn serial_hex(octets: &[u8]) -> Arc<str> {
     use std::fmt::Write;
-    let significant = octets
-        .iter()
-        .position(|octet| *octet != 0)
-        .unwrap_or(octets.len());
     let mut hex = String::with_capacity(2 * octets.len());
-    for octet in &octets[significant..] {
+    for octet in octets {
         write!(hex, "{octet:02x}").expect("writing to a String cannot fail");
     }
-    hex.into()
+    match hex.trim_start_matches('0') {
+        "" => "0".into(),
+        digits => digits.into(),
+    }
 }
 
 fn system_time(unix_secs: i64) -> SystemTime {
@@ -242,7 +241,25 @@ pub(crate) struct Trust {
     bundle: Arc<TrustBundle>,
     /// By trust domain; one entry per entry of the bundle.
     anchors: BTreeMap<Box<str>, Vec<TrustAnchor<'static>>>,
+    /// The kill list's serials and those of the revocation lists.
+    revoked_serials: BTreeSet<Arc<str>>,
     algorithms: WebPkiSupportedAlgorithms,
+}
+
+/// Why a bundle cannot be used. The last good one stays in use: what was revoked stays revoked.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BundleError {
+    /// A root is no certificate.
+    #[error("root {index} of trust domain {domain} is no certificate")]
+    Root {
+        domain: TrustDomain,
+        index: usize,
+        #[source]
+        source: webpki::Error,
+    },
+    /// A revocation list is none.
+    #[error("revocation list {index} cannot be read")]
+    Crl { index: usize },
 }
 
 /// Which of the two purposes a certificate is shown for.
@@ -255,27 +272,39 @@ pub(crate) enum Purpose {
 }
 
 impl Trust {
-    /// A root that is no certificate is left out, so that the others of its domain go on; the bundle's parser has
-    /// refused such a bundle before.
-    pub(crate) fn new(bundle: Arc<TrustBundle>, algorithms: WebPkiSupportedAlgorithms) -> Self {
-        let anchors = bundle
-            .roots
-            .iter()
-            .map(|(domain, roots)| {
-                let anchors = roots.iter().filter_map(|der| {
-                    let der = CertificateDer::from(&der[..]);
-                    webpki::anchor_from_trusted_cert(&der)
-                        .ok()
-                        .map(|anchor| anchor.to_owned())
-                });
-                (domain.as_str().into(), anchors.collect())
-            })
-            .collect();
-        Self {
-            bundle,
-            anchors,
-            algorithms,
+    /// Fails if a root or a revocation list cannot be read.
+    ///
+    /// The lists' own signatures are not asked for: a list comes in the same object as the roots, so whoever could
+    /// forge it could replace those. Their serials count for every issuer, as the CA writes them: it draws 126 random
+    /// bits a serial.
+    pub(crate) fn new(bundle: Arc<TrustBundle>, algorithms: WebPkiSupportedAlgorithms) -> Result<Self, BundleError> {
+        let mut anchors = BTreeMap::new();
+        for (domain, roots) in &bundle.roots {
+            let roots = roots.iter().enumerate().map(|(index, der)| {
+                anchor(der).map_err(|source| BundleError::Root { domain: domain.clone(), index, source })
+            });
+            anchors.insert(domain.as_str().into(), roots.collect::<Result<_, _>>()?);
         }
+        let mut revoked_serials = bundle.revoked_serials.clone();
+        for (index, der) in bundle.crls.iter().enumerate() {
+            let (_, list) =
+                CertificateRevocationList::from_der(der).map_err(|_| BundleError::Crl { index })?;
+            revoked_serials.extend(list.iter_revoked_certificates().map(|entry| serial_hex(entry.raw_serial())));
+        }
+        Ok(Self { bundle, anchors, revoked_serials, algorithms })
+    }
+
+    /// Trusts nobody.
+    pub(crate) fn nobody(algorithms: WebPkiSupportedAlgorithms) -> Self {
+        Self { bundle: Arc::default(), anchors: BTreeMap::new(), revoked_serials: BTreeSet::new(), algorithms }
+    }
+
+    /// Whether handshakes go the same way with both. Lists that are only signed anew, or another generation, change
+    /// nothing.
+    pub(crate) fn same_as(&self, other: &Self) -> bool {
+        self.bundle.roots == other.bundle.roots
+            && self.bundle.revoked_identities == other.bundle.revoked_identities
+            && self.revoked_serials == other.revoked_serials
     }
 
     pub(crate) fn bundle(&self) -> &Arc<TrustBundle> {
@@ -316,7 +345,7 @@ impl Trust {
             .intermediate_certificates()
             .map(|certificate| serial_hex(certificate.serial()));
         for serial in std::iter::once(read.serial.clone()).chain(above) {
-            if self.bundle.revoked_serials.contains(&serial) {
+            if self.revoked_serials.contains(&serial) {
                 return Err(VerifyError::SerialRevoked { id: id(), serial });
             }
         }
@@ -327,7 +356,7 @@ impl Trust {
     pub(crate) fn is_revoked(&self, id: &SpiffeId, serial: &str) -> bool {
         self.anchors_of(id).is_err()
             || self.bundle.revoked_identities.contains(id)
-            || self.bundle.revoked_serials.contains(serial)
+            || self.revoked_serials.contains(serial)
     }
 
     /// The roots of this identity's own trust domain; never another's.
@@ -340,6 +369,11 @@ impl Trust {
             Some(anchors) => Ok(anchors),
         }
     }
+}
+
+fn anchor(der: &[u8]) -> Result<TrustAnchor<'static>, webpki::Error> {
+    let der = CertificateDer::from(der);
+    webpki::anchor_from_trusted_cert(&der).map(|anchor| anchor.to_owned())
 }
 
 #[expect(
@@ -468,3 +502,6 @@ fn refuse(error: VerifyError) -> rustls::Error {
     );
     error.into()
 }
+
+#[cfg(test)]
+mod tests;

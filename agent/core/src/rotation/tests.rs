@@ -385,7 +385,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Trust),
         1 => (0..4_u8).prop_map(Step::Revoke),
         1 => (-90_000..90_000_i32).prop_map(Step::Wall),
-        6 => (0..50_000_u32, prop_oneof![Just(Ca::Up), Just(Ca::Down), Just(Ca::Silent)])
+        6 => (0..25_000_u32, prop_oneof![Just(Ca::Up), Just(Ca::Down), Just(Ca::Silent)])
             .prop_map(|(secs, ca)| Step::Pass { secs, ca }),
     ]
 }
@@ -477,7 +477,7 @@ impl Outside {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
 
     /// Any history: never two requests in flight, nothing for a forgotten identity, nothing served past its end.
     #[test]

@@ -10,6 +10,8 @@ use tokio::time::timeout;
 use super::super::certs::{self, CertSource};
 use super::super::journal::Keeping;
 use super::super::testing::{Authority, Spec, bundle, id, wall};
+use adit_core::trust::TrustBundle;
+
 use super::*;
 
 /// A request as the CA gets it, with the place for its answer.
@@ -65,7 +67,10 @@ impl Bench {
         let tls = Tls::new(clock);
         let (asked_tx, asked) = mpsc::unbounded_channel();
         let (trust, trust_seen) = watch::channel(Arc::new(bundle(1, &[&root])));
-        let (publish, certs) = certs::channel(tls.clone(), trust_seen.borrow().clone());
+        let (publish, certs) = {
+            let first = Trust::new(trust_seen.borrow().clone(), tls.algorithms()).unwrap();
+            certs::channel(tls.clone(), Arc::new(first))
+        };
         let (driver, outlets) = Driver::new(Inlets {
             clock,
             tls,
@@ -150,7 +155,7 @@ async fn a_needed_identity_is_requested_served_and_renewed_at_half_of_its_life()
     let mut bench = Bench::new();
     assert_eq!(bench.certs.server(&id("web")).unwrap_err().id, id("web"));
     bench.obtain("web").await;
-    assert_eq!(bench.serial("web").as_deref(), Some("01"));
+    assert_eq!(bench.serial("web").as_deref(), Some("1"));
     let (before, first) = (
         bench.certs.generation(&id("web")),
         bench.certs.server(&id("web")).unwrap(),
@@ -165,12 +170,12 @@ async fn a_needed_identity_is_requested_served_and_renewed_at_half_of_its_life()
     assert!(at >= DAY.mul_f64(0.4) && at <= DAY.mul_f64(0.6), "{at:?}");
     assert_eq!(
         bench.serial("web").as_deref(),
-        Some("01"),
+        Some("1"),
         "the old one serves while the new one is asked for"
     );
     bench.grant(renewal, DAY);
     bench
-        .settled(|status| status[0].serial.as_deref() == Some("02"))
+        .settled(|status| status[0].serial.as_deref() == Some("2"))
         .await;
     assert_ne!(bench.certs.generation(&id("web")), before);
     assert!(!Arc::ptr_eq(&first, &bench.certs.server(&id("web")).unwrap()));
@@ -301,7 +306,7 @@ async fn a_changed_bundle_is_used_then_acknowledged_and_replaces_what_it_revokes
 
     // Lists that are only signed anew change nothing but the acknowledged generation.
     let mut same = bundle(2, &[&bench.root]);
-    same.crls.push(Arc::from([1, 2, 3]));
+    same.crls.push(bench.root.crl(&[]));
     bench.trust.send_replace(Arc::new(same));
     timeout(EVER, bench.acknowledged.wait_for(|generation| *generation == 2))
         .await
@@ -309,8 +314,14 @@ async fn a_changed_bundle_is_used_then_acknowledged_and_replaces_what_it_revokes
         .unwrap();
     assert_eq!(bench.certs.generation(&id("web")), web);
 
+    // What cannot be read is neither used nor acknowledged.
+    let mut broken = bundle(9, &[&bench.root]);
+    broken.crls.push(Arc::from([1, 2, 3]));
+    bench.trust.send_replace(Arc::new(broken));
+    assert!(timeout(DAY / 100, bench.acknowledged.changed()).await.is_err());
+
     let mut killing = bundle(3, &[&bench.root]);
-    killing.revoked_serials.insert("01".into());
+    killing.crls.push(bench.root.crl(&[&[1]]));
     bench.trust.send_replace(Arc::new(killing));
     timeout(EVER, bench.acknowledged.wait_for(|generation| *generation == 3))
         .await
@@ -338,12 +349,12 @@ async fn a_changed_bundle_is_used_then_acknowledged_and_replaces_what_it_revokes
             group: "",
         },
     };
-    assert!(bench.certs.is_revoked(&peer("01", id("web").as_str())));
-    assert!(!bench.certs.is_revoked(&peer("02", id("api").as_str())));
+    assert!(bench.certs.is_revoked(&peer("1", id("web").as_str())));
+    assert!(!bench.certs.is_revoked(&peer("2", id("api").as_str())));
     assert!(
         bench
             .certs
-            .is_revoked(&peer("02", "spiffe://gone.local/ns/shop/sa/api"))
+            .is_revoked(&peer("2", "spiffe://gone.local/ns/shop/sa/api"))
     );
 
     let asked = timeout(Duration::from_secs(2), bench.asked.recv())
@@ -353,7 +364,7 @@ async fn a_changed_bundle_is_used_then_acknowledged_and_replaces_what_it_revokes
     assert_eq!(asked.id, id("web"), "only what is revoked is replaced");
     bench.grant(asked, DAY);
     bench
-        .settled(|status| status[1].serial.as_deref() == Some("03"))
+        .settled(|status| status[1].serial.as_deref() == Some("3"))
         .await;
 }
 
@@ -409,7 +420,7 @@ async fn a_restarted_agent_serves_from_tmpfs_without_the_ca_and_forgets_with_the
     timeout(Duration::from_secs(1), second.certs.wait_for(&id("web")))
         .await
         .expect("served without the CA");
-    assert_eq!(second.serial("web").as_deref(), Some("01"));
+    assert_eq!(second.serial("web").as_deref(), Some("1"));
     assert!(second.asked.try_recv().is_err(), "nothing was asked");
     let renewal = second.next().await;
     assert!(second.since_start() <= DAY.mul_f64(0.6), "renewed by its own age");
