@@ -1,5 +1,7 @@
 //! The built binary against the letter of the CNI specification, with a scripted agent on a unix socket.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests: what fails here fails the test")]
+
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};

@@ -179,6 +179,14 @@ impl Pods {
         out: &mut Vec<Effect>,
     ) {
         let deadline = now + self.limits.add;
+        // A runtime that gives an id to another pod has lost the DEL of the first.
+        if self
+            .by_sandbox
+            .get(&key.sandbox)
+            .is_some_and(|known| *known != key)
+        {
+            self.del(now, &key.sandbox, None, out);
+        }
         if self.pods.contains_key(&key) {
             self.with(now, &key, out, |pod, _| {
                 pod.add_again(token, deadline, wish, announced)
@@ -372,7 +380,9 @@ impl Pods {
             announced,
         }) = again
         else {
-            self.by_sandbox.remove(&key.sandbox);
+            if self.by_sandbox.get(&key.sandbox) == Some(key) {
+                self.by_sandbox.remove(&key.sandbox);
+            }
             return;
         };
         // Should it be the same namespace still, the rules of the first time stand in it.

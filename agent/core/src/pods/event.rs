@@ -4,7 +4,7 @@ use std::fmt;
 use std::mem;
 use std::sync::Arc;
 
-use adit_proto::SpiffeId;
+use adit_proto::{Reason, SpiffeId};
 
 use super::PODS_MAX;
 use crate::net::{PodKey, PodUid, SandboxId};
@@ -149,8 +149,8 @@ pub enum Op {
     Unredirect(Part),
     /// Wait until none of its connections is left, or until this instant.
     Drain(Mono),
-    /// Close its listeners and what is left on them. Does not fail.
-    Close,
+    /// Close its listeners, and what is left on them for this reason: `drained` or `pod_gone`. Does not fail.
+    Close(Reason),
     /// Put its sysctls back to what stood before.
     RestoreSysctls,
 }
@@ -164,7 +164,7 @@ impl Op {
             Self::OpenSockets(_)
             | Self::Redirect(_)
             | Self::Unredirect(_)
-            | Self::Close
+            | Self::Close(_)
             | Self::RestoreSysctls => false,
         }
     }

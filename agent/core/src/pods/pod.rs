@@ -15,7 +15,7 @@ mod happened;
 
 use std::sync::Arc;
 
-use adit_proto::SpiffeId;
+use adit_proto::{Reason, SpiffeId};
 
 use super::{Effect, Lacking, Op, Refusal, State, Ticket, Token, Want, Wish};
 use crate::redirect::Part;
@@ -205,7 +205,7 @@ impl Pod {
         match self.stage {
             Stage::Added | Stage::Adopted | Stage::Leftover | Stage::Closed => Next::Remove,
             Stage::Reopened | Stage::Listening | Stage::Redirected | Stage::Draining(_) | Stage::Drained => {
-                Next::Start(Op::Close)
+                Next::Start(Op::Close(Reason::PodGone))
             }
         }
     }
@@ -256,7 +256,7 @@ impl Pod {
             Stage::Draining(until) => Next::Start(Op::Drain(until)),
             // Without listeners, none of the connections is ours any more.
             Stage::Drained | Stage::Leftover => Next::Start(Op::Unredirect(Part::Rest)),
-            Stage::Listening => Next::Start(Op::Close),
+            Stage::Listening => Next::Start(Op::Close(Reason::Drained)),
             Stage::Closed => Next::Start(Op::RestoreSysctls),
         }
     }

@@ -137,7 +137,7 @@ fn words(effect: &Effect) -> String {
             Op::Unredirect(Part::FilterAndNat) => "unredirect filter+nat".into(),
             Op::Unredirect(Part::Rest) => "unredirect rest".into(),
             Op::Drain(until) => format!("drain until {}", until.0.as_secs()),
-            Op::Close => "close".into(),
+            Op::Close(_) => "close".into(),
             Op::RestoreSysctls => "restore".into(),
         },
         Effect::Serve(_) => "serve".into(),
@@ -671,7 +671,7 @@ impl Node {
                 "peers still come by HBONE"
             ),
             Op::Drain(_) => assert!(!stands.rules.0, "still captured"),
-            Op::Unannounce | Op::Close => {}
+            Op::Unannounce | Op::Close(_) => {}
             Op::RestoreSysctls => assert!(!stands.listening && stands.rules == (false, false)),
         }
         if let Some((abandoned, before)) = self.underway.insert(key.clone(), (ticket, op)) {
@@ -684,7 +684,7 @@ impl Node {
     fn end(&mut self, key: &PodKey, chance: u64) -> Option<Event> {
         let (ticket, op) = self.underway.remove(key)?;
         let stands = self.stands.get_mut(key).expect("its start made the entry");
-        let well = !chance.is_multiple_of(4) || op == Op::Close;
+        let well = !chance.is_multiple_of(4) || matches!(op, Op::Close(_));
         let half = chance.is_multiple_of(8);
         match op {
             Op::OpenSockets(_) => stands.listening = well,
@@ -702,7 +702,7 @@ impl Node {
             Op::Unredirect(Part::FilterAndNat) => stands.rules.0 &= !well,
             Op::Unredirect(Part::Rest) => stands.rules.1 &= !well,
             Op::Drain(_) => {}
-            Op::Close => stands.listening = false,
+            Op::Close(_) => stands.listening = false,
             Op::RestoreSysctls => stands.sysctls = false,
         }
         let outcome = match (well, chance % 64) {

@@ -132,7 +132,7 @@ impl Pod {
             | Op::Redirect(_)
             | Op::Unredirect(_)
             | Op::Drain(_)
-            | Op::Close
+            | Op::Close(_)
             | Op::RestoreSysctls => {}
         }
         self.busy = Some((ticket, op));
@@ -202,7 +202,7 @@ impl Pod {
             Op::Drain(_) => self.stage = Stage::Drained,
             Op::Unredirect(Part::Rest) if self.stage == Stage::Leftover => self.stage = Stage::Closed,
             Op::Unredirect(Part::Rest) => self.stage = Stage::Listening,
-            Op::Close => self.stage = Stage::Closed,
+            Op::Close(_) => self.stage = Stage::Closed,
             Op::RestoreSysctls => self.stage = Stage::Added,
         }
     }
@@ -228,7 +228,7 @@ impl Pod {
             }
             // Neither can be had otherwise.
             (Op::Drain(_), _) => self.stage = Stage::Drained,
-            (Op::Close, _) => self.stage = Stage::Closed,
+            (Op::Close(_), _) => self.stage = Stage::Closed,
             // What stood before is lost for this namespace; the executor has said so.
             (Op::RestoreSysctls, _) => self.stage = Stage::Added,
             (Op::Announce | Op::Unannounce | Op::Unredirect(_), _) => {}
