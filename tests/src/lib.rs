@@ -2,9 +2,10 @@
 //!
 //! Everything runs inside one [`sandbox`]: PID, mount, IPC and network namespaces of the run's own, so that nothing
 //! outlives it, however it ends. In it, a [`topology`] of [`netns`]; in its pods, [`process`]es and the in-process
-//! [`apps`]; on its links, [`sniffer`]s. Tests hold a [`slot`], one of which is exclusive.
+//! [`apps`]; on its links, [`sniffer`]s; over it all, a [`mesh`]. Tests hold a [`slot`], one of which is exclusive.
 
 pub mod apps;
+pub mod mesh;
 pub mod netns;
 mod not_run;
 pub mod process;
