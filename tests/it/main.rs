@@ -3,3 +3,4 @@
 mod cleanup;
 mod harness;
 mod mesh;
+mod servers;

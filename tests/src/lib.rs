@@ -1,8 +1,8 @@
 //! The harness: nodes and pods as network namespaces, real servers and clients in them, and a mesh over it.
 //!
 //! Everything runs inside one [`sandbox`]: PID, mount, IPC and network namespaces of the run's own, so that nothing
-//! outlives it, however it ends. In it, a [`topology`] of [`netns`]; in its pods, [`process`]es and the in-process
-//! [`apps`]; on its links, [`sniffer`]s; over it all, a [`mesh`]. Tests hold a [`slot`], one of which is exclusive.
+//! outlives it, however it ends. In it, a [`topology`] of [`netns`]; in its pods, [`process`]es, real [`servers`] and the
+//! in-process [`apps`]; on its links, [`sniffer`]s; over it all, a [`mesh`]. Tests hold a [`slot`], one of which is exclusive.
 
 pub mod apps;
 pub mod mesh;
@@ -10,6 +10,7 @@ pub mod netns;
 mod not_run;
 pub mod process;
 pub mod sandbox;
+pub mod servers;
 pub mod slot;
 pub mod sniffer;
 pub mod topology;

@@ -8,6 +8,7 @@
 //! An ordinary user gets the same within a user namespace, in which only one uid exists: see [`Sandbox::is_real_root`].
 
 use std::env;
+use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
@@ -190,6 +191,7 @@ fn init(outside: &str, kind: &str) -> Result<ExitCode> {
     let child = this_program()?
         .env(STAGE, format!("inside {run} {kind}"))
         .env("TMPDIR", Sandbox::folder())
+        .env("PATH", path())
         .spawn()
         .context("cannot start the program inside the sandbox")?;
     reap_until(&child)
@@ -228,6 +230,20 @@ fn mount_private() -> Result<()> {
         .context("the folder for files")?;
     let mode = <fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o1777);
     fs::set_permissions(Sandbox::folder(), mode).context("the folder for files")
+}
+
+/// PATH with the system folders, which an ordinary user's lacks, and PostgreSQL's own.
+fn path() -> OsString {
+    let given = env::var_os("PATH").unwrap_or_default();
+    let system = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from);
+    let postgres = fs::read_dir("/usr/lib/postgresql")
+        .into_iter()
+        .flatten()
+        .flatten();
+    let postgres = postgres.map(|version| version.path().join("bin"));
+    let folders = env::split_paths(&given).chain(system).chain(postgres);
+    // A folder with a colon in its name cannot be on a PATH; then the given one must do.
+    env::join_paths(folders).unwrap_or(given)
 }
 
 /// Reaps whatever ends until `child` does; as process 1 this is the parent of all orphans.
