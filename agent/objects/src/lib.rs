@@ -18,5 +18,5 @@ pub mod slices;
 pub mod trust;
 pub mod yaml;
 
-pub use object::{Key, Object, POLICY_API, Translated};
+pub use object::{Key, Object, POLICY_API, Translated, word};
 pub use problem::{FieldPath, ObjectRef, Problem, Rejected, Unreadable, Wrong};

@@ -49,6 +49,18 @@ impl Key {
         }
     }
 
+    /// Whether a message's object is this one; a namespace that was not written is `default`.
+    pub fn is(&self, object: &ObjectRef) -> bool {
+        let namespace = match object.namespace.as_str() {
+            "" if !matches!(self.kind, Kind::Namespace | Kind::Node) => "default",
+            written => written,
+        };
+        let is_clusters = matches!(self.kind, Kind::Namespace | Kind::Node);
+        word(self.kind) == object.kind
+            && *self.name.name == object.name
+            && (is_clusters || &*self.name.namespace == namespace)
+    }
+
     /// The object as messages name it.
     pub fn object(&self) -> ObjectRef {
         ObjectRef {
@@ -60,7 +72,7 @@ impl Key {
 }
 
 /// `kind` of an object.
-pub(crate) fn word(kind: Kind) -> &'static str {
+pub fn word(kind: Kind) -> &'static str {
     match kind {
         Kind::Pod => "Pod",
         Kind::Namespace => "Namespace",
@@ -210,7 +222,7 @@ pub(crate) fn named(value: &Value) -> ObjectRef {
 
 fn reject(object: &ObjectRef, field: FieldPath, rule: Unreadable) -> Rejected {
     Rejected {
-        object: object.clone(),
+        object: Box::new(object.clone()),
         field,
         rule,
     }
@@ -253,11 +265,11 @@ pub(crate) fn cluster_name(kind: Kind, metadata: &ObjectMeta) -> Result<ObjectNa
 /// A field without which the object means nothing.
 pub(crate) fn missing(kind: Kind, metadata: &ObjectMeta, field: FieldPath) -> Rejected {
     Rejected {
-        object: ObjectRef {
+        object: Box::new(ObjectRef {
             kind: word(kind).to_owned(),
             namespace: metadata.namespace.clone().unwrap_or_default(),
             name: metadata.name.clone().unwrap_or_default(),
-        },
+        }),
         field,
         rule: Wrong::Missing.into(),
     }

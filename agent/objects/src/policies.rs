@@ -76,7 +76,7 @@ impl<'v> Spec<'v> {
 /// A place in the object being read. Made on the stack, turned into a [`FieldPath`] only where something is wrong.
 #[derive(Clone, Copy)]
 struct At<'a> {
-    parent: Option<&'a At<'a>>,
+    parent: Option<&'a Self>,
     step: Step<'a>,
 }
 

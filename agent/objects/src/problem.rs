@@ -186,8 +186,8 @@ impl fmt::Display for ObjectRef {
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("{object}: {field}: {rule}")]
 pub struct Rejected {
-    /// Which object.
-    pub object: ObjectRef,
+    /// Which object. Boxed: a result that is nearly always good should not carry its size.
+    pub object: Box<ObjectRef>,
     /// Which field.
     pub field: FieldPath,
     /// Which rule it breaks.

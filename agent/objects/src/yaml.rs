@@ -137,7 +137,7 @@ fn documents(placed: Placed) -> Vec<Document> {
                 Some(Node::Leaf(_) | Node::Map(_)) | None => Vec::new(),
             }
         }
-        node => vec![document(Placed { node, at })],
+        node @ (Node::Leaf(_) | Node::List(_) | Node::Map(_)) => vec![document(Placed { node, at })],
     }
 }
 

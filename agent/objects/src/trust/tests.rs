@@ -31,10 +31,11 @@ fn roots(keys: &str) -> Result<Vec<Arc<[u8]>>, TrustError> {
 }
 
 fn key_error(keys: &str) -> KeyRule {
-    match roots(keys).unwrap_err() {
-        TrustError::Key { rule, index: 0, .. } => rule,
-        other => panic!("{other}"),
-    }
+    let error = roots(keys).unwrap_err();
+    let TrustError::Key { rule, index: 0, .. } = error else {
+        panic!("{error}")
+    };
+    rule
 }
 
 #[test]
