@@ -16,7 +16,7 @@ use crate::service::{EndpointSlice, Service};
 use crate::traffic::{TrafficPolicy, TrafficSettings};
 use crate::trust::TrustBundle;
 use crate::workload::{Namespace, Node, Pod, Workload};
-use index::{Claimants, Front, Routes, Table, VipIndex};
+use index::{Claimants, Front, Routes, Table, VipIndex, winner_at};
 
 pub mod builder;
 pub(crate) mod endpoints;
@@ -149,10 +149,10 @@ pub struct World {
     generation: u64,
     policy_generation: u64,
     settings: Arc<Settings>,
-    by_uid: Table<PodUid, Claimants>,
-    by_name: Table<ObjectName, Arc<Workload>>,
-    by_ip: Table<IpAddr, Claimants>,
-    routes: Table<ObjectName, Arc<Routes>>,
+    by_uid: Table<Claimants>,
+    by_name: Table<Arc<Workload>>,
+    by_ip: Table<(IpAddr, Claimants)>,
+    routes: Table<Arc<Routes>>,
     vips: Arc<VipIndex>,
     locals: Arc<BTreeMap<PodUid, Local>>,
     traffic_default: Arc<TrafficSettings>,
@@ -211,12 +211,12 @@ impl World {
     /// Where several pods claim one address, one that lives wins over one that terminates, then one that is captured
     /// over one that is not, then the greater uid, so that every agent that knows the same chooses the same.
     pub fn workload_by_ip(&self, ip: IpAddr) -> Option<&Arc<Workload>> {
-        self.by_ip.get(&ip.to_canonical()).map(Claimants::winner)
+        winner_at(&self.by_ip, ip)
     }
 
     /// Every pod, in no order that means anything.
     pub fn workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
-        self.by_name.iter().map(|(_, workload)| workload)
+        self.by_name.iter()
     }
 
     /// The pods of one node. Cheap for the agent's own; looks at every pod for another.
@@ -231,7 +231,7 @@ impl World {
 
     /// Every Service, in no order that means anything.
     pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
-        self.routes.iter().map(|(_, routes)| &routes.service)
+        self.routes.iter().map(|routes| &routes.service)
     }
 
     /// The Service with this name.

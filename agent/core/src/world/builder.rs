@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
 use std::sync::Arc;
 
+use super::index::Table;
 use super::{Change, Kind, Settings, World};
 use crate::net::{NodeName, ObjectName, PodUid};
 use crate::policy::{AuthorizationPolicy, PeerAuthentication};
@@ -26,7 +27,7 @@ mod tests;
 /// Every object as it was last told, and the snapshot that was last made of them.
 #[derive(Debug)]
 pub struct WorldBuilder {
-    pods: BTreeMap<ObjectName, Arc<Pod>>,
+    pods: Table<Arc<Pod>>,
     namespaces: BTreeMap<Arc<str>, KnownNamespace>,
     services: BTreeMap<ObjectName, Arc<Service>>,
     slices: BTreeMap<ObjectName, EndpointSlice>,
@@ -39,6 +40,8 @@ pub struct WorldBuilder {
     /// What each node's status file says; never an empty set.
     captured: BTreeMap<NodeName, BTreeSet<PodUid>>,
     trust: Option<Arc<TrustBundle>>,
+    /// Lists that have begun and not ended: what was known before and has not been on them yet.
+    listing: BTreeMap<Kind, BTreeSet<Subject>>,
     strings: Strings,
     dirty: Dirty,
     last: Arc<World>,
@@ -77,7 +80,7 @@ impl WorldBuilder {
     /// A builder that knows nothing yet.
     pub fn new(settings: Settings) -> Self {
         Self {
-            pods: BTreeMap::new(),
+            pods: Table::default(),
             namespaces: BTreeMap::new(),
             services: BTreeMap::new(),
             slices: BTreeMap::new(),
@@ -88,6 +91,7 @@ impl WorldBuilder {
             traffic: BTreeMap::new(),
             captured: BTreeMap::new(),
             trust: None,
+            listing: BTreeMap::new(),
             strings: Strings::default(),
             dirty: Dirty::default(),
             last: World::empty(settings),
@@ -96,10 +100,11 @@ impl WorldBuilder {
 
     /// Takes one change. What says nothing new costs a comparison and leaves no trace.
     pub fn apply(&mut self, change: Change) {
+        self.note_listed(&change);
         match change {
             Change::Pod(pod) => self.pod(pod),
             Change::PodGone(name) => {
-                if self.pods.remove(&name).is_some() {
+                if self.pods.set(name.clone(), None).is_some() {
                     self.dirty.pod(name);
                 }
             }
@@ -159,44 +164,65 @@ impl WorldBuilder {
 
     /// Replaces every object of a kind by those that `all` says. What is the same in both leaves no trace, so that a
     /// watch that begins again disturbs nobody.
+    ///
+    /// The same as [`WorldBuilder::list_begins`], every change, [`WorldBuilder::list_ends`], which spare the memory of
+    /// having them all at once: 20 MiB for 20,000 pods.
     pub fn resync(&mut self, kind: Kind, all: Vec<Change>) {
-        let mut gone = self.all_gone(kind);
-        for change in &all {
-            gone.remove(&change.subject());
-        }
-        // The old ones first: of two pods with one address the new one must not lose to one that is not there.
-        for change in gone.into_values() {
-            self.apply(change);
-        }
+        self.list_begins(kind);
         for change in all {
             self.apply(change);
         }
+        self.list_ends(kind);
     }
 
-    /// What would remove each object of a kind, by what it is about.
-    fn all_gone(&self, kind: Kind) -> BTreeMap<Subject, Change> {
-        fn named<V>(
-            objects: &BTreeMap<ObjectName, V>,
-            gone: impl Fn(ObjectName) -> Change,
-        ) -> BTreeMap<Subject, Change> {
-            let named = objects.keys().map(|name| gone(name.clone()));
-            named.map(|change| (change.subject(), change)).collect()
+    /// From now on, until [`WorldBuilder::list_ends`], the changes of this kind are a list of every object that there
+    /// is. They count at once: only what is not among them waits for the end to be removed. A list that had begun and
+    /// never ended is forgotten.
+    pub fn list_begins(&mut self, kind: Kind) {
+        let known = self.known(kind);
+        self.listing.insert(kind, known);
+    }
+
+    /// Removes every object of this kind that was known before [`WorldBuilder::list_begins`] and was not among the
+    /// changes since. Without that, does nothing.
+    pub fn list_ends(&mut self, kind: Kind) {
+        let unlisted = self.listing.remove(&kind).unwrap_or_default();
+        for gone in unlisted.into_iter().filter_map(Subject::gone) {
+            self.apply(gone);
+        }
+    }
+
+    /// Notes that an object is on the list of its kind, while there is one.
+    fn note_listed(&mut self, change: &Change) {
+        if self.listing.is_empty() {
+            return;
+        }
+        let subject = change.subject();
+        if let Some(unlisted) = subject.kind().and_then(|kind| self.listing.get_mut(&kind)) {
+            unlisted.remove(&subject);
+        }
+    }
+
+    /// Every object of a kind.
+    fn known(&self, kind: Kind) -> BTreeSet<Subject> {
+        fn named<V>(kind: Kind, objects: &BTreeMap<ObjectName, V>) -> BTreeSet<Subject> {
+            objects
+                .keys()
+                .map(|name| Subject::Object(kind, name.clone()))
+                .collect()
         }
         match kind {
-            Kind::Pod => named(&self.pods, Change::PodGone),
-            Kind::Service => named(&self.services, Change::ServiceGone),
-            Kind::EndpointSlice => named(&self.slices, Change::EndpointSliceGone),
-            Kind::AuthorizationPolicy => named(&self.authorization, Change::AuthorizationPolicyGone),
-            Kind::PeerAuthentication => named(&self.peer, Change::PeerAuthenticationGone),
-            Kind::TrafficPolicy => named(&self.traffic, Change::TrafficPolicyGone),
-            Kind::Namespace => {
-                let names = self.namespaces.keys().cloned().map(Change::NamespaceGone);
-                names.map(|change| (change.subject(), change)).collect()
+            Kind::Pod => {
+                let names = self.pods.iter().map(|pod| pod.name.clone());
+                names.map(|name| Subject::Object(kind, name)).collect()
             }
-            Kind::Node => {
-                let names = self.nodes.keys().cloned().map(Change::NodeGone);
-                names.map(|change| (change.subject(), change)).collect()
-            }
+            Kind::Service => named(kind, &self.services),
+            Kind::EndpointSlice => named(kind, &self.slices),
+            Kind::AuthorizationPolicy => named(kind, &self.authorization),
+            Kind::PeerAuthentication => named(kind, &self.peer),
+            Kind::TrafficPolicy => named(kind, &self.traffic),
+            Kind::Namespace => self.namespaces.keys().cloned().map(Subject::Namespace).collect(),
+            Kind::Node => self.nodes.keys().cloned().map(Subject::Node).collect(),
         }
     }
 
@@ -206,7 +232,7 @@ impl WorldBuilder {
         }
         self.strings.share_pod(&mut pod);
         self.dirty.pod(pod.name.clone());
-        self.pods.insert(pod.name.clone(), Arc::new(pod));
+        self.pods.set(pod.name.clone(), Some(Arc::new(pod)));
     }
 
     fn namespace(&mut self, namespace: Namespace) {
@@ -301,7 +327,7 @@ impl WorldBuilder {
         let on_node = |pod: &&Arc<Pod>| pod.node.as_ref() == Some(&node);
         let changed = |pod: &&Arc<Pod>| old.contains(&pod.uid) != pods.contains(&pod.uid);
         if old != pods {
-            let touched = self.pods.values().filter(on_node).filter(changed);
+            let touched = self.pods.iter().filter(on_node).filter(changed);
             self.dirty.pods(touched.map(|pod| pod.name.clone()));
         }
         if !pods.is_empty() {
@@ -312,14 +338,14 @@ impl WorldBuilder {
     /// Every pod of a namespace gets something else from it.
     fn touch_namespace(&mut self, namespace: &Arc<str>) {
         self.dirty.any = true;
-        let touched = of_namespace(&self.pods, namespace);
-        self.dirty.pods(touched.map(|(name, _)| name.clone()));
+        let touched = self.pods.iter().filter(|pod| pod.name.namespace == *namespace);
+        self.dirty.pods(touched.map(|pod| pod.name.clone()));
     }
 
     /// Every pod of a node gets another zone.
     fn touch_node(&mut self, node: &NodeName) {
         self.dirty.any = true;
-        let touched = self.pods.values().filter(|pod| pod.node.as_ref() == Some(node));
+        let touched = self.pods.iter().filter(|pod| pod.node.as_ref() == Some(node));
         self.dirty.pods(touched.map(|pod| pod.name.clone()));
     }
 }
@@ -371,6 +397,33 @@ enum Subject {
     Trust,
 }
 
+impl Subject {
+    /// What removes the object; none for what only ever changes.
+    fn gone(self) -> Option<Change> {
+        Some(match self {
+            Self::Object(Kind::Pod, name) => Change::PodGone(name),
+            Self::Object(Kind::Service, name) => Change::ServiceGone(name),
+            Self::Object(Kind::EndpointSlice, name) => Change::EndpointSliceGone(name),
+            Self::Object(Kind::AuthorizationPolicy, name) => Change::AuthorizationPolicyGone(name),
+            Self::Object(Kind::PeerAuthentication, name) => Change::PeerAuthenticationGone(name),
+            Self::Object(Kind::TrafficPolicy, name) => Change::TrafficPolicyGone(name),
+            Self::Namespace(name) => Change::NamespaceGone(name),
+            Self::Node(name) => Change::NodeGone(name),
+            Self::Object(Kind::Namespace | Kind::Node, _) | Self::Status(_) | Self::Trust => return None,
+        })
+    }
+
+    /// Under which kind it is listed, if it can be.
+    fn kind(&self) -> Option<Kind> {
+        match self {
+            Self::Object(kind, _) => Some(*kind),
+            Self::Namespace(_) => Some(Kind::Namespace),
+            Self::Node(_) => Some(Kind::Node),
+            Self::Status(_) | Self::Trust => None,
+        }
+    }
+}
+
 impl Change {
     fn subject(&self) -> Subject {
         let object = |kind, name: &ObjectName| Subject::Object(kind, name.clone());
@@ -404,15 +457,4 @@ fn put<V: PartialEq>(objects: &mut BTreeMap<ObjectName, Arc<V>>, name: ObjectNam
     }
     objects.insert(name, Arc::new(object));
     true
-}
-
-/// The objects of one namespace.
-fn of_namespace<'o, V>(
-    objects: &'o BTreeMap<ObjectName, V>,
-    namespace: &'o Arc<str>,
-) -> impl Iterator<Item = (&'o ObjectName, &'o V)> {
-    let first = ObjectName::new(Arc::clone(namespace), "");
-    objects
-        .range(first..)
-        .take_while(move |(name, _)| name.namespace == *namespace)
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use adit_proto::SpiffeId;
 
-use super::index::{Claimants, PortRoutes, Table};
+use super::index::{Claimants, PortRoutes, Table, winner_at};
 use crate::net::{NodeName, ObjectName};
 use crate::service::{Distribution, Endpoint, EndpointSlice, Service, ServicePort, SlicePort, TargetPort};
 use crate::workload::Workload;
@@ -103,9 +103,9 @@ pub(crate) struct Place {
 /// What is known of pods, to judge endpoints by.
 pub(crate) struct Pods<'w> {
     /// By name.
-    pub(crate) by_name: &'w Table<ObjectName, Arc<Workload>>,
+    pub(crate) by_name: &'w Table<Arc<Workload>>,
     /// By address.
-    pub(crate) by_ip: &'w Table<IpAddr, Claimants>,
+    pub(crate) by_ip: &'w Table<(IpAddr, Claimants)>,
 }
 
 /// An endpoint at one port.
@@ -198,7 +198,7 @@ fn judge(
     pods: &Pods<'_>,
 ) -> Option<Found> {
     let ip = endpoint.addresses.first()?.to_canonical();
-    let at_address = pods.by_ip.get(&ip).map(Claimants::winner);
+    let at_address = winner_at(pods.by_ip, ip);
     let (workload, known) = match &endpoint.pod {
         None => (at_address, true),
         Some(name) => {

@@ -12,7 +12,7 @@ use super::endpoints::Backends;
 use crate::net::{ObjectName, PodUid};
 use crate::service::Service;
 use crate::traffic::TrafficSettings;
-use crate::workload::Workload;
+use crate::workload::{Pod, Workload};
 
 /// Shards of a table. 20,000 pods make 80 entries a shard: a change copies 3 KiB of each table, a look-up takes 7
 /// comparisons, and an empty table costs 4 KiB.
@@ -23,8 +23,8 @@ const SHARDS: usize = 256;
 pub(crate) enum Claimants {
     /// The rule.
     One(Arc<Workload>),
-    /// Two or more: an address that was handed on before its old owner was gone.
-    Several(Arc<[Arc<Workload>]>),
+    /// Two or more: an address that was handed on before its old owner was gone. Behind one pointer, as it is rare.
+    Several(Arc<Vec<Arc<Workload>>>),
 }
 
 impl Claimants {
@@ -33,7 +33,7 @@ impl Claimants {
         claims.sort_by(|a, b| standing(b).cmp(&standing(a)));
         match claims.len() {
             0 | 1 => claims.pop().map(Self::One),
-            _ => Some(Self::Several(claims.into())),
+            _ => Some(Self::Several(Arc::new(claims))),
         }
     }
 
@@ -51,40 +51,98 @@ impl Claimants {
     }
 }
 
+/// Whose address this is.
+pub(crate) fn winner_at(by_ip: &Table<(IpAddr, Claimants)>, ip: IpAddr) -> Option<&Arc<Workload>> {
+    by_ip
+        .get(&ip.to_canonical())
+        .map(|(_, claimants)| claimants.winner())
+}
+
 /// Who wins an address: the greatest.
 fn standing(workload: &Workload) -> (bool, bool, &PodUid, &ObjectName) {
     let pod = &workload.pod;
     (!pod.terminating, workload.captured, &pod.uid, &pod.name)
 }
 
-/// A sorted slice of a [`Table`], shared by the snapshots in which it is the same.
-type Shard<K, V> = Arc<[(K, V)]>;
+/// What a [`Table`] holds: it knows by what it is found, so that a table holds nothing twice.
+pub(crate) trait Keyed: Clone {
+    /// By what it is found.
+    type Key: Hash + Ord;
+
+    /// The one of this entry.
+    fn key(&self) -> &Self::Key;
+}
+
+/// By name.
+impl Keyed for Arc<Pod> {
+    type Key = ObjectName;
+
+    fn key(&self) -> &ObjectName {
+        &self.name
+    }
+}
+
+/// By name.
+impl Keyed for Arc<Workload> {
+    type Key = ObjectName;
+
+    fn key(&self) -> &ObjectName {
+        &self.pod.name
+    }
+}
+
+/// By uid.
+impl Keyed for Claimants {
+    type Key = PodUid;
+
+    fn key(&self) -> &PodUid {
+        &self.winner().pod.uid
+    }
+}
+
+/// By address.
+impl Keyed for (IpAddr, Claimants) {
+    type Key = IpAddr;
+
+    fn key(&self) -> &IpAddr {
+        &self.0
+    }
+}
+
+/// By the Service's name.
+impl Keyed for Arc<Routes> {
+    type Key = ObjectName;
+
+    fn key(&self) -> &ObjectName {
+        &self.service.name
+    }
+}
 
 /// A map of which copies share what is equal: cut by the key's hash into sorted, exactly sized shards.
 ///
 /// The hash only spreads the keys. It has no secret: keys that were made to collide fall into one shard, where they
 /// are still found by binary search.
 #[derive(Clone, Debug)]
-pub(crate) struct Table<K, V> {
-    shards: Vec<Shard<K, V>>,
+pub(crate) struct Table<E> {
+    shards: Vec<Arc<[E]>>,
     len: usize,
 }
 
-impl<K, V> Default for Table<K, V> {
+impl<E> Default for Table<E> {
     fn default() -> Self {
         Self {
-            shards: (0..SHARDS).map(|_| Shard::from([])).collect(),
+            shards: (0..SHARDS).map(|_| Arc::from([])).collect(),
             len: 0,
         }
     }
 }
 
-impl<K: Clone + Hash + Ord, V: Clone> Table<K, V> {
-    /// The value of a key.
-    pub(crate) fn get(&self, key: &K) -> Option<&V> {
+impl<E: Keyed> Table<E> {
+    /// The entry of a key.
+    pub(crate) fn get(&self, key: &E::Key) -> Option<&E> {
         let shard = &self.shards[shard_of(key)];
-        let at = shard.binary_search_by(|(other, _)| other.cmp(key)).ok()?;
-        Some(&shard[at].1)
+        let at = shard.binary_search_by(|entry| entry.key().cmp(key)).ok()?;
+        Some(&shard[at])
     }
 
     /// How many entries there are.
@@ -93,15 +151,15 @@ impl<K: Clone + Hash + Ord, V: Clone> Table<K, V> {
     }
 
     /// Every entry; by shard, then by key.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &(K, V)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &E> {
         self.shards.iter().flat_map(|shard| shard.iter())
     }
 
-    /// Sets the value of each of these keys, or removes the key (`None`). Copies the shards concerned, no other.
-    pub(crate) fn update(&mut self, changes: BTreeMap<K, Option<V>>) {
-        let mut by_shard: BTreeMap<usize, Vec<(K, Option<V>)>> = BTreeMap::new();
-        for (key, value) in changes {
-            by_shard.entry(shard_of(&key)).or_default().push((key, value));
+    /// Sets the entry of each of these keys, or removes it (`None`). Copies the shards concerned, no other.
+    pub(crate) fn update(&mut self, changes: BTreeMap<E::Key, Option<E>>) {
+        let mut by_shard: BTreeMap<usize, Changes<E>> = BTreeMap::new();
+        for (key, entry) in changes {
+            by_shard.entry(shard_of(&key)).or_default().push((key, entry));
         }
         for (at, changes) in by_shard {
             let merged = merge(&self.shards[at], changes);
@@ -109,18 +167,31 @@ impl<K: Clone + Hash + Ord, V: Clone> Table<K, V> {
             self.shards[at] = merged.into();
         }
     }
+
+    /// Sets or removes one entry; the one that was there before.
+    pub(crate) fn set(&mut self, key: E::Key, entry: Option<E>) -> Option<E> {
+        let old = self.get(&key).cloned();
+        if old.is_none() && entry.is_none() {
+            return None;
+        }
+        self.update(BTreeMap::from([(key, entry)]));
+        old
+    }
 }
 
+/// New entries by key; `None` removes.
+type Changes<E> = Vec<(<E as Keyed>::Key, Option<E>)>;
+
 /// Merges changes, sorted by key, into a shard.
-fn merge<K: Clone + Ord, V: Clone>(shard: &[(K, V)], changes: Vec<(K, Option<V>)>) -> Vec<(K, V)> {
+fn merge<E: Keyed>(shard: &[E], changes: Changes<E>) -> Vec<E> {
     let mut merged = Vec::with_capacity(shard.len() + changes.len());
     let mut kept = shard.iter().peekable();
-    for (key, value) in changes {
-        while let Some(entry) = kept.next_if(|(other, _)| *other < key) {
-            merged.push(entry.clone());
+    for (key, entry) in changes {
+        while let Some(before) = kept.next_if(|kept| *kept.key() < key) {
+            merged.push(before.clone());
         }
-        kept.next_if(|(other, _)| *other == key);
-        merged.extend(value.map(|value| (key, value)));
+        kept.next_if(|kept| *kept.key() == key);
+        merged.extend(entry);
     }
     merged.extend(kept.cloned());
     merged

@@ -1,18 +1,21 @@
 //! Makes a snapshot: recomputes what has changed since the last one, and shares the rest with it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::hash::Hash;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::super::endpoints::{Pods, port_routes};
-use super::super::index::{Claimants, Routes, Table, VipIndex};
+use super::super::index::{Claimants, Routes, VipIndex};
 use super::super::{Counts, Local, World};
-use super::{Dirty, WorldBuilder};
+use super::WorldBuilder;
 use crate::authz::{PeerModes, PolicySet};
 use crate::net::{ObjectName, PodUid};
 use crate::traffic::TrafficSettings;
 use crate::workload::{Enrolment, MeshLabel, Pod, Skip, Workload};
+
+/// Pods that are looked at together. What is kept for one meanwhile is about 0.5 KiB: without this bound, the first
+/// snapshot of 20,000 pods would need 10 MiB beside itself.
+const BATCH: usize = 1024;
 
 /// Pods that differ from the last snapshot: as they were there, and as they are.
 type Moved = BTreeMap<ObjectName, (Option<Arc<Workload>>, Option<Arc<Workload>>)>;
@@ -27,11 +30,19 @@ impl WorldBuilder {
             return Arc::clone(&self.last);
         }
         let mut world = World::clone(&self.last);
-        let moved = self.moved(&dirty);
         let mut services = dirty.services;
-        services.extend(update_pods(&mut world, &moved, |touched| {
-            self.services_of(touched)
-        }));
+        let mut redecide = world.trust != self.trust;
+        let pods: Vec<_> = dirty.pods.into_iter().collect();
+        let mut touched = BTreeSet::new();
+        for batch in pods.chunks(BATCH) {
+            let moved = self.moved(&world, batch);
+            touched.extend(update_pods(&mut world, &moved));
+            redecide |= self.update_locals(&mut world, &moved);
+        }
+        if dirty.policies {
+            redecide |= self.recompile(&mut world);
+        }
+        services.extend(self.services_of(&touched));
         self.update_routes(&mut world, services);
         if dirty.vips {
             let nodes = self
@@ -40,22 +51,19 @@ impl WorldBuilder {
                 .flat_map(|node| node.addresses.iter().copied());
             world.vips = Arc::new(VipIndex::new(self.services.values(), nodes));
         }
-        let redecide = self.update_locals(&mut world, &moved, dirty.policies);
-        if redecide || world.trust != self.trust {
-            world.policy_generation += 1;
-        }
         world.trust.clone_from(&self.trust);
-        world.counts = self.count(&world, &moved);
+        world.counts = self.count(world.counts, &world);
+        world.policy_generation += u64::from(redecide);
         world.generation += 1;
         self.last = Arc::new(world);
         Arc::clone(&self.last)
     }
 
-    /// What has become of the pods that were touched, those left out that are as they were.
-    fn moved(&mut self, dirty: &Dirty) -> Moved {
+    /// What has become of pods that were touched, those left out that are as they were.
+    fn moved(&mut self, world: &World, touched: &[ObjectName]) -> Moved {
         let mut moved = Moved::new();
-        for name in &dirty.pods {
-            let old = self.last.by_name.get(name).cloned();
+        for name in touched {
+            let old = world.by_name.get(name).cloned();
             let pod = self.pods.get(name).cloned();
             let new = pod.and_then(|pod| self.workload(pod)).map(Arc::new);
             if old != new {
@@ -171,8 +179,9 @@ impl WorldBuilder {
         settings
     }
 
-    /// Compiles the policies of the own node's pods. Whether a live connection to any of them must be decided again.
-    fn update_locals(&self, world: &mut World, moved: &Moved, policies_changed: bool) -> bool {
+    /// Compiles the policies of those pods of the own node that have moved. Whether a live connection to any of them
+    /// must be decided again.
+    fn update_locals(&self, world: &mut World, moved: &Moved) -> bool {
         let here = Some(&self.last.settings.node);
         let found = |uid: &PodUid| {
             let winner = world.by_uid.get(uid).map(Claimants::winner);
@@ -181,36 +190,43 @@ impl WorldBuilder {
         let sides = moved.values().flat_map(|(old, new)| [old, new]).flatten();
         let uids = sides.map(|workload| &workload.pod.uid);
         let local = uids.filter(|uid| world.locals.contains_key(*uid) || found(uid).is_some());
-        let mut touched: BTreeSet<PodUid> = local.cloned().collect();
-        if policies_changed {
-            touched.extend(world.locals.keys().cloned());
-        }
-        if touched.is_empty() {
+        let local: BTreeSet<PodUid> = local.cloned().collect();
+        if local.is_empty() {
             return false;
         }
         let mut locals = BTreeMap::clone(&world.locals);
         let mut compiled = Compiled::default();
         let mut redecide = false;
-        for uid in touched {
+        for uid in local {
             let old = locals.remove(&uid);
             let Some(workload) = found(&uid) else { continue };
-            let same_pod = old.as_ref().filter(|old| {
+            let same_labels = |old: &&Local| {
                 let (old, new) = (&old.workload.pod, &workload.pod);
-                old.labels == new.labels && old.name == new.name
-            });
-            let new = match same_pod {
-                Some(old) if !policies_changed => Local {
+                old.labels == new.labels && old.name.namespace == new.name.namespace
+            };
+            let new = match old.as_ref().filter(same_labels) {
+                Some(old) => Local {
                     workload: Arc::clone(workload),
                     ..old.clone()
                 },
-                Some(_) | None => self.compile(workload, &mut compiled),
+                None => self.compile(workload, &mut compiled),
             };
-            redecide |= old.is_some_and(|old| {
-                old.workload.pod.labels != new.workload.pod.labels
-                    || old.policies != new.policies
-                    || old.modes != new.modes
-            });
+            redecide |= old.is_some_and(|old| old.decides_unlike(&new));
             locals.insert(uid, new);
+        }
+        world.locals = Arc::new(locals);
+        redecide
+    }
+
+    /// Compiles the policies of all of the own node's pods; the same answer.
+    fn recompile(&self, world: &mut World) -> bool {
+        let mut compiled = Compiled::default();
+        let mut redecide = false;
+        let mut locals = BTreeMap::clone(&world.locals);
+        for local in locals.values_mut() {
+            let new = self.compile(&local.workload, &mut compiled);
+            redecide |= local.decides_unlike(&new);
+            *local = new;
         }
         world.locals = Arc::new(locals);
         redecide
@@ -233,22 +249,12 @@ impl WorldBuilder {
         }
     }
 
-    fn count(&self, world: &World, moved: &Moved) -> Counts {
-        let before = self.last.counts;
-        let among = |holds: fn(&Workload) -> bool| {
-            let old = moved.values().filter_map(|(old, _)| old.as_deref());
-            let new = moved.values().filter_map(|(_, new)| new.as_deref());
-            (
-                old.filter(|workload| holds(workload)).count(),
-                new.filter(|workload| holds(workload)).count(),
-            )
-        };
-        let (left, joined) = among(|workload| workload.enrolment.is_enrolled());
-        let (released, taken) = among(|workload| workload.captured);
+    /// Counts what is there; of pods, only [`update_pods`] knows what has changed.
+    fn count(&self, of_pods: Counts, world: &World) -> Counts {
         Counts {
             workloads: world.by_name.len(),
-            enrolled: before.enrolled + joined - left,
-            captured: before.captured + taken - released,
+            enrolled: of_pods.enrolled,
+            captured: of_pods.captured,
             nameless: self.pods.len() - world.by_name.len(),
             namespaces: self.namespaces.len(),
             services: self.services.len(),
@@ -258,6 +264,15 @@ impl WorldBuilder {
             peer_authentications: self.peer.len(),
             traffic_policies: self.traffic.len(),
         }
+    }
+}
+
+impl Local {
+    /// Whether a decision about a connection to this pod might be another one now.
+    fn decides_unlike(&self, new: &Self) -> bool {
+        self.workload.pod.labels != new.workload.pod.labels
+            || self.policies != new.policies
+            || self.modes != new.modes
     }
 }
 
@@ -287,21 +302,32 @@ fn both(pod: &Skip, namespace: &Skip) -> Skip {
     skip
 }
 
-/// Puts the pods that have moved into the tables, and returns the Services to which that matters.
-fn update_pods(
-    world: &mut World,
-    moved: &Moved,
-    services_of: impl Fn(&BTreeSet<ObjectName>) -> BTreeSet<ObjectName>,
-) -> BTreeSet<ObjectName> {
+/// Puts the pods that have moved into the tables and the counts. Returns the names of the pods to whose endpoints that
+/// matters.
+fn update_pods(world: &mut World, moved: &Moved) -> BTreeSet<ObjectName> {
     let mut touched: BTreeSet<ObjectName> = moved.keys().cloned().collect();
+    for (old, new) in moved.values() {
+        let holds = |side: &Option<Arc<Workload>>, what: fn(&Workload) -> bool| {
+            usize::from(side.as_deref().is_some_and(what))
+        };
+        let counts = &mut world.counts;
+        counts.enrolled += holds(new, |workload| workload.enrolment.is_enrolled());
+        counts.enrolled -= holds(old, |workload| workload.enrolment.is_enrolled());
+        counts.captured += holds(new, |workload| workload.captured);
+        counts.captured -= holds(old, |workload| workload.captured);
+    }
     let by_name = moved.iter().map(|(name, (_, new))| (name.clone(), new.clone()));
     world.by_name.update(by_name.collect());
-    reclaim(&mut world.by_uid, moved, |workload| {
-        vec![workload.pod.uid.clone()]
+    let uid = |workload: &Workload| vec![workload.pod.uid.clone()];
+    let by_uid = claims(moved, uid, |uid| world.by_uid.get(uid).cloned());
+    world.by_uid.update(by_uid.entries(|_, claimants| claimants));
+    let by_ip = claims(moved, addresses, |ip| {
+        world.by_ip.get(ip).map(|(_, held)| held.clone())
     });
     // Whose address it was, and whose it is now, matters to the endpoints of both.
-    touched.extend(reclaim(&mut world.by_ip, moved, addresses));
-    services_of(&touched)
+    touched.extend(by_ip.before.iter().cloned());
+    world.by_ip.update(by_ip.entries(|ip, claimants| (ip, claimants)));
+    touched
 }
 
 /// The addresses by which a pod is found: none of its own for one that shares its node's network.
@@ -312,40 +338,53 @@ fn addresses(workload: &Workload) -> Vec<IpAddr> {
     workload.pod.ips.iter().map(IpAddr::to_canonical).collect()
 }
 
-/// Takes the claims of moved pods from a table and puts in those that they have now. Returns who has any claim on a
-/// key that was touched.
-fn reclaim<K: Clone + Hash + Ord>(
-    table: &mut Table<K, Claimants>,
+/// The claims on those keys that pods which have moved had or have.
+struct Claims<K> {
+    now: BTreeMap<K, Vec<Arc<Workload>>>,
+    /// Who had one before.
+    before: BTreeSet<ObjectName>,
+}
+
+/// Takes away the claims that moved pods held and adds those that they have now.
+fn claims<K: Clone + Ord>(
     moved: &Moved,
     keys: impl Fn(&Workload) -> Vec<K>,
-) -> BTreeSet<ObjectName> {
-    let mut claims: BTreeMap<K, Vec<Arc<Workload>>> = BTreeMap::new();
-    for (old, new) in moved.values() {
-        for key in [old, new]
-            .into_iter()
-            .flatten()
-            .flat_map(|workload| keys(workload))
-        {
-            let held = table.get(&key).map(Claimants::all).unwrap_or_default();
-            claims.entry(key).or_insert_with(|| held.to_vec());
+    held: impl Fn(&K) -> Option<Claimants>,
+) -> Claims<K> {
+    let mut claims = Claims {
+        now: BTreeMap::new(),
+        before: BTreeSet::new(),
+    };
+    let sides = moved.values().flat_map(|(old, new)| [old, new]).flatten();
+    for key in sides.flat_map(|workload| keys(workload)) {
+        if claims.now.contains_key(&key) {
+            continue;
         }
+        let held = held(&key);
+        let all = held.as_ref().map(Claimants::all).unwrap_or_default();
+        claims
+            .before
+            .extend(all.iter().map(|workload| workload.pod.name.clone()));
+        let others = all
+            .iter()
+            .filter(|workload| !moved.contains_key(&workload.pod.name));
+        claims.now.insert(key, others.cloned().collect());
     }
-    let mut touched = BTreeSet::new();
-    for claims in claims.values_mut() {
-        claims.retain(|workload| {
-            touched.insert(workload.pod.name.clone());
-            !moved.contains_key(&workload.pod.name)
-        });
-    }
-    for (_, new) in moved.values() {
-        let Some(new) = new else { continue };
+    for new in moved.values().filter_map(|(_, new)| new.as_ref()) {
         for key in keys(new) {
-            claims.entry(key).or_default().push(Arc::clone(new));
+            claims.now.entry(key).or_default().push(Arc::clone(new));
         }
     }
-    let changes = claims
-        .into_iter()
-        .map(|(key, claims)| (key, Claimants::new(claims)));
-    table.update(changes.collect());
-    touched
+    claims
+}
+
+impl<K: Clone + Ord> Claims<K> {
+    /// As entries of a table.
+    fn entries<E>(self, entry: impl Fn(K, Claimants) -> E) -> BTreeMap<K, Option<E>> {
+        let settled = self.now.into_iter().map(|(key, claims)| {
+            let claimants = Claimants::new(claims);
+            (key.clone(), claimants.map(|claimants| entry(key, claimants)))
+        });
+        settled.collect()
+    }
 }

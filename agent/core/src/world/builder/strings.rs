@@ -1,6 +1,6 @@
 //! Shares equal strings and identities among objects: most of what 20,000 pods say is the same few words.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use adit_proto::spiffe::SpiffeIdError;
@@ -17,7 +17,9 @@ const SWEEP_MIN: usize = 1024;
 /// The strings in use, each once.
 #[derive(Debug)]
 pub(super) struct Strings {
-    known: BTreeSet<Arc<str>>,
+    /// Never walked through in an order that anyone could see. Hashed with the process's own key: the words are the
+    /// cluster's users'.
+    known: HashSet<Arc<str>>,
     sweep_at: usize,
     identities: BTreeMap<(Arc<str>, Arc<str>), SpiffeId>,
     pub(super) no_skip: Arc<Skip>,
@@ -26,7 +28,7 @@ pub(super) struct Strings {
 impl Default for Strings {
     fn default() -> Self {
         Self {
-            known: BTreeSet::new(),
+            known: HashSet::new(),
             sweep_at: SWEEP_MIN,
             identities: BTreeMap::new(),
             no_skip: Arc::default(),
@@ -125,6 +127,7 @@ impl Strings {
         self.identities
             .retain(|(_, account), _| Arc::strong_count(account) > 2);
         self.known.retain(|string| Arc::strong_count(string) > 1);
+        self.known.shrink_to_fit();
         self.sweep_at = (self.known.len() * 2).max(SWEEP_MIN);
     }
 }
