@@ -79,9 +79,30 @@ pub enum RedirectError {
     /// iptables took the rules, but prints other ones: they do not mean what was wanted.
     #[error("iptables does not hold what it was given: {}", list(.0))]
     NotAsWritten(Vec<Drift>),
+    /// No thread can be started.
+    #[error("cannot start a thread")]
+    Thread(#[source] io::Error),
     /// A socket for the kernel's announcements or questions could not be opened or read.
     #[error("netlink")]
     Netlink(#[source] io::Error),
+}
+
+impl RedirectError {
+    /// Whether a program of a back end said, or its absence says, that the back end does not work here.
+    fn means_no_backend(&self) -> bool {
+        match self {
+            Self::Refused { .. } => true,
+            Self::Program { source, .. } => source.kind() == io::ErrorKind::NotFound,
+            Self::Netns(_)
+            | Self::NoBackend { .. }
+            | Self::Slow { .. }
+            | Self::TooLong { .. }
+            | Self::Route { .. }
+            | Self::NotAsWritten(_)
+            | Self::Thread(_)
+            | Self::Netlink(_) => false,
+        }
+    }
 }
 
 /// A part of capture that this kernel or container does not have: reported, never a failure.

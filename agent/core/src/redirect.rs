@@ -106,8 +106,12 @@ pub struct Mark(u32);
 
 impl Mark {
     /// A mark that a caller kept; `None` for 0 (unmarked) and for [`CONN_MARK`], which the route matches.
-    pub fn new(mark: u32) -> Option<Self> {
-        (mark != 0 && mark != CONN_MARK).then_some(Self(mark))
+    pub const fn new(mark: u32) -> Option<Self> {
+        if mark == 0 || mark == CONN_MARK {
+            None
+        } else {
+            Some(Self(mark))
+        }
     }
 
     /// The mark made from one draw.
@@ -208,6 +212,11 @@ impl Sysctl {
             Self::ConntrackBeLiberal => "net/netfilter/nf_conntrack_tcp_be_liberal",
             Self::ConntrackTimeWait => "net/netfilter/nf_conntrack_tcp_timeout_time_wait",
         }
+    }
+
+    /// The one with this path, as a journal keeps it.
+    pub fn of_path(path: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|sysctl| sysctl.path() == path)
     }
 
     /// What it is set to. TIME_WAIT: 10 s, so that 5,000 connections/s leave 100,000 entries, under the usual

@@ -82,14 +82,14 @@ impl Standing {
     pub(super) async fn read(netns: &Netns) -> Result<Self, RedirectError> {
         let families = families(netns)?;
         let legacy_used = legacy_tables(netns, "")?;
-        let nft = Self::read_backend(netns, Backend::Nft, &families).await.ok();
+        let nft = Self::read_if_it_works(netns, Backend::Nft, &families).await?.ok();
         if let Some(nft) = nft.as_ref().filter(|nft| nft.holds_ours() || !legacy_used) {
             return Ok(Self {
                 backend: nft.backend,
                 saves: nft.saves.clone(),
             });
         }
-        let legacy = Self::read_backend(netns, Backend::Legacy, &families).await;
+        let legacy = Self::read_if_it_works(netns, Backend::Legacy, &families).await?;
         match (nft, legacy) {
             (None, Err(error)) => Err(RedirectError::NoBackend {
                 source: Box::new(error),
@@ -106,11 +106,11 @@ impl Standing {
     pub(super) async fn read_all(netns: &Netns) -> Result<Vec<Self>, RedirectError> {
         let families = families(netns)?;
         let mut all = Vec::new();
-        let nft = Self::read_backend(netns, Backend::Nft, &families).await;
+        let nft = Self::read_if_it_works(netns, Backend::Nft, &families).await?;
         let worked = nft.is_ok();
         all.extend(nft.ok());
         if legacy_tables(netns, "")? || !worked {
-            match Self::read_backend(netns, Backend::Legacy, &families).await {
+            match Self::read_if_it_works(netns, Backend::Legacy, &families).await? {
                 Ok(legacy) => all.push(legacy),
                 Err(error) if !worked => {
                     return Err(RedirectError::NoBackend {
@@ -121,6 +121,19 @@ impl Standing {
             }
         }
         Ok(all)
+    }
+
+    /// What stands, or, inside, why this back end does not work here. Outside: it may work, but could not be asked;
+    /// the other one must not be taken for that.
+    async fn read_if_it_works(
+        netns: &Netns,
+        backend: Backend,
+        families: &[Family],
+    ) -> Result<Result<Self, RedirectError>, RedirectError> {
+        match Self::read_backend(netns, backend, families).await {
+            Err(error) if error.means_no_backend() => Ok(Err(error)),
+            other => other.map(Ok),
+        }
     }
 
     /// What stands, of this back end.
@@ -168,12 +181,8 @@ impl Standing {
         if self.backend == Backend::Nft && !legacy_tables(netns, "nat")? {
             return Ok(false);
         }
-        match Self::read_backend(netns, self.backend.other(), &self.families()).await {
-            Ok(other) => Ok(other.saves.iter().any(|(_, save)| plan::holds_others_nat(save))),
-            // It does not work here, so nobody has rules in it.
-            Err(RedirectError::Refused { .. } | RedirectError::Program { .. }) => Ok(false),
-            Err(error) => Err(error),
-        }
+        let other = Self::read_if_it_works(netns, self.backend.other(), &self.families()).await?;
+        Ok(other.is_ok_and(|other| other.saves.iter().any(|(_, save)| plan::holds_others_nat(save))))
     }
 }
 

@@ -41,10 +41,10 @@ pub(super) async fn write(netns: &Netns, values: Vec<(Sysctl, String)>) -> Resul
     std::thread::Builder::new()
         .name("adit-sysctl".to_owned())
         .spawn(helper)
-        .map_err(RedirectError::Netlink)?;
+        .map_err(RedirectError::Thread)?;
     match result.await {
         Ok(written) => Ok(written?),
-        Err(_) => Err(RedirectError::Netlink(io::Error::other(
+        Err(_) => Err(RedirectError::Thread(io::Error::other(
             "the sysctl thread panicked",
         ))),
     }

@@ -4,7 +4,6 @@
 //! (the legacy back end, lost events, whatever else might stop packets) is found by a round every 20 s: a functional
 //! probe of each family, and the nf_tables generation.
 
-use std::io;
 use std::time::Duration;
 
 use adit_core::draw::Seed;
@@ -30,6 +29,9 @@ const COMPARE_SPACING: Duration = Duration::from_millis(500);
 const PROBE_WAIT: Duration = Duration::from_secs(1);
 /// The second try, before anything is declared broken.
 const PROBE_WAIT_AGAIN: Duration = Duration::from_secs(5);
+/// Comparisons in a row that may fail by themselves (no process can be started) before capture counts as broken,
+/// while the probes say that it holds: one a round, a minute.
+const UNVERIFIED_MAX: u32 = 3;
 /// Group 7 of nfnetlink: NFNLGRP_NFTABLES.
 const NFTABLES_GROUPS: u32 = 1 << 6;
 /// Groups of rtnetlink: link 1, IPv4 address 5, route 7, rule 8, IPv6 address 9, route 11, rule 19.
@@ -75,6 +77,7 @@ pub struct Keeper {
     next_round: Mono,
     next_full: Mono,
     last_compare: Option<Mono>,
+    unverified: u32,
     told: Told,
 }
 
@@ -118,6 +121,7 @@ impl Keeper {
             next_full: now + FULL_EVERY,
             draws: seed,
             last_compare: None,
+            unverified: 0,
             told: Told::Sound,
         })
     }
@@ -139,7 +143,6 @@ impl Keeper {
             }
             self.last_compare = Some(self.clock.now().mono);
             let found = self.compare_and_repair().await;
-            self.settle();
             if let Some(finding) = self.news(found) {
                 return finding;
             }
@@ -164,54 +167,33 @@ impl Keeper {
     /// Compares everything, repairs what can be, and probes.
     async fn compare_and_repair(&mut self) -> Found {
         self.next_full = self.clock.now().mono + FULL_EVERY;
-        let before = match verify(&self.netns, &self.wanted).await {
-            Ok(drift) => self.not_tolerated(drift),
-            Err(error) => {
-                return Found {
-                    error: Some(error),
-                    ..Found::default()
-                };
-            }
-        };
         let mut found = Found::default();
-        if before.iter().any(Drift::mended_by_rules) {
-            match apply(&self.netns, &self.wanted).await {
-                Ok(applied) => {
-                    self.conditions.clone_from(&applied.conditions);
-                    self.backend = applied.backend;
-                    found.applied = Some(applied);
-                }
-                Err(error) => {
-                    return Found {
-                        left: before,
-                        error: Some(error),
-                        ..Found::default()
-                    };
-                }
-            }
-            match verify(&self.netns, &self.wanted).await {
-                Ok(drift) => found.left = self.not_tolerated(drift),
-                Err(error) => {
-                    return Found {
-                        left: before,
-                        error: Some(error),
-                        ..Found::default()
-                    };
-                }
-            }
-        } else {
-            found.left.clone_from(&before);
+        if let Err(error) = self.repair(&mut found).await {
+            found.error = Some(error);
         }
-        found.repaired = before
-            .into_iter()
-            .filter(|drift| !found.left.contains(drift))
-            .collect();
         let mut unanswered = self.probe_all(PROBE_WAIT).await;
         if !unanswered.is_empty() {
             unanswered = self.probe_all(PROBE_WAIT_AGAIN).await;
         }
         found.left.extend(unanswered.into_iter().map(Drift::Probe));
         found
+    }
+
+    async fn repair(&mut self, found: &mut Found) -> Result<(), RedirectError> {
+        let before = self.not_tolerated(verify(&self.netns, &self.wanted).await?);
+        found.left.clone_from(&before);
+        if before.iter().any(Drift::mended_by_rules) {
+            let applied = apply(&self.netns, &self.wanted).await?;
+            self.conditions.clone_from(&applied.conditions);
+            self.backend = applied.backend;
+            found.applied = Some(applied);
+            found.left = self.not_tolerated(verify(&self.netns, &self.wanted).await?);
+        }
+        found.repaired = before
+            .into_iter()
+            .filter(|drift| !found.left.contains(drift))
+            .collect();
+        Ok(())
     }
 
     /// Without what this kernel cannot have.
@@ -247,14 +229,26 @@ impl Keeper {
         lost
     }
 
-    /// Throws away the announcements of our own repair, and remembers the generation that it left.
-    fn settle(&mut self) {
-        // A change by somebody else that comes in here is found by the generation of the next round.
-        self.seen_generation = self.generation.as_mut().and_then(Generation::now);
-    }
-
     /// What of it has not been told.
     fn news(&mut self, found: Found) -> Option<Finding> {
+        // Compared again in the next round until that succeeds.
+        self.seen_generation = None;
+        self.unverified = if found.error.is_some() {
+            self.unverified.saturating_add(1)
+        } else {
+            0
+        };
+        if let Some(error) = &found.error
+            && found.left.is_empty()
+            && self.unverified < UNVERIFIED_MAX
+        {
+            tracing::warn!(netns = %self.netns.path().display(), %error, "cannot verify a pod's capture");
+            return None;
+        }
+        if found.error.is_none() {
+            // A change that comes between the comparison and this was announced, and is looked at next.
+            self.seen_generation = self.generation.as_mut().and_then(Generation::now);
+        }
         let other_backend_only = found.left.iter().all(|drift| *drift == Drift::OtherBackend);
         let state = match (found.left.is_empty() && found.error.is_none(), other_backend_only) {
             (true, _) => Told::Sound,

@@ -129,28 +129,24 @@ impl Announcements {
     pub(crate) async fn next(&self) -> io::Result<()> {
         loop {
             let mut ready = self.0.readable().await?;
-            let any = self.drain()?;
-            ready.clear_ready();
+            let mut any = false;
+            // Bounded: who writes faster than this is read on at the next call.
+            for _ in 0..DRAIN_READS_MAX {
+                match receive(self.0.get_ref().as_fd(), &mut [0; 8192]) {
+                    Ok(_) => any = true,
+                    // That some were lost is news too.
+                    Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => any = true,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                        ready.clear_ready();
+                        break;
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
             if any {
                 return Ok(());
             }
         }
-    }
-
-    /// Reads and throws away what has come; whether anything had. That some were lost (ENOBUFS) is news too.
-    pub(crate) fn drain(&self) -> io::Result<bool> {
-        let mut buffer = [0; 8192];
-        let mut any = false;
-        // Bounded: who writes faster than this is read again at the next call.
-        for _ in 0..DRAIN_READS_MAX {
-            match receive(self.0.get_ref().as_fd(), &mut buffer) {
-                Ok(_) => any = true,
-                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => any = true,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(any)
     }
 }
 
