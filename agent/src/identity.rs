@@ -9,7 +9,10 @@ mod cert;
 mod certs;
 mod csr;
 mod driver;
+#[cfg(test)]
+pub(crate) mod fixed;
 mod journal;
+mod leaf;
 #[cfg(test)]
 mod testing;
 pub mod tls;

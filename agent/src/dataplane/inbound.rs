@@ -1,0 +1,349 @@
+//! The inbound line, by tunnel: TLS accept, the peer's identity, and then each CONNECT from policy to report.
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use adit_core::net::OriginalDst;
+use adit_core::report::{Direction, End, Security, Stage, Transport};
+use adit_core::resolve;
+use adit_proto::Reason;
+use adit_proto::hbone::{Refusal, parse_authority};
+use h2::server::{Connection, SendResponse};
+use h2::{RecvStream, SendStream};
+use http::{Method, Request};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_rustls::{TlsAcceptor, TlsStream};
+
+use super::account::{Account, Windows};
+use super::admit::{Asked, admit};
+use super::buffers::Chunk;
+use super::copy::Duplex;
+use super::error::{BrokenBy, ServeError, chain};
+use super::flow::{Flow, Near};
+use super::pod::{Pod, Reported, Seat};
+use super::protocol::{self, RESET_REFUSED};
+use super::stream::{MeshStream, Socket, Wire};
+use super::tunnel::{HANDSHAKE_DEADLINE, reason_of, security, tcp_facts};
+use crate::identity::Peer;
+use crate::identity::tls;
+use crate::sockets;
+
+/// The app must answer the connection in this time: the client's agent waits 3 s in all.
+const APP_DEADLINE: Duration = Duration::from_millis(2500);
+
+/// A tunnel that a peer opened, as its streams see it.
+struct Tunnel {
+    pod: Rc<Pod>,
+    peer: Peer,
+    security: Arc<Security>,
+    /// The peer pod's address: the true client's, whatever the CONNECT says.
+    client: SocketAddr,
+    wire: Rc<Wire>,
+    account: Rc<Account>,
+    lost: Cell<Option<Reason>>,
+}
+
+/// Why a peer got no tunnel.
+#[derive(Debug, thiserror::Error)]
+#[error("{detail}")]
+struct NoTunnel {
+    reason: Reason,
+    detail: Arc<str>,
+}
+
+/// Serves one tunnel from accept until its last stream has ended.
+pub(super) async fn serve(pod: Rc<Pod>, tcp: TcpStream, client: SocketAddr) {
+    let client = sockets::canonical(client);
+    let own = tcp.local_addr().map(sockets::canonical);
+    // Boxed: a handshake's memory goes when it is over.
+    match Box::pin(accept(&pod, tcp, client)).await {
+        Ok((connection, tunnel)) => drive(connection, Rc::new(tunnel)).await,
+        Err(NoTunnel { reason, detail }) => {
+            let Ok(own) = own else { return };
+            let reported = pod.report(Direction::Inbound, client, OriginalDst(own), pod.new_trace());
+            reported.finish(End::Failed(reason, Some(detail)));
+        }
+    }
+}
+
+async fn accept(
+    pod: &Rc<Pod>,
+    tcp: TcpStream,
+    client: SocketAddr,
+) -> Result<(Connection<MeshStream, Chunk>, Tunnel), NoTunnel> {
+    let worker = &pod.worker;
+    let Some(_entered) = worker.handshakes.enter(client.ip()) else {
+        let _ = sockets::reset_on_close(&tcp);
+        let detail = "too many handshakes at once".into();
+        return Err(NoTunnel { reason: Reason::HandshakeLimit, detail });
+    };
+    let refused = |reason| move |error: &dyn std::error::Error| NoTunnel { reason, detail: chain(error) };
+    let config = worker
+        .handles
+        .certs
+        .server(&pod.identity)
+        .map_err(|error| refused(error.reason())(&error))?;
+    let wire = Wire::new(tcp);
+    let socket = Socket::new(Rc::clone(&wire), Rc::clone(&worker.buffers));
+    let late = || NoTunnel {
+        reason: Reason::HandshakeTimeout,
+        detail: "the handshake did not finish in time".into(),
+    };
+    let tls = timeout(HANDSHAKE_DEADLINE, TlsAcceptor::from(config).accept(socket))
+        .await
+        .map_err(|_| late())?
+        .map_err(|error| refused(tls::reason_of(&error))(&error))?;
+    let peer = tls::peer_of(tls.get_ref().1).map_err(|error| refused(error.reason())(&error))?;
+    let stream = MeshStream::new(TlsStream::Server(tls));
+    // The wire gathers now; HTTP/2's first flight must go out while its answer is awaited.
+    let mut handshake = Box::pin(protocol::server().handshake(stream));
+    let handshake = poll_fn(|cx| {
+        let result = handshake.as_mut().poll(cx);
+        match wire.poll_flush(cx) {
+            // A broken socket shows at the next read, with its reason.
+            Poll::Ready(_) | Poll::Pending => result,
+        }
+    });
+    let connection = timeout(HANDSHAKE_DEADLINE, handshake)
+        .await
+        .map_err(|_| late())?
+        .map_err(|error| refused(reason_of(&error))(&error))?;
+    let account = Account::new(Rc::clone(&worker.buffers));
+    let tunnel = Tunnel {
+        pod: Rc::clone(pod),
+        security: Arc::new(security(&peer)),
+        peer,
+        client: SocketAddr::new(client.ip(), 0),
+        wire,
+        account,
+        lost: Cell::new(None),
+    };
+    Ok((connection, tunnel))
+}
+
+/// Moves a tunnel's frames and serves its streams, until the peer ends it, it breaks, or the peer is revoked.
+async fn drive(mut connection: Connection<MeshStream, Chunk>, tunnel: Rc<Tunnel>) {
+    let mut streams = JoinSet::new();
+    let mut certs = tunnel.pod.worker.handles.certs.clone();
+    let mut windows = Windows::USUAL;
+    let mut refusing = Box::pin(tunnel.pod.refusing());
+    let mut told = false;
+    // A change between the handshake and this clone would be missed by it.
+    let mut revoked = certs.is_revoked(&tunnel.peer);
+    while !revoked {
+        tokio::select! {
+            next = poll_fn(|cx| poll_next(&mut connection, &tunnel, &mut windows, cx)) => match next {
+                Some(Ok((request, respond))) => {
+                    streams.spawn_local(serve_stream(Rc::clone(&tunnel), request, respond));
+                }
+                Some(Err(reason)) => {
+                    tunnel.lost.set(Some(reason));
+                    break;
+                }
+                None => break,
+            },
+            Some(_) = streams.join_next(), if !streams.is_empty() => {}
+            () = certs.trust_changed() => revoked = certs.is_revoked(&tunnel.peer),
+            () = &mut refusing, if !told => {
+                told = true;
+                connection.graceful_shutdown();
+            }
+        }
+    }
+    if revoked {
+        tunnel.lost.set(Some(Reason::IdentityRevoked));
+    }
+    // The streams find their tunnel broken, and say why in their own reports.
+    drop(connection);
+    while streams.join_next().await.is_some() {}
+}
+
+type Accepted = (Request<RecvStream>, SendResponse<Chunk>);
+
+fn poll_next(
+    connection: &mut Connection<MeshStream, Chunk>,
+    tunnel: &Tunnel,
+    windows: &mut Windows,
+    cx: &mut Context<'_>,
+) -> Poll<Option<Result<Accepted, Reason>>> {
+    let wanted = tunnel.account.windows(cx);
+    if wanted.connection != windows.connection {
+        connection.set_target_window_size(wanted.connection);
+        windows.connection = wanted.connection;
+    }
+    // Refused while an earlier change is not acknowledged; then the next turn tries again.
+    if wanted.stream != windows.stream && connection.set_initial_window_size(wanted.stream).is_ok() {
+        windows.stream = wanted.stream;
+    }
+    let next = connection.poll_accept(cx).map(|next| next.map(|next| next.map_err(|error| reason_of(&error))));
+    match tunnel.wire.poll_flush(cx) {
+        Poll::Ready(Err(error)) => Poll::Ready(Some(Err(tls::reason_of(&error)))),
+        Poll::Ready(Ok(())) | Poll::Pending => next,
+    }
+}
+
+/// Serves one CONNECT from its headers to its report.
+async fn serve_stream(tunnel: Rc<Tunnel>, request: Request<RecvStream>, mut respond: SendResponse<Chunk>) {
+    let trace = protocol::trace_of(request.headers()).unwrap_or_else(|| tunnel.pod.new_trace());
+    let authority = request.uri().authority().and_then(|authority| parse_authority(authority.as_str()).ok());
+    let is_connect = *request.method() == Method::CONNECT
+        && request.extensions().get::<h2::ext::Protocol>().is_none();
+    let recv = request.into_body();
+    let dst = authority.filter(|_| is_connect);
+    let shown = dst.unwrap_or_else(|| tunnel.own_addr());
+    let reported = tunnel.pod.report(Direction::Inbound, tunnel.client, OriginalDst(shown), trace);
+    reported.get().edit(|report| {
+        report.transport = Transport::Mtls;
+        report.security = Some(Arc::clone(&tunnel.security));
+    });
+    let result = carry(&tunnel, dst, recv, &mut respond, &reported).await;
+    let end = match result {
+        Ok(()) => End::Closed,
+        Err(error) => End::Failed(tunnel.reason_of(&error), Some(chain(&error))),
+    };
+    reported.get().edit(|report| report.tcp = tcp_facts(&tunnel.wire));
+    reported.finish(end);
+}
+
+async fn carry(
+    tunnel: &Rc<Tunnel>,
+    dst: Option<SocketAddr>,
+    recv: RecvStream,
+    respond: &mut SendResponse<Chunk>,
+    reported: &Reported,
+) -> Result<(), ServeError> {
+    let mut view = tunnel.pod.worker.handles.view.clone();
+    let refusal = RefCell::new(None);
+    let reached = Box::pin(reach(tunnel, dst, &mut view, reported, &refusal)).await;
+    let (dst, _seat, app) = match reached {
+        Ok(reached) => reached,
+        Err(error) => {
+            let refusal = refusal.take().unwrap_or(Refusal { reason: error.reason(), policy: None, rule: None });
+            // A peer that has gone meanwhile needs no answer.
+            let _ = respond.send_response(protocol::refused(error.status(), &refusal), true);
+            return Err(error);
+        }
+    };
+    let send = respond.send_response(protocol::accepted(), false).map_err(|_| ServeError::ClientGone)?;
+    reported.get().carried();
+    copy(tunnel, dst, app, (send, recv), view, reported).await
+}
+
+/// Carries, and asks policy again whenever it may have changed.
+async fn copy(
+    tunnel: &Rc<Tunnel>,
+    dst: SocketAddr,
+    app: TcpStream,
+    stream: (SendStream<Chunk>, RecvStream),
+    mut view: crate::view::View,
+    reported: &Reported,
+) -> Result<(), ServeError> {
+    let worker = &tunnel.pod.worker;
+    let flow = Flow::new(reported.get().meter(), Near::Server, worker.handles.clock);
+    let account = Rc::clone(&tunnel.account);
+    let mut duplex = Duplex::new(app, stream, account, flow, worker.config.half_closed_timeout);
+    loop {
+        tokio::select! {
+            biased;
+            result = &mut duplex => {
+                return result.map_err(|broken| {
+                    ServeError::Broken(BrokenBy::inbound(&broken, tunnel.lost.get()))
+                });
+            }
+            () = view.policies_changed() => {
+                if let Err(refusal) = tunnel.admit(&view.latest(), dst, reported) {
+                    duplex.reset_with(RESET_REFUSED);
+                    return Err(ServeError::NoLongerAllowed(refusal.reason));
+                }
+            }
+        }
+    }
+}
+
+/// From the CONNECT to the app's answer.
+async fn reach(
+    tunnel: &Rc<Tunnel>,
+    dst: Option<SocketAddr>,
+    view: &mut crate::view::View,
+    reported: &Reported,
+    refused: &RefCell<Option<Refusal>>,
+) -> Result<(SocketAddr, Seat, TcpStream), ServeError> {
+    let pod = &tunnel.pod;
+    let dst = dst.ok_or(ServeError::BadConnect)?;
+    let seat = pod.seat().map_err(ServeError::AcceptLimit)?;
+    let buffers = &pod.worker.buffers;
+    if buffers.is_full() {
+        return Err(ServeError::MemoryLimit(buffers.held()));
+    }
+    // Marked as seen before it is asked: a change from here on wakes the copy.
+    let world = view.latest();
+    let local = pod.local(&world);
+    reported.get().edit(|report| report.remote = world.workload_by_ip(tunnel.client.ip()).cloned());
+    let target = resolve::inbound(&world, &local, &pod.ips, dst)?;
+    tunnel.admit(&world, target.addr, reported).map_err(|refusal| {
+        let reason = refusal.reason;
+        refused.replace(Some(refusal));
+        ServeError::Denied(reason)
+    })?;
+    let app = dial_app(pod, target.addr, tunnel.client, reported).await?;
+    Ok((target.addr, seat, app))
+}
+
+/// Dials the app as the true client.
+pub(super) async fn dial_app(
+    pod: &Pod,
+    app: SocketAddr,
+    client: SocketAddr,
+    reported: &Reported,
+) -> Result<TcpStream, ServeError> {
+    let clock = pod.worker.handles.clock;
+    let begun = clock.now().mono;
+    let stream = timeout(APP_DEADLINE, pod.legs.app(app, client.ip()))
+        .await
+        .map_err(|_| ServeError::AppTimeout(app))?
+        .map_err(ServeError::App)?;
+    reported.get().edit(|report| {
+        report.target = Some(app);
+        report.attempts = 1;
+        report.stages.set(Stage::Connect, clock.now().mono.since(begun));
+    });
+    Ok(stream)
+}
+
+impl Tunnel {
+    fn admit(
+        &self,
+        world: &adit_core::world::World,
+        destination: SocketAddr,
+        reported: &Reported,
+    ) -> Result<(), Refusal> {
+        let asked = Asked {
+            pod: &self.pod.key.uid,
+            peer: Some(&self.peer.id),
+            client: self.client.ip(),
+            destination,
+        };
+        admit(world, &asked, &self.pod.worker.shard, reported.get())
+    }
+
+    /// A stream that ends because its tunnel was ended says why the tunnel was.
+    fn reason_of(&self, error: &ServeError) -> Reason {
+        match (self.lost.get(), error) {
+            (Some(Reason::IdentityRevoked), _) => Reason::IdentityRevoked,
+            (Some(_) | None, error) => error.reason(),
+        }
+    }
+
+    /// The listener's address, for the report of a CONNECT that names none.
+    fn own_addr(&self) -> SocketAddr {
+        let local = self.wire.with_socket(TcpStream::local_addr);
+        local.map_or_else(|_| SocketAddr::new(self.pod.first_ip(), 0), sockets::canonical)
+    }
+}

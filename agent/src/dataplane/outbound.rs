@@ -1,0 +1,102 @@
+//! The outbound line: accept, original destination, connect phase, copy, report.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+
+use adit_core::net::OriginalDst;
+use adit_core::report::{Direction, End};
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+
+use super::connect::{self, Carrier, Connected};
+use super::copy::Duplex;
+use super::error::{BrokenBy, CarryError};
+use super::flow::{Flow, Near};
+use super::pod::{Pod, Reported};
+use super::relay::Relay;
+use crate::sockets;
+use crate::sockets::probe;
+
+/// Serves one captured connection from accept to report.
+pub(super) async fn serve(pod: Rc<Pod>, app: TcpStream, client: SocketAddr) {
+    let dst = match sockets::original_dst(&app) {
+        Ok(dst) => dst,
+        Err(error) => {
+            // The client has gone already, and nobody knows where it was going.
+            tracing::debug!(%client, "no original destination: {error}");
+            return;
+        }
+    };
+    if probe::is_capture_probe(&dst) {
+        probe::answer(&app, &dst);
+        return;
+    }
+    serve_to(pod, app, client, dst).await;
+}
+
+/// The same, for a destination that is known.
+pub(super) async fn serve_to(pod: Rc<Pod>, app: TcpStream, client: SocketAddr, dst: OriginalDst) {
+    let reported = pod.report(Direction::Outbound, client, dst, pod.new_trace());
+    let end = match carry(app, client, dst, &pod, &reported).await {
+        Ok(()) => End::Closed,
+        Err(error) => End::Failed(error.reason(), Some(error.detail())),
+    };
+    reported.finish(end);
+}
+
+async fn carry(
+    app: TcpStream,
+    client: SocketAddr,
+    dst: OriginalDst,
+    pod: &Rc<Pod>,
+    reported: &Reported,
+) -> Result<(), CarryError> {
+    // The phase is boxed: its memory goes when the connection begins to carry.
+    let connected = Box::pin(reach(&app, client, dst, pod, reported)).await;
+    let (_seat, Connected { carrier, in_use: _in_use }) = match connected {
+        Ok(connected) => connected,
+        Err(error) => {
+            // A FIN would look like an answer.
+            let _ = sockets::reset_on_close(&app);
+            return Err(error);
+        }
+    };
+    let worker = &pod.worker;
+    let idle_timeout = worker.config.half_closed_timeout;
+    let flow = Flow::new(reported.get().meter(), Near::Client, worker.handles.clock);
+    match carrier {
+        Carrier::Tunnel { slot, stream } => {
+            let result = Duplex::new(app, stream, slot.account(), flow, idle_timeout).await;
+            reported.get().edit(|report| report.tcp = slot.tcp_facts());
+            result.map_err(|broken| CarryError::Broken(BrokenBy::outbound(&broken, slot.lost())))
+        }
+        Carrier::Plain(upstream) => {
+            let (buffers, pipes) = (Rc::clone(&worker.buffers), Rc::clone(&worker.pipes));
+            let result = Box::pin(Relay::new((app, upstream), buffers, pipes, flow, idle_timeout)).await;
+            result.map_err(|broken| CarryError::Broken(BrokenBy::outbound(&broken, None)))
+        }
+    }
+}
+
+/// The connect phase, given up when the client does.
+async fn reach(
+    app: &TcpStream,
+    client: SocketAddr,
+    dst: OriginalDst,
+    pod: &Rc<Pod>,
+    reported: &Reported,
+) -> Result<(super::pod::Seat, Connected), CarryError> {
+    let seat = pod.seat().map_err(CarryError::AcceptLimit)?;
+    let buffers = &pod.worker.buffers;
+    if buffers.is_full() {
+        return Err(CarryError::MemoryLimit(buffers.held()));
+    }
+    let report = reported.get();
+    let connected = tokio::select! {
+        biased;
+        connected = connect::connect(pod, client, dst, report) => connected?,
+        _ = app.ready(Interest::ERROR) => return Err(CarryError::ClientGone),
+    };
+    report.carried();
+    Ok((seat, connected))
+}

@@ -1,0 +1,161 @@
+//! The inbound line, in clear: what came to the pod's port without a tunnel. Refused, or passed on to the app.
+
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+
+use adit_core::net::OriginalDst;
+use adit_core::report::{Direction, End, Transport};
+use adit_core::resolve::{self, InboundRefusal};
+use adit_core::world::World;
+use adit_proto::Reason;
+use adit_proto::hbone::is_link_local_v6;
+use tokio::net::TcpStream;
+
+use super::admit::{Asked, admit};
+use super::error::{BrokenBy, ServeError, chain};
+use super::flow::{Flow, Near};
+use super::inbound::dial_app;
+use super::pod::{Pod, Reported, Seat};
+use super::relay::Relay;
+use crate::node::Origin;
+use crate::sockets;
+use crate::view::View;
+
+/// What a plaintext connection is, as far as the node can tell.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Kind {
+    /// The kubelet, probing a port that the pod declares for it.
+    Probe,
+    /// It looks like a probe, but comes through a host port or another host.
+    NotQuiteProbe,
+    /// Anything else: plaintext without identity.
+    Plain,
+}
+
+/// Serves one plaintext connection from accept to report.
+pub(super) async fn serve(pod: Rc<Pod>, client_leg: TcpStream, client: SocketAddr) {
+    let client = sockets::canonical(client);
+    let dst = match sockets::original_dst(&client_leg) {
+        Ok(dst) => dst,
+        Err(error) => {
+            tracing::debug!(%client, "no original destination: {error}");
+            return;
+        }
+    };
+    let reported = pod.report(Direction::Inbound, client, dst, pod.new_trace());
+    let end = match carry(&pod, client_leg, client, dst, &reported).await {
+        Ok(()) => End::Closed,
+        Err((reason, error)) => End::Failed(reason, Some(chain(&error))),
+    };
+    reported.finish(end);
+}
+
+async fn carry(
+    pod: &Rc<Pod>,
+    client_leg: TcpStream,
+    client: SocketAddr,
+    dst: OriginalDst,
+    reported: &Reported,
+) -> Result<(), (Reason, ServeError)> {
+    let mut view = pod.worker.handles.view.clone();
+    let world = view.latest();
+    // Right at accept: a probe's socket may be gone in a moment.
+    let kind = kind(pod, &world, client, dst.0);
+    let reached = Box::pin(reach(pod, &world, kind, client, dst, reported)).await;
+    let (_seat, app) = match reached {
+        Ok(reached) => reached,
+        Err(error) => {
+            let _ = sockets::reset_on_close(&client_leg);
+            let reason = match error.reason() {
+                Reason::PlaintextRefused if kind == Kind::NotQuiteProbe => Reason::ProbeViaHostPort,
+                reason => reason,
+            };
+            return Err((reason, error));
+        }
+    };
+    let worker = &pod.worker;
+    let flow = Flow::new(reported.get().meter(), Near::Client, worker.handles.clock);
+    let (buffers, pipes) = (Rc::clone(&worker.buffers), Rc::clone(&worker.pipes));
+    let timeout = worker.config.half_closed_timeout;
+    let relay = Box::pin(Relay::new((client_leg, app), buffers, pipes, flow, timeout));
+    copy(relay, pod, kind, client, dst, (&mut view, reported)).await.map_err(|error| (error.reason(), error))
+}
+
+/// Carries, and asks policy again whenever it may have changed.
+async fn copy(
+    mut relay: std::pin::Pin<Box<Relay>>,
+    pod: &Pod,
+    kind: Kind,
+    client: SocketAddr,
+    dst: OriginalDst,
+    (view, reported): (&mut View, &Reported),
+) -> Result<(), ServeError> {
+    loop {
+        tokio::select! {
+            biased;
+            result = &mut relay => {
+                // The near side is the client here, so a broken near side was reset by the client.
+                return result.map_err(|broken| ServeError::Broken(BrokenBy::outbound(&broken, None)));
+            }
+            () = view.policies_changed(), if kind != Kind::Probe => {
+                may_enter(pod, &view.latest(), client, dst, reported).map_err(ServeError::NoLongerAllowed)?;
+            }
+        }
+    }
+}
+
+async fn reach(
+    pod: &Pod,
+    world: &World,
+    kind: Kind,
+    client: SocketAddr,
+    dst: OriginalDst,
+    reported: &Reported,
+) -> Result<(Seat, TcpStream), ServeError> {
+    let transport = if kind == Kind::Probe { Transport::Probe } else { Transport::Plaintext };
+    reported.get().edit(|report| {
+        report.transport = transport;
+        report.remote = world.workload_by_ip(client.ip()).cloned();
+    });
+    if matches!(client.ip(), IpAddr::V6(ip) if is_link_local_v6(&ip)) {
+        return Err(ServeError::NotForUs(InboundRefusal::LinkLocal));
+    }
+    let seat = pod.seat().map_err(ServeError::AcceptLimit)?;
+    let target = resolve::inbound(world, &pod.local(world), &pod.ips, dst.0)?;
+    if kind != Kind::Probe {
+        may_enter(pod, world, client, OriginalDst(target.addr), reported).map_err(ServeError::Denied)?;
+    }
+    let app = dial_app(pod, target.addr, client, reported).await?;
+    reported.get().carried();
+    Ok((seat, app))
+}
+
+fn may_enter(
+    pod: &Pod,
+    world: &World,
+    client: SocketAddr,
+    dst: OriginalDst,
+    reported: &Reported,
+) -> Result<(), Reason> {
+    let asked = Asked { pod: &pod.key.uid, peer: None, client: client.ip(), destination: dst.0 };
+    admit(world, &asked, &pod.worker.shard, reported.get()).map_err(|refusal| refusal.reason)
+}
+
+/// Asks the node whose socket this is, where everything else says that it may be the kubelet's.
+fn kind(pod: &Pod, world: &World, client: SocketAddr, dst: SocketAddr) -> Kind {
+    let worker = &pod.worker;
+    let of_the_node = worker.handles.node.as_ref().is_some_and(|node| node.owns(client.ip()));
+    if !of_the_node || !pod.local(world).pod.probe_ports.contains(&dst.port()) {
+        return Kind::Plain;
+    }
+    let mut lookup = worker.lookup.borrow_mut();
+    match lookup.as_mut().map(|lookup| lookup.origin(client, dst)) {
+        Some(Ok(Origin::Node)) => Kind::Probe,
+        Some(Ok(Origin::Elsewhere)) => Kind::NotQuiteProbe,
+        Some(Ok(Origin::HostNetworkPod)) | None => Kind::Plain,
+        Some(Err(error)) => {
+            tracing::warn!("cannot tell a probe from other plaintext: {error}");
+            Kind::Plain
+        }
+    }
+}

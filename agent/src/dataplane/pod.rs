@@ -1,0 +1,314 @@
+//! One served pod on one worker: its listeners, its tunnels, and what all its connections share.
+
+use std::cell::Cell;
+use std::future::Future;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use adit_core::net::{ObjectName, OriginalDst, PodKey, SourceAddr};
+use adit_core::redirect::Family;
+use adit_core::report::{ConnectionReport, Direction, End, TraceId};
+use adit_core::workload::{Enrolment, Labels, Owner, Pod as PodModel, Skip, Workload};
+use adit_core::world::World;
+use adit_proto::hbone::{PORT_INBOUND_HBONE, PORT_INBOUND_PLAINTEXT, PORT_OUTBOUND};
+use adit_proto::{Reason, SpiffeId};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::{JoinSet, yield_now};
+use tokio::time::sleep;
+
+use super::legs::Legs;
+use super::pool::{Dialling, Pool};
+use super::worker::Worker;
+use super::{OpenError, ServedPod, inbound, outbound, plaintext, protocol};
+use crate::sockets::{self, ListenError, Options};
+use crate::telemetry::Report;
+
+/// Connections accepted in a row before the worker's other tasks get their turn.
+const ACCEPTS_IN_A_ROW: usize = 16;
+/// How long accepting pauses after an error that another attempt would only repeat (no descriptor left).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// A pod as its connections see it.
+pub(super) struct Pod {
+    pub(super) key: PodKey,
+    /// Its addresses, as the runtime told them.
+    pub(super) ips: Vec<IpAddr>,
+    pub(super) identity: SpiffeId,
+    pub(super) legs: Legs,
+    pub(super) pool: Rc<Pool>,
+    pub(super) worker: Rc<Worker>,
+    /// Says who it is while the world does not know it (its object may come later than its first connection).
+    stand_in: Arc<Workload>,
+    live: Arc<Live>,
+    /// Why what is open is being ended.
+    ending: Cell<Option<Reason>>,
+    refusing: watch::Sender<bool>,
+}
+
+/// How many connections a pod has, over all workers.
+#[derive(Debug, Default)]
+pub(super) struct Live(AtomicUsize);
+
+impl Live {
+    /// Connections open now.
+    pub(super) fn count(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// A place among the pod's connections; given back when dropped.
+pub(super) struct Seat(Arc<Live>);
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A pod being served, with its accept loops; these own its connections.
+pub(super) struct Serving {
+    pod: Rc<Pod>,
+    tasks: JoinSet<()>,
+}
+
+impl Pod {
+    /// Opens the pod's listeners on this worker, in its namespace, and serves them.
+    pub(super) fn open(
+        worker: &Rc<Worker>,
+        served: &ServedPod,
+        live: Arc<Live>,
+    ) -> Result<Serving, OpenError> {
+        let legs = Legs::of_pod(served.netns.clone(), served.mark, worker.config.legs());
+        let pod = Self::new(worker, served, legs, live);
+        let congestion = &worker.config.tunnel_congestion;
+        let congestion: Vec<&str> = congestion.iter().map(String::as_str).collect();
+        let (local, tunnel) = (pod.legs.local(), pod.legs.tunnel_listener(&congestion));
+        let mut tasks = JoinSet::new();
+        for family in [Family::V4, Family::V6] {
+            let listen = |port, options: &Options<'_>| listen(served, family, port, options);
+            let Some(outbound) = listen(PORT_OUTBOUND, &local)? else { continue };
+            let Some(plaintext) = listen(PORT_INBOUND_PLAINTEXT, &local)? else { continue };
+            let Some(tunnel) = listen(PORT_INBOUND_HBONE, &tunnel)? else { continue };
+            tasks.spawn_local(accept(Rc::clone(&pod), outbound, outbound::serve));
+            tasks.spawn_local(accept(Rc::clone(&pod), plaintext, plaintext::serve));
+            tasks.spawn_local(accept(Rc::clone(&pod), tunnel, inbound::serve));
+        }
+        Ok(Serving { pod, tasks })
+    }
+
+    /// A pod without listeners.
+    pub(super) fn new(worker: &Rc<Worker>, served: &ServedPod, legs: Legs, live: Arc<Live>) -> Rc<Self> {
+        let pool = Pool::new(Dialling {
+            legs: legs.clone(),
+            certs: worker.handles.certs.clone(),
+            buffers: Rc::clone(&worker.buffers),
+            clock: worker.handles.clock,
+            own: served.identity.clone(),
+            idle_timeout: worker.config.tunnel_idle_timeout,
+        });
+        let world = worker.handles.view.world();
+        Rc::new(Self {
+            key: served.key.clone(),
+            ips: served.ips.iter().map(IpAddr::to_canonical).collect(),
+            identity: served.identity.clone(),
+            legs,
+            pool,
+            worker: Rc::clone(worker),
+            stand_in: Arc::new(stand_in(served, &world)),
+            live,
+            ending: Cell::new(None),
+            refusing: watch::Sender::new(false),
+        })
+    }
+
+    /// The pod as the world knows it, or its stand-in.
+    pub(super) fn local(&self, world: &World) -> Arc<Workload> {
+        Arc::clone(world.workload(&self.key.uid).unwrap_or(&self.stand_in))
+    }
+
+    /// Takes a place for one more connection; `Err` says how many there are.
+    pub(super) fn seat(&self) -> Result<Seat, usize> {
+        let before = self.live.0.fetch_add(1, Ordering::Relaxed);
+        let seat = Seat(Arc::clone(&self.live));
+        if before < self.worker.config.connections_per_pod { Ok(seat) } else { Err(before) }
+    }
+
+    /// Begins the report of a connection.
+    pub(super) fn report(
+        self: &Rc<Self>,
+        direction: Direction,
+        source: SocketAddr,
+        destination: OriginalDst,
+        trace: TraceId,
+    ) -> Reported {
+        let local = self.local(&self.worker.handles.view.world());
+        let opened = self.worker.handles.clock.now();
+        let source = SourceAddr(sockets::canonical(source));
+        let report = ConnectionReport::open(opened, direction, source, destination, local, trace);
+        Reported { report: Some(self.worker.shard.open(report)), pod: Rc::clone(self) }
+    }
+
+    /// A trace id for a connection that brought none.
+    pub(super) fn new_trace(&self) -> TraceId {
+        protocol::new_trace(&mut self.worker.seed.borrow_mut())
+    }
+
+    /// One of its addresses.
+    pub(super) fn first_ip(&self) -> IpAddr {
+        self.ips.first().copied().unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED))
+    }
+
+    /// Accepts nothing more; tunnels that peers opened are told to end when their streams have.
+    pub(super) fn refuse_new(&self) {
+        self.refusing.send_replace(true);
+    }
+
+    /// Resolves once nothing more is accepted. Cancel-safe.
+    pub(super) async fn refusing(&self) {
+        // Never an error: the sender is in `self`.
+        let _ = self.refusing.subscribe().wait_for(|refusing| *refusing).await;
+    }
+}
+
+impl Serving {
+    /// The pod.
+    pub(super) fn pod(&self) -> &Rc<Pod> {
+        &self.pod
+    }
+
+    /// Ends everything at once; open connections report `reason`.
+    pub(super) async fn end(mut self, reason: Reason) {
+        self.pod.ending.set(Some(reason));
+        self.pod.refuse_new();
+        self.tasks.shutdown().await;
+        self.pod.pool.close();
+        // The connections were told with their listeners; one turn of the event loop and they are gone.
+        yield_now().await;
+    }
+}
+
+/// What the pod says of itself, as far as it is known without its object.
+fn stand_in(served: &ServedPod, world: &World) -> Workload {
+    let (namespace, account) = served.identity.service_account().unwrap_or_default();
+    let pod = PodModel {
+        uid: served.key.uid.clone(),
+        name: ObjectName::new(namespace, &*served.key.uid.0),
+        node: Some(world.settings().node.clone()),
+        ips: served.ips.iter().map(IpAddr::to_canonical).collect(),
+        service_account: account.into(),
+        labels: Labels::default(),
+        mesh: None,
+        host_network: false,
+        is_static: false,
+        terminating: false,
+        captured: true,
+        ports: Vec::new(),
+        probe_ports: Vec::new(),
+        skip: Skip::default(),
+        owner: Owner { kind: "Pod".into(), name: Arc::clone(&served.key.uid.0) },
+    };
+    Workload {
+        pod: Arc::new(pod),
+        identity: served.identity.clone(),
+        enrolment: Enrolment::ByNamespace,
+        captured: true,
+        zone: None,
+        skip: Arc::default(),
+    }
+}
+
+/// A listener in the pod's namespace; `None` where the kernel has no such family.
+fn listen(
+    served: &ServedPod,
+    family: Family,
+    port: u16,
+    options: &Options<'_>,
+) -> Result<Option<TcpListener>, OpenError> {
+    let listener = match sockets::listen(&served.netns, family, port, options) {
+        Ok(listener) => listener,
+        Err(ListenError::NoIpv6) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let socket =
+        TcpListener::from_std(listener.socket).map_err(|source| OpenError::Register { port, source })?;
+    Ok(Some(socket))
+}
+
+/// Accepts and serves until nothing more shall be accepted and what was has ended. Dropped, it ends all of it.
+pub(super) async fn accept<F>(
+    pod: Rc<Pod>,
+    listener: TcpListener,
+    serve: fn(Rc<Pod>, TcpStream, SocketAddr) -> F,
+) where
+    F: Future<Output = ()> + 'static,
+{
+    let mut connections = JoinSet::new();
+    let mut in_a_row = 0;
+    let refusing = pod.refusing();
+    tokio::pin!(refusing);
+    loop {
+        tokio::select! {
+            biased;
+            () = &mut refusing => break,
+            Some(_) = connections.join_next(), if !connections.is_empty() => in_a_row = 0,
+            accepted = listener.accept() => match accepted {
+                Ok((stream, client)) => {
+                    connections.spawn_local(serve(Rc::clone(&pod), stream, client));
+                    in_a_row += 1;
+                }
+                Err(error) if is_of_one_connection(&error) => {}
+                Err(error) => {
+                    tracing::warn!(pod = %pod.key.uid, "cannot accept: {error}");
+                    sleep(ACCEPT_PAUSE).await;
+                }
+            },
+        }
+        if in_a_row >= ACCEPTS_IN_A_ROW {
+            in_a_row = 0;
+            yield_now().await;
+        }
+    }
+    drop(listener);
+    while connections.join_next().await.is_some() {}
+}
+
+/// Whether an accept failed only because that client has gone (accept(2), "Error handling").
+fn is_of_one_connection(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind as Kind;
+    matches!(
+        error.kind(),
+        Kind::ConnectionAborted | Kind::ConnectionReset | Kind::Interrupted | Kind::HostUnreachable
+    )
+}
+
+/// A connection's report, closed exactly once: by [`Reported::finish`], or when dropped, as what the pod is ending for.
+pub(super) struct Reported {
+    report: Option<Report>,
+    pod: Rc<Pod>,
+}
+
+impl Reported {
+    /// The open report.
+    pub(super) fn get(&self) -> &Report {
+        self.report.as_ref().expect("a report is taken out only when it is closed")
+    }
+
+    /// Closes it.
+    pub(super) fn finish(mut self, end: End) {
+        if let Some(report) = self.report.take() {
+            report.close(end);
+        }
+    }
+}
+
+impl Drop for Reported {
+    fn drop(&mut self) {
+        if let Some(report) = self.report.take() {
+            report.close(End::Failed(self.pod.ending.get().unwrap_or(Reason::Aborted), None));
+        }
+    }
+}

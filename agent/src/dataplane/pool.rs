@@ -1,0 +1,253 @@
+//! The tunnels of one local pod on one worker: who dials, who waits, and when a tunnel is let go.
+//!
+//! Keyed by destination pod, address and expected identity; the own identity is the pod's. Connections that need a
+//! tunnel while one is being dialled wait for that dial, as many as it will have streams for; one failure fails all
+//! that wait for it. Tunnels are never shared between pods. Does not retry: see [`super::connect`].
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::rc::{Rc, Weak};
+use std::time::Duration;
+
+use adit_core::net::PodUid;
+use adit_core::time::Now;
+use adit_core::world::World;
+use adit_proto::hbone::PORT_INBOUND_HBONE;
+use adit_proto::{Reason, SpiffeId};
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
+
+use super::buffers::Buffers;
+use super::legs::Legs;
+use super::protocol::STREAMS_MAX;
+use super::tunnel::{self, DialTimes, Driver, Slot, Towards, Tunnel, TunnelError};
+use crate::clock::Clock;
+use crate::identity::CertSource;
+
+/// Which tunnels may serve a connection.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub(super) struct Key {
+    /// The destination pod: a tunnel does not outlive it, whoever has its address next.
+    pub(super) pod: PodUid,
+    /// Its address (a pod has one per family).
+    pub(super) ip: IpAddr,
+    /// The identity that it must prove.
+    pub(super) expected: SpiffeId,
+}
+
+/// A place in a tunnel, and how it came about.
+#[derive(Debug)]
+pub(super) struct Lease {
+    /// The place.
+    pub(super) slot: Slot,
+    /// Whether the tunnel was there, was waited for, or was dialled for this connection.
+    pub(super) origin: Origin,
+}
+
+/// How a connection got its tunnel.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Origin {
+    /// It was open.
+    Reused,
+    /// Another connection was dialling it.
+    Joined,
+    /// It was dialled for this connection.
+    Dialled(DialTimes),
+}
+
+/// What a connection needs to dial for itself.
+pub(super) struct Dialling {
+    /// The pod's sockets.
+    pub(super) legs: Legs,
+    /// The pod's certificates.
+    pub(super) certs: CertSource,
+    /// The worker's buffers.
+    pub(super) buffers: Rc<Buffers>,
+    /// The clock.
+    pub(super) clock: Clock,
+    /// The pod's identity.
+    pub(super) own: SpiffeId,
+    /// How long a tunnel without streams is kept.
+    pub(super) idle_timeout: Duration,
+}
+
+/// The tunnels of one pod.
+pub(super) struct Pool {
+    dialling: Dialling,
+    peers: RefCell<HashMap<Key, Peers>>,
+    /// Dials and drivers. Dropped with the pool, or by [`Pool::close`]: all tunnels break at once.
+    tasks: RefCell<Option<JoinSet<()>>>,
+    /// Every tunnel that still carries something, retired ones too.
+    all: RefCell<Vec<Weak<Tunnel>>>,
+}
+
+#[derive(Default)]
+struct Peers {
+    tunnels: Vec<Rc<Tunnel>>,
+    dials: Vec<Dial>,
+    next_dial: u64,
+}
+
+struct Dial {
+    id: u64,
+    waiting: Vec<oneshot::Sender<Result<Lease, Rc<TunnelError>>>>,
+}
+
+impl Pool {
+    /// A pool without tunnels.
+    pub(super) fn new(dialling: Dialling) -> Rc<Self> {
+        Rc::new(Self {
+            dialling,
+            peers: RefCell::default(),
+            tasks: RefCell::new(Some(JoinSet::new())),
+            all: RefCell::default(),
+        })
+    }
+
+    /// A place in a tunnel to that peer: in an open one, in one being dialled, or in a new one.
+    ///
+    /// Cancel-safe; the caller bounds the wait. A dial goes on when nobody waits for it any more, within its own
+    /// bounds, and may serve the next connection.
+    pub(super) async fn lease(self: &Rc<Self>, key: &Key) -> Result<Lease, Rc<TunnelError>> {
+        let answer = match self.find(key) {
+            Found::Open(slot) => return Ok(Lease { slot, origin: Origin::Reused }),
+            Found::Waiting(answer) => answer,
+        };
+        // Only a closed pool drops a dial without an answer.
+        answer.await.unwrap_or_else(|_| Err(Rc::new(TunnelError::PodGone)))
+    }
+
+    fn find(self: &Rc<Self>, key: &Key) -> Found {
+        let generation = self.dialling.certs.generation(&self.dialling.own);
+        let mut all = self.peers.borrow_mut();
+        let peers = all.entry(key.clone()).or_default();
+        // With another certificate or bundle the old tunnels only finish what they carry.
+        peers.tunnels.retain(|tunnel| tunnel.is_open() && tunnel.generation == generation);
+        // The fullest one first, so that the others may become idle and go.
+        let open =
+            peers.tunnels.iter().filter(|tunnel| tunnel.has_room()).max_by_key(|tunnel| tunnel.active());
+        if let Some(tunnel) = open {
+            return Found::Open(tunnel.slot());
+        }
+        let (sender, answer) = oneshot::channel();
+        match peers.dials.iter_mut().find(|dial| dial.waiting.len() < STREAMS_MAX as usize) {
+            Some(dial) => dial.waiting.push(sender),
+            None => {
+                let id = peers.next_dial;
+                peers.next_dial += 1;
+                peers.dials.push(Dial { id, waiting: vec![sender] });
+                self.spawn(dial(Rc::downgrade(self), key.clone(), id));
+            }
+        }
+        Found::Waiting(answer)
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + 'static) {
+        if let Some(tasks) = &mut *self.tasks.borrow_mut() {
+            while tasks.try_join_next().is_some() {}
+            tasks.spawn_local(task);
+        }
+    }
+
+    fn finish(&self, key: &Key, id: u64, result: Result<(Tunnel, Driver, DialTimes), TunnelError>) {
+        let mut all = self.peers.borrow_mut();
+        let peers = all.entry(key.clone()).or_default();
+        let Some(at) = peers.dials.iter().position(|dial| dial.id == id) else { return };
+        let waiting = peers.dials.swap_remove(at).waiting;
+        match result {
+            Ok((tunnel, driver, times)) => {
+                let tunnel = Rc::new(tunnel);
+                peers.tunnels.push(Rc::clone(&tunnel));
+                self.all.borrow_mut().push(Rc::downgrade(&tunnel));
+                drop(all);
+                self.spawn(driver);
+                let origins = std::iter::once(Origin::Dialled(times)).chain(std::iter::repeat(Origin::Joined));
+                for (waiter, origin) in waiting.into_iter().zip(origins) {
+                    // One that gave up returns its place by dropping it.
+                    let _ = waiter.send(Ok(Lease { slot: tunnel.slot(), origin }));
+                }
+            }
+            Err(error) => {
+                drop(all);
+                let error = Rc::new(error);
+                for waiter in waiting {
+                    let _ = waiter.send(Err(Rc::clone(&error)));
+                }
+            }
+        }
+    }
+
+    /// Lets the tunnels to a peer go after one of them failed a connection: what they carry may finish, nothing new
+    /// begins on them. All of them, as what ended one (a restart, a drain) mostly ends the others.
+    pub(super) fn retire(&self, key: &Key) {
+        if let Some(peers) = self.peers.borrow_mut().get_mut(key) {
+            peers.tunnels.clear();
+        }
+    }
+
+    /// Lets go of what has ended, of tunnels idle for too long or of an old certificate, and of those whose pod is gone
+    /// or is not who it was. To be called every few seconds and after each change of the world.
+    pub(super) fn sweep(&self, world: &World, now: Now) {
+        let generation = self.dialling.certs.generation(&self.dialling.own);
+        let idle = |tunnel: &Tunnel| {
+            tunnel.idle_since().is_some_and(|since| now.mono.since(since) >= self.dialling.idle_timeout)
+        };
+        self.peers.borrow_mut().retain(|key, peers| {
+            let there = is_there(world, key);
+            peers.tunnels.retain(|tunnel| {
+                there && tunnel.is_open() && tunnel.generation == generation && !idle(tunnel)
+            });
+            !peers.tunnels.is_empty() || !peers.dials.is_empty()
+        });
+        self.all.borrow_mut().retain(|tunnel| tunnel.strong_count() > 0);
+    }
+
+    /// Breaks the tunnels to peers that are revoked now, also those that only finish what they carry.
+    pub(super) fn cut_revoked(&self) {
+        for tunnel in self.all.borrow().iter().filter_map(Weak::upgrade) {
+            if self.dialling.certs.is_revoked(&tunnel.peer) {
+                tunnel.cut(Reason::IdentityRevoked);
+            }
+        }
+    }
+
+    /// Tunnels open now.
+    pub(super) fn tunnels(&self) -> usize {
+        self.all.borrow().iter().filter(|tunnel| tunnel.strong_count() > 0).count()
+    }
+
+    /// Breaks every tunnel and every dial; later connections fail.
+    pub(super) fn close(&self) {
+        let tasks = self.tasks.borrow_mut().take();
+        drop(tasks);
+        self.peers.borrow_mut().clear();
+    }
+}
+
+/// Whether the pod is still the one that the tunnel was opened to.
+fn is_there(world: &World, key: &Key) -> bool {
+    world.workload(&key.pod).is_some_and(|workload| {
+        workload.captured && workload.identity == key.expected && workload.pod.ips.contains(&key.ip)
+    })
+}
+
+enum Found {
+    Open(Slot),
+    Waiting(oneshot::Receiver<Result<Lease, Rc<TunnelError>>>),
+}
+
+/// Dials and reports back. Holds the pool weakly: the pool owns this task, and must be able to go.
+async fn dial(pool: Weak<Pool>, key: Key, id: u64) {
+    let Some(strong) = pool.upgrade() else { return };
+    let dialling = &strong.dialling;
+    let (legs, certs) = (dialling.legs.clone(), dialling.certs.clone());
+    let (buffers, clock, own) = (Rc::clone(&dialling.buffers), dialling.clock, dialling.own.clone());
+    drop(strong);
+    let addr = SocketAddr::new(key.ip, PORT_INBOUND_HBONE);
+    let towards = Towards { addr, own, expected: key.expected.clone() };
+    let result = Box::pin(tunnel::dial(&legs, &certs, &buffers, clock, &towards)).await;
+    if let Some(pool) = pool.upgrade() {
+        pool.finish(&key, id, result);
+    }
+}

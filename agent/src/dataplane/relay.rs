@@ -1,0 +1,253 @@
+//! Carries the bytes of one connection between two sockets, both ways, in one task: what is not tunnelled.
+//!
+//! Small bytes are copied through the worker's scratch; a stream that fills it is spliced in the kernel until it pauses.
+//! FIN and RST of one side become FIN and RST of the other. Dropped before its end it resets both.
+
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::net::TcpStream;
+
+use super::buffers::Buffers;
+use super::copy::{Broken, QUOTA};
+use super::flow::Flow;
+use super::half::{Ended, HalfClosed};
+use super::pipes::{Pipe, Pipes};
+
+#[cfg(test)]
+mod tests;
+
+/// A read of at least this makes the next ones go through the kernel: below it, a copy is cheaper than two splices.
+const BULK: usize = 64 * 1024;
+
+/// One connection between two sockets.
+pub(super) struct Relay {
+    near: TcpStream,
+    far: TcpStream,
+    from_near: Way,
+    to_near: Way,
+    buffers: Rc<Buffers>,
+    pipes: Rc<Pipes>,
+    flow: Flow,
+    half: Option<Box<HalfClosed>>,
+    idle_timeout: Duration,
+}
+
+/// One direction.
+#[derive(Default)]
+struct Way {
+    closed: bool,
+    /// Copied, and not yet written.
+    pending: Bytes,
+    pipe: Option<Pipe>,
+    /// The last read filled the scratch.
+    bulk: bool,
+}
+
+/// Which side of a relay failed.
+enum Failed {
+    Source,
+    Sink,
+}
+
+impl Relay {
+    /// Begins to carry. `idle_timeout`: how long a half-closed connection may be silent.
+    pub(super) fn new(
+        (near, far): (TcpStream, TcpStream),
+        buffers: Rc<Buffers>,
+        pipes: Rc<Pipes>,
+        flow: Flow,
+        idle_timeout: Duration,
+    ) -> Self {
+        Self {
+            near,
+            far,
+            from_near: Way::default(),
+            to_near: Way::default(),
+            buffers,
+            pipes,
+            flow,
+            half: None,
+            idle_timeout,
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.from_near.closed && self.to_near.closed
+    }
+
+    fn poll_half_closed(&mut self, cx: &mut Context<'_>, moved: bool) -> Poll<Result<(), Broken>> {
+        let half = self.half.get_or_insert_with(|| Box::new(HalfClosed::new(self.idle_timeout)));
+        if moved {
+            half.moved();
+        }
+        let (silent, reset) = if self.from_near.closed {
+            (&self.near, Broken::NearReset)
+        } else {
+            (&self.far, Broken::FarReset(h2::Reason::CANCEL))
+        };
+        match ready!(half.poll(cx, Some(silent))) {
+            Ended::Reset => Poll::Ready(Err(reset)),
+            Ended::Idle => Poll::Ready(Err(Broken::Idle)),
+        }
+    }
+}
+
+impl Way {
+    /// Moves bytes until the source has no more or the sink takes no more; ready at the source's end.
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &mut TcpStream,
+        sink: &mut TcpStream,
+        (buffers, pipes): (&Rc<Buffers>, &Rc<Pipes>),
+        mut moved: impl FnMut(usize),
+    ) -> Poll<Result<(), Failed>> {
+        let mut quota = QUOTA;
+        loop {
+            let written = ready!(self.poll_write(cx, sink, buffers)).map_err(|_| Failed::Sink)?;
+            moved(written);
+            quota = quota.saturating_sub(written);
+            if quota == 0 {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            if written > 0 {
+                continue;
+            }
+            match self.poll_read(cx, source, buffers, pipes) {
+                Poll::Ready(Ok(0)) => {
+                    // The sink may have gone already; then writing or reading it says so.
+                    let _ = ready!(Pin::new(sink).poll_shutdown(cx));
+                    self.pipe = None;
+                    return Poll::Ready(Ok(()));
+                }
+                Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(Failed::Source)),
+                Poll::Pending => {
+                    // The source pauses: the pipe may serve another connection.
+                    self.pipe = None;
+                    self.bulk = false;
+                    return Poll::Pending;
+                }
+            }
+        }
+    }
+
+    /// Writes what was read; 0 once there is nothing left.
+    fn poll_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        sink: &mut TcpStream,
+        buffers: &Buffers,
+    ) -> Poll<io::Result<usize>> {
+        if !self.pending.is_empty() {
+            let written = ready!(Pin::new(sink).poll_write(cx, &self.pending))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.pending.advance(written);
+            buffers.release(written);
+            if self.pending.is_empty() {
+                self.pending = Bytes::new();
+            }
+            return Poll::Ready(Ok(written));
+        }
+        let Some(pipe) = self.pipe.as_mut().filter(|pipe| !pipe.is_empty()) else { return Poll::Ready(Ok(0)) };
+        loop {
+            ready!(sink.poll_write_ready(cx))?;
+            match sink.try_io(Interest::WRITABLE, || pipe.drain(&*sink)) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Ok(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                result => return Poll::Ready(result),
+            }
+        }
+    }
+
+    /// Reads once, into `pending` or the pipe; 0 at the end.
+    fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &mut TcpStream,
+        buffers: &Rc<Buffers>,
+        pipes: &Rc<Pipes>,
+    ) -> Poll<io::Result<usize>> {
+        if self.bulk && self.pipe.is_none() {
+            self.pipe = pipes.lend();
+        }
+        if let Some(pipe) = &mut self.pipe {
+            loop {
+                ready!(source.poll_read_ready(cx))?;
+                match source.try_io(Interest::READABLE, || pipe.fill(&*source)) {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    result => return Poll::Ready(result),
+                }
+            }
+        }
+        ready!(source.poll_read_ready(cx))?;
+        buffers.with_scratch(|scratch| {
+            let mut buf = ReadBuf::new(scratch);
+            ready!(Pin::new(source).poll_read(cx, &mut buf))?;
+            let read = buf.filled();
+            self.bulk = read.len() >= BULK;
+            buffers.hold(read.len());
+            self.pending = Bytes::copy_from_slice(read);
+            Poll::Ready(Ok(read.len()))
+        })
+    }
+}
+
+impl Future for Relay {
+    type Output = Result<(), Broken>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.get_mut();
+        let before = this.flow.total();
+        let memory = (&this.buffers, &this.pipes);
+        if !this.from_near.closed {
+            let moved = |count| this.flow.from_near(count);
+            match this.from_near.poll(cx, &mut this.near, &mut this.far, memory, moved) {
+                Poll::Ready(Ok(())) => this.from_near.closed = true,
+                Poll::Ready(Err(Failed::Source)) => return Poll::Ready(Err(Broken::NearReset)),
+                Poll::Ready(Err(Failed::Sink)) => {
+                    return Poll::Ready(Err(Broken::FarReset(h2::Reason::CANCEL)));
+                }
+                Poll::Pending => {}
+            }
+        }
+        if !this.to_near.closed {
+            let moved = |count| this.flow.to_near(count);
+            match this.to_near.poll(cx, &mut this.far, &mut this.near, memory, moved) {
+                Poll::Ready(Ok(())) => this.to_near.closed = true,
+                Poll::Ready(Err(Failed::Source)) => {
+                    return Poll::Ready(Err(Broken::FarReset(h2::Reason::CANCEL)));
+                }
+                Poll::Ready(Err(Failed::Sink)) => return Poll::Ready(Err(Broken::NearReset)),
+                Poll::Pending => {}
+            }
+        }
+        if this.is_over() {
+            return Poll::Ready(Ok(()));
+        }
+        if !this.from_near.closed && !this.to_near.closed {
+            return Poll::Pending;
+        }
+        let moved = this.flow.total() > before;
+        this.poll_half_closed(cx, moved)
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.buffers.release(self.from_near.pending.len() + self.to_near.pending.len());
+        if !self.is_over() {
+            let _ = self.near.set_zero_linger();
+            let _ = self.far.set_zero_linger();
+        }
+    }
+}

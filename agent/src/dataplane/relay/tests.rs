@@ -1,0 +1,80 @@
+use std::rc::Rc;
+
+use adit_core::net::OriginalDst;
+use adit_core::report::Direction;
+use adit_proto::Reason;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+
+use super::super::Config;
+use super::super::testing::{Rig, on_worker};
+
+#[test]
+fn bulk_and_small_bytes_pass_through_the_kernel_unchanged() {
+    on_worker(async {
+        let rig = Rig::new(Config::default());
+        let pod = rig.pod("web");
+        let outside = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut near = rig.connect(&pod, outside.local_addr().unwrap()).await;
+        let (mut far, _) = outside.accept().await.unwrap();
+        for round in 0..20_u8 {
+            near.write_all(&[round; 10]).await.unwrap();
+            let mut small = [0; 10];
+            far.read_exact(&mut small).await.unwrap();
+            assert_eq!(small, [round; 10]);
+            let sent: Vec<u8> = (0..3_000_000_u32).map(|n| n.to_le_bytes()[usize::from(round % 2)]).collect();
+            let mut got = vec![0; sent.len()];
+            let (wrote, read) = tokio::join!(far.write_all(&sent), near.read_exact(&mut got));
+            (wrote.unwrap(), read.unwrap());
+            assert!(got == sent, "round {round}");
+        }
+        near.shutdown().await.unwrap();
+        assert_eq!(far.read(&mut [0; 1]).await.unwrap(), 0);
+        drop(far);
+        assert_eq!(near.read(&mut [0; 1]).await.unwrap(), 0);
+        let said = rig.report(Direction::Outbound).await;
+        assert_eq!(said.end.reason(), None);
+        assert_eq!((said.report.bytes_to_server, said.report.bytes_to_client), (200, 60_000_000));
+        assert_eq!(rig.worker.buffers.held(), 0);
+    });
+}
+
+#[test]
+fn a_reset_passes_through_both_ways() {
+    on_worker(async {
+        let rig = Rig::new(Config::default());
+        let pod = rig.pod("web");
+        let outside = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let near = rig.connect(&pod, outside.local_addr().unwrap()).await;
+        let (mut far, _) = outside.accept().await.unwrap();
+        near.set_zero_linger().unwrap();
+        drop(near);
+        assert!(far.read(&mut [0; 1]).await.is_err());
+        assert_eq!(rig.reason(Direction::Outbound).await, Some(Reason::ResetByClient));
+
+        let mut near = rig.connect(&pod, outside.local_addr().unwrap()).await;
+        let (far, _) = outside.accept().await.unwrap();
+        far.set_zero_linger().unwrap();
+        drop(far);
+        assert!(near.read(&mut [0; 1]).await.is_err());
+        assert_eq!(rig.reason(Direction::Outbound).await, Some(Reason::ResetByServer));
+    });
+}
+
+#[test]
+fn a_refused_destination_outside_resets_the_app() {
+    on_worker(async {
+        let rig = Rig::new(Config::default());
+        let pod = rig.pod("web");
+        let gone = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = gone.local_addr().unwrap();
+        drop(gone);
+        let mut near = rig.connect(&pod, addr).await;
+        let error = near.read(&mut [0; 1]).await.unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+        let said = rig.report(Direction::Outbound).await;
+        assert_eq!(said.end.reason(), Some(Reason::Refused));
+        assert_eq!(said.report.destination, OriginalDst(addr));
+        assert_eq!(Rc::strong_count(&pod), 1, "the connection let go of its pod");
+    });
+}

@@ -1,0 +1,176 @@
+//! What this component's tests share: pods on loopback addresses of their own, real certificates, and their reports.
+//!
+//! Everything runs on one thread, unprivileged: [`Rig::connect`] enters the outbound line behind the redirect, and a
+//! pod's tunnels are accepted on its own loopback address.
+
+use std::cell::RefCell;
+use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU32;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::time::Duration;
+
+use adit_core::draw::Seed;
+use adit_core::net::{NodeName, ObjectName, OriginalDst, PodKey, PodUid, SandboxId};
+use adit_core::report::{Direction, End};
+use adit_core::workload::{Labels, MeshLabel, Owner, Pod as PodModel, Skip};
+use adit_core::world::builder::WorldBuilder;
+use adit_core::world::{Change, Settings};
+use adit_proto::hbone::PORT_INBOUND_HBONE;
+use adit_proto::{Reason, SpiffeId};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::{LocalSet, spawn_local, yield_now};
+
+use super::legs::Legs;
+use super::pod::{Live, Pod, accept};
+use super::worker::Worker;
+use super::{Config, Handles, ServedPod, inbound, outbound};
+use crate::identity::fixed::{self, Fixed};
+use crate::netns::Netns;
+use crate::telemetry::Reporter;
+use crate::telemetry::hub::Said;
+use crate::view::{self, Publisher};
+
+/// Every wait of a test ends here at the latest.
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Runs a test on a worker's kind of runtime.
+pub(super) fn on_worker<F: Future<Output = ()>>(test: F) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    LocalSet::new().block_on(&runtime, async {
+        tokio::time::timeout(PATIENCE, test).await.expect("the test ends within its bound");
+    });
+}
+
+/// An address of 127.77.0.0/16 that no other test of this process has.
+pub(super) fn own_ip() -> IpAddr {
+    static NEXT: AtomicU32 = AtomicU32::new(1);
+    let next = NEXT.fetch_add(1, Ordering::Relaxed);
+    IpAddr::from([127, 77, u8::try_from(next / 250).unwrap(), u8::try_from(next % 250 + 1).unwrap()])
+}
+
+/// The identity of a service account in `shop`.
+pub(super) fn id(account: &str) -> SpiffeId {
+    format!("spiffe://cluster.local/ns/shop/sa/{account}").parse().unwrap()
+}
+
+/// Two connected sockets.
+pub(super) async fn pair() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let near = TcpStream::connect(listener.local_addr().unwrap());
+    let (near, far) = tokio::join!(near, listener.accept());
+    (near.unwrap(), far.unwrap().0)
+}
+
+/// A mesh of one node, on the loopback.
+pub(super) struct Rig {
+    pub(super) worker: Rc<Worker>,
+    pub(super) certs: RefCell<Fixed>,
+    builder: RefCell<WorldBuilder>,
+    publisher: Publisher,
+    said: Receiver<Said>,
+}
+
+impl Rig {
+    pub(super) fn new(config: Config) -> Self {
+        let settings = Settings {
+            trust_domain: "cluster.local".parse().unwrap(),
+            system_namespace: "adit-system".into(),
+            excluded_namespaces: [].into(),
+            node: NodeName("here".into()),
+        };
+        let mut builder = WorldBuilder::new(settings);
+        let (publisher, view) = view::channel(builder.freeze());
+        let clock = fixed::clock();
+        let (certs, source) = fixed::certs(clock);
+        let (sink, said) = sync_channel(65_536);
+        let handles = Handles { view, certs: source, reporter: Reporter::to(sink), clock, node: None };
+        let worker = Worker::new(config, handles, NonZeroU32::MIN, Seed(7));
+        Self { worker, certs: RefCell::new(certs), builder: RefCell::new(builder), publisher, said }
+    }
+
+    /// Changes the world, and shows it.
+    pub(super) fn change(&self, change: Change) {
+        self.builder.borrow_mut().apply(change);
+        self.publisher.publish(self.builder.borrow_mut().freeze());
+    }
+
+    /// A captured pod with a certificate, known to the world. Serves nothing yet.
+    pub(super) fn pod(&self, account: &str) -> Rc<Pod> {
+        let ip = own_ip();
+        let uid = PodUid(format!("uid-{account}-{ip}").into());
+        self.change(Change::Pod(model(account, &uid, ip)));
+        self.certs.borrow().issue(&id(account));
+        let served = ServedPod {
+            key: PodKey { uid, sandbox: SandboxId("s".into()) },
+            netns: Netns::open(std::path::Path::new("/proc/thread-self/ns/net")).unwrap(),
+            ips: vec![ip],
+            mark: 0,
+            identity: id(account),
+        };
+        let legs = Legs::here(self.worker.config.legs());
+        Pod::new(&self.worker, &served, legs, Arc::new(Live::default()))
+    }
+
+    /// A pod whose tunnels are accepted.
+    pub(super) async fn serving_pod(&self, account: &str) -> Rc<Pod> {
+        let pod = self.pod(account);
+        let listener = TcpListener::bind((pod.first_ip(), PORT_INBOUND_HBONE)).await.unwrap();
+        spawn_local(accept(Rc::clone(&pod), listener, inbound::serve));
+        pod
+    }
+
+    /// An app connection of `pod` to `dst`, as it comes out of the redirect.
+    pub(super) async fn connect(&self, pod: &Rc<Pod>, dst: SocketAddr) -> TcpStream {
+        let (app, captured) = pair().await;
+        let client = captured.peer_addr().unwrap();
+        spawn_local(outbound::serve_to(Rc::clone(pod), captured, client, OriginalDst(dst)));
+        app
+    }
+
+    /// The next closed report of a direction; others are skipped.
+    pub(super) async fn report(&self, direction: Direction) -> Said {
+        loop {
+            match self.said.try_recv() {
+                Ok(said) if said.report.direction == direction && said.end != End::Open => return said,
+                Ok(_) => {}
+                Err(_) => yield_now().await,
+            }
+        }
+    }
+
+    /// Why the next connection of a direction ended.
+    pub(super) async fn reason(&self, direction: Direction) -> Option<Reason> {
+        self.report(direction).await.end.reason()
+    }
+}
+
+/// A captured pod's object.
+fn model(account: &str, uid: &PodUid, ip: IpAddr) -> PodModel {
+    PodModel {
+        uid: uid.clone(),
+        name: ObjectName::new("shop", &*uid.0),
+        node: Some(NodeName("here".into())),
+        ips: vec![ip],
+        service_account: account.into(),
+        labels: Labels::default(),
+        mesh: Some(MeshLabel::Enabled),
+        host_network: false,
+        is_static: false,
+        terminating: false,
+        captured: true,
+        ports: Vec::new(),
+        probe_ports: Vec::new(),
+        skip: Skip::default(),
+        owner: Owner { kind: "Deployment".into(), name: account.into() },
+    }
+}
+
+/// An app that listens on a pod's address, and where.
+pub(super) async fn app(pod: &Pod) -> (TcpListener, SocketAddr) {
+    let listener = TcpListener::bind((pod.first_ip(), 0)).await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    (listener, addr)
+}
