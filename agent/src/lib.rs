@@ -12,6 +12,9 @@ pub mod telemetry;
 pub mod units;
 pub mod view;
 
+pub mod cluster;
 pub mod identity;
 
 pub mod dataplane;
+
+pub mod pods;

@@ -1,0 +1,169 @@
+//! What the other agents say of themselves, and the CA's trust bundle: the files that are not the user's.
+//!
+//! Pure: is told what was read, says what changed. A file that cannot be read leaves things as they are.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use adit_core::net::{NodeName, PodUid};
+use adit_core::world::Change;
+use adit_objects::trust::{self, ConfigMap};
+use adit_objects::yaml::{self, Position};
+use adit_proto::TrustDomain;
+use adit_proto::status::NodeStatus;
+
+use super::files::Reading;
+use super::trouble::{Trouble, Wrong};
+
+/// The other agents' status files.
+#[derive(Debug)]
+pub(super) struct Statuses {
+    /// Whose own file is not read: what it says is known first hand.
+    own: NodeName,
+    known: BTreeMap<PathBuf, Status>,
+}
+
+#[derive(Debug, Default)]
+struct Status {
+    captured: BTreeSet<PodUid>,
+    trouble: Option<Trouble>,
+}
+
+impl Statuses {
+    pub(super) fn new(own: NodeName) -> Self {
+        Self {
+            own,
+            known: BTreeMap::new(),
+        }
+    }
+
+    /// Takes what was read of one file. Returns what the World should be told.
+    pub(super) fn update(&mut self, path: &Path, reading: Reading) -> Option<Change> {
+        let node = NodeName(path.file_stem()?.to_str()?.into());
+        if node == self.own {
+            return None;
+        }
+        let wrong = match reading {
+            Reading::Gone => {
+                let known = self.known.remove(path)?;
+                return (!known.captured.is_empty()).then(|| Change::Captured {
+                    node,
+                    pods: BTreeSet::new(),
+                });
+            }
+            Reading::Unreadable(message) => (None, Wrong::Unreadable(message)),
+            Reading::Text(text) => match parse(&text, &node) {
+                Err(wrong) => wrong,
+                Ok(pods) => {
+                    let known = self.known.entry(path.to_path_buf()).or_default();
+                    known.trouble = None;
+                    if known.captured == pods {
+                        return None;
+                    }
+                    known.captured.clone_from(&pods);
+                    return Some(Change::Captured { node, pods });
+                }
+            },
+        };
+        let (at, what) = wrong;
+        let known = self.known.entry(path.to_path_buf()).or_default();
+        known.trouble = Some(Trouble {
+            file: path.to_path_buf(),
+            at,
+            what,
+        });
+        None
+    }
+
+    /// Every file that is known.
+    pub(super) fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.known.keys().map(PathBuf::as_path)
+    }
+
+    /// Everything that is wrong, by file.
+    pub(super) fn troubles(&self) -> impl Iterator<Item = Trouble> {
+        self.known.values().filter_map(|known| known.trouble.clone())
+    }
+}
+
+/// Reads a status file, and its captured pods.
+fn parse(text: &str, node: &NodeName) -> Result<BTreeSet<PodUid>, (Option<Position>, Wrong)> {
+    let status = read_status(text)?;
+    if status.node != *node.0 {
+        return Err((
+            None,
+            Wrong::Status(format!("says that it is node {:?}'s", status.node)),
+        ));
+    }
+    Ok(status
+        .captured
+        .into_iter()
+        .map(|uid| PodUid(uid.into()))
+        .collect())
+}
+
+/// Reads a status file.
+pub(super) fn read_status(text: &str) -> Result<NodeStatus, (Option<Position>, Wrong)> {
+    let mut documents = yaml::read(text).map_err(|error| (Some(error.at), Wrong::Yaml(error.message)))?;
+    let document = documents.pop().ok_or((None, Wrong::Status("is empty".into())))?;
+    serde_json::from_value(document.value)
+        .map_err(|error| (Some(document.at), Wrong::Status(error.to_string())))
+}
+
+/// The trust bundle's file.
+#[derive(Debug, Default)]
+pub(super) struct Bundle {
+    troubles: Vec<Trouble>,
+}
+
+impl Bundle {
+    /// Takes what was read of the file. A bundle that is gone is one that cannot be read: nobody is untrusted for it.
+    pub(super) fn update(&mut self, path: &Path, reading: Reading, own: &TrustDomain) -> Option<Change> {
+        let trouble = |at, what| Trouble {
+            file: path.to_path_buf(),
+            at,
+            what,
+        };
+        let read = match reading {
+            Reading::Gone => {
+                self.troubles.clear();
+                return None;
+            }
+            Reading::Unreadable(message) => Err((None, Wrong::Unreadable(message))),
+            Reading::Text(text) => parse_bundle(&text, own),
+        };
+        match read {
+            Ok((at, read)) => {
+                let bad = read
+                    .problems
+                    .into_iter()
+                    .map(|bad| trouble(Some(at), Wrong::Revocation(bad)));
+                self.troubles = bad.collect();
+                Some(Change::TrustBundle(read.bundle))
+            }
+            Err((at, what)) => {
+                self.troubles = vec![trouble(at, what)];
+                None
+            }
+        }
+    }
+
+    /// Everything that is wrong with it.
+    pub(super) fn troubles(&self) -> impl Iterator<Item = Trouble> {
+        self.troubles.iter().cloned()
+    }
+}
+
+fn parse_bundle(text: &str, own: &TrustDomain) -> Result<(Position, trust::Read), (Option<Position>, Wrong)> {
+    let documents = yaml::read(text).map_err(|error| (Some(error.at), Wrong::Yaml(error.message)))?;
+    let is_config_map = |kind: &serde_json::Value| kind.get("kind").is_some_and(|kind| kind == "ConfigMap");
+    let document = documents
+        .into_iter()
+        .find(|document| is_config_map(&document.value));
+    let document = document.ok_or((None, Wrong::NoConfigMap))?;
+    let at = document.at;
+    let config_map: ConfigMap =
+        serde_json::from_value(document.value).map_err(|error| (Some(at), Wrong::Yaml(error.to_string())))?;
+    let read = trust::translate(&config_map, own).map_err(|error| (Some(at), Wrong::Trust(error)))?;
+    Ok((at, read))
+}
