@@ -18,3 +18,9 @@ pub mod identity;
 pub mod dataplane;
 
 pub mod pods;
+
+pub mod admin;
+pub mod health;
+
+pub mod app;
+pub mod config;

@@ -1,0 +1,349 @@
+//! The loop: what comes from the plugin, World, the timers, the watches and finished operations goes into the machine,
+//! and what the machine wants is started. Blocks for nothing but small files on tmpfs.
+
+mod effects;
+mod requests;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use adit_core::draw::Seed;
+use adit_core::net::{PodKey, PodUid};
+use adit_core::pods::{Drift, Event, Failure, Limits, Pods as Machine, Ticket, Token, Want, Wish};
+use adit_core::time::Mono;
+use adit_proto::SpiffeId;
+use adit_proto::admin::PodStatus;
+use adit_proto::cni::{PodRef, Reply};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::enrolment::{self, NamespacesFile};
+use super::journal::{Entry, Journal};
+use super::perform::{Brought, Performed, Performer, words};
+use super::sandbox::{Sandbox, sandbox_id};
+use super::server::Asked;
+use super::show;
+use crate::identity::{CertSource, Needs};
+use crate::redirect::Finding;
+use crate::view::View;
+
+/// How often sandboxes are looked for whose DEL was lost: containerd never calls GC.
+const SWEEP_EVERY: Duration = Duration::from_secs(10);
+/// After a change of World, when the file of namespaces is brought up to date: looking through 20,000 pods takes
+/// milliseconds, and World may change fifty times a second.
+const NAMESPACES_AFTER: Duration = Duration::from_secs(1);
+/// Findings that may wait; a watch tells each once and waits for its turn.
+const FINDINGS_MAX: usize = 64;
+
+/// What a driver is made of.
+pub(super) struct Parts {
+    pub(super) limits: Limits,
+    pub(super) performer: Performer,
+    pub(super) needs: Needs,
+    pub(super) certs: CertSource,
+    pub(super) view: View,
+    pub(super) journal: Journal,
+    pub(super) namespaces: NamespacesFile,
+    pub(super) show: watch::Sender<Arc<[PodStatus]>>,
+    pub(super) seed: Seed,
+}
+
+/// Owns the machine, what is kept of each sandbox, and every task that works for one.
+pub(super) struct Driver {
+    machine: Machine,
+    performer: Performer,
+    needs: Needs,
+    certs: CertSource,
+    view: View,
+    journal: Journal,
+    namespaces: NamespacesFile,
+    namespaces_due: Option<Mono>,
+    show: watch::Sender<Arc<[PodStatus]>>,
+    seed: Seed,
+    /// From the machine's JournalWrite to its JournalRemove.
+    sandboxes: BTreeMap<PodKey, Sandbox>,
+    /// Added, and not yet taken in: the machine may be ending an earlier life first.
+    arriving: BTreeMap<PodKey, Sandbox>,
+    waiting: BTreeMap<Token, Waiting>,
+    tokens: u64,
+    tasks: JoinSet<Ended>,
+    /// Which operation a task is, should it panic.
+    operations: HashMap<Id, (PodKey, Ticket)>,
+    underway: BTreeMap<PodKey, AbortHandle>,
+    certificates: BTreeMap<SpiffeId, AbortHandle>,
+    watches: u64,
+    found: mpsc::Sender<Found>,
+    findings: mpsc::Receiver<Found>,
+    /// Something changed that is shown.
+    changed: bool,
+}
+
+/// A client that waits.
+struct Waiting {
+    verb: &'static str,
+    pod: PodRef,
+    reply: oneshot::Sender<Reply>,
+}
+
+/// What a task came to.
+enum Ended {
+    Operation(Performed),
+    Certificate(SpiffeId),
+}
+
+/// What the watch over one sandbox found.
+struct Found {
+    key: PodKey,
+    serial: u64,
+    finding: Finding,
+}
+
+impl Driver {
+    pub(super) fn new(parts: Parts) -> Self {
+        let (found, findings) = mpsc::channel(FINDINGS_MAX);
+        Self {
+            machine: Machine::new(parts.limits),
+            performer: parts.performer,
+            needs: parts.needs,
+            certs: parts.certs,
+            view: parts.view,
+            journal: parts.journal,
+            namespaces: parts.namespaces,
+            namespaces_due: None,
+            show: parts.show,
+            seed: parts.seed,
+            sandboxes: BTreeMap::new(),
+            arriving: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+            tokens: 0,
+            tasks: JoinSet::new(),
+            operations: HashMap::new(),
+            underway: BTreeMap::new(),
+            certificates: BTreeMap::new(),
+            watches: 0,
+            found,
+            findings,
+            changed: false,
+        }
+    }
+
+    /// Takes up what an earlier life of the agent left, and shows it.
+    pub(super) fn adopt(&mut self, entries: Vec<Entry>) {
+        let world = self.view.world();
+        for entry in entries {
+            let id = sandbox_id(&entry.container_id);
+            let sandbox = match Sandbox::recalled(entry) {
+                Ok(sandbox) => sandbox,
+                Err(stale) => {
+                    tracing::info!(sandbox = %id, reason = %words(&stale), "dropping a sandbox of before");
+                    self.forget(&id);
+                    continue;
+                }
+            };
+            let key = sandbox.key();
+            let event = Event::Adopted {
+                captured: sandbox.entry.captured.as_ref().map(Want::from),
+                announced: world.workload(&key.uid).is_some_and(|workload| workload.captured),
+                key: key.clone(),
+            };
+            self.sandboxes.insert(key, sandbox);
+            self.feed(event);
+        }
+        self.show();
+    }
+
+    /// Runs until nobody can ask any more. Dropping it stops every task; what stands, stands.
+    pub(super) async fn run(mut self, mut asks: mpsc::Receiver<Asked>) {
+        let clock = self.performer.clock;
+        let mut sweep = interval(SWEEP_EVERY);
+        sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        self.world_changed();
+        loop {
+            // Every source keeps what is not taken here, so that nothing is lost when another comes first.
+            tokio::select! {
+                asked = asks.recv() => match asked {
+                    Some(asked) => self.asked(asked),
+                    None => return,
+                },
+                Some(ended) = self.tasks.join_next_with_id() => self.ended(ended),
+                Some(found) = self.findings.recv() => self.found(found),
+                () = self.view.changed() => self.world_changed(),
+                () = clock.sleep_until(self.machine.deadline()) => {
+                    let effects = self.machine.tick(clock.now());
+                    self.obey(effects);
+                }
+                () = clock.sleep_until(self.namespaces_due) => self.keep_namespaces(),
+                _ = sweep.tick() => self.sweep(),
+            }
+            self.show();
+        }
+    }
+
+    fn feed(&mut self, event: Event) {
+        let effects = self.machine.handle(self.performer.clock.now(), event);
+        self.obey(effects);
+    }
+
+    fn world_changed(&mut self) {
+        let world = self.view.latest();
+        if !enrolment::has_synced(&world) {
+            return;
+        }
+        let uids: BTreeSet<PodUid> = self.sandboxes.keys().map(|key| key.uid.clone()).collect();
+        for uid in uids {
+            // One that is not known (yet, or any more) stays as it is until its sandbox goes.
+            let Some(workload) = world.workload(&uid) else {
+                continue;
+            };
+            match enrolment::wish(workload) {
+                Wish::In(want) => self.feed(Event::Wanted {
+                    uid: uid.clone(),
+                    want,
+                }),
+                Wish::Out => self.feed(Event::Unwanted { uid: uid.clone() }),
+                Wish::Unknown => {}
+            }
+            if workload.pod.terminating {
+                self.feed(Event::Terminating { uid });
+            }
+        }
+        if self.namespaces_due.is_none() {
+            self.namespaces_due = Some(self.performer.clock.now().mono + NAMESPACES_AFTER);
+        }
+    }
+
+    fn keep_namespaces(&mut self) {
+        self.namespaces_due = None;
+        let now = enrolment::memberships(&self.view.world());
+        if let Err(error) = self.namespaces.keep(now) {
+            tracing::error!(%error, "cannot keep which namespaces are enrolled; pods may wait for an agent that is away");
+        }
+    }
+
+    fn sweep(&mut self) {
+        let gone: Vec<PodKey> = self
+            .sandboxes
+            .iter()
+            .filter(|(_, sandbox)| !sandbox.is_there())
+            .map(|(key, _)| key.clone())
+            .collect();
+        for key in gone {
+            tracing::info!(pod = %key.uid, sandbox = %key.sandbox, "its namespace is gone without a DEL");
+            self.feed(Event::SandboxGone(key));
+        }
+    }
+
+    fn found(&mut self, found: Found) {
+        let Found { key, serial, finding } = found;
+        let Some(sandbox) = self.sandboxes.get_mut(&key) else {
+            return;
+        };
+        if sandbox
+            .keeping
+            .as_ref()
+            .is_none_or(|keeping| keeping.serial != serial)
+        {
+            return;
+        }
+        self.changed = true;
+        let drift = match finding {
+            Finding::Repaired { drift, applied } => {
+                metrics::counter!("adit_capture_repairs_total").increment(1);
+                tracing::warn!(pod = %key.uid, ?drift, "repaired what captures the pod");
+                sandbox.applied = Some(applied);
+                Drift::Repaired
+            }
+            Finding::Broken { drift, error } => {
+                let what: Vec<String> = drift.iter().map(ToString::to_string).collect();
+                let why = error.map(|error| words(&error)).unwrap_or_default();
+                tracing::error!(pod = %key.uid, ?drift, error = %why, "the pod is not captured any more");
+                sandbox.trouble = Some(format!("not as it should be: {} {why}", what.join(", ")).into());
+                Drift::Unrepairable
+            }
+            Finding::Mended => {
+                sandbox.trouble = None;
+                Drift::Repaired
+            }
+            Finding::OtherBackend => {
+                tracing::warn!(pod = %key.uid, "the pod has nat rules of the other iptables back end");
+                sandbox.trouble = Some("the pod has nat rules of the other iptables back end".into());
+                return;
+            }
+        };
+        self.feed(Event::Drifted { key, drift });
+    }
+
+    fn ended(&mut self, ended: Result<(Id, Ended), JoinError>) {
+        let (key, ticket, outcome) = match ended {
+            Ok((_, Ended::Certificate(id))) => {
+                self.certificates.remove(&id);
+                return self.feed(Event::IdentityReady(id));
+            }
+            Ok((id, Ended::Operation(performed))) => {
+                self.operations.remove(&id);
+                self.performed(performed)
+            }
+            Err(error) => {
+                let operation = self.operations.remove(&error.id());
+                // What was abandoned has been replaced already.
+                let Some((key, ticket)) = operation.filter(|_| error.is_panic()) else {
+                    return;
+                };
+                tracing::error!(pod = %key.uid, %error, "an operation panicked");
+                (
+                    key,
+                    ticket,
+                    Err(Failure::Failed("the agent failed; see its log".into())),
+                )
+            }
+        };
+        self.feed(Event::Done { key, ticket, outcome });
+    }
+
+    /// Notes what an operation brought.
+    fn performed(&mut self, performed: Performed) -> (PodKey, Ticket, Result<(), Failure>) {
+        let Performed {
+            key,
+            ticket,
+            op,
+            result,
+        } = performed;
+        self.changed = true;
+        let outcome = match (result, self.sandboxes.get_mut(&key)) {
+            (Ok(brought), Some(sandbox)) => {
+                sandbox.trouble = None;
+                match brought {
+                    Brought::Nothing => {}
+                    Brought::Applied(applied) => {
+                        sandbox.applied(applied);
+                        self.write(&key);
+                    }
+                    Brought::Restored(refused) => {
+                        if !refused.is_empty() {
+                            tracing::warn!(pod = %key.uid, ?refused, "sysctls cannot be put back");
+                        }
+                        sandbox.restored();
+                    }
+                }
+                Ok(())
+            }
+            (Err(detail), Some(sandbox)) => {
+                metrics::counter!("adit_capture_failures_total", "step" => show::step(&op)).increment(1);
+                tracing::warn!(pod = %key.uid, step = show::step(&op), error = %detail, "cannot go on with a pod");
+                sandbox.trouble = Some(Arc::clone(&detail));
+                Err(Failure::Failed(detail))
+            }
+            (_, None) => Ok(()),
+        };
+        (key, ticket, outcome)
+    }
+
+    fn show(&mut self) {
+        if std::mem::take(&mut self.changed) {
+            self.show
+                .send_replace(show::status(&self.machine, &self.sandboxes));
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! What the plugin asks, as events; and what it is answered.
+
+use std::collections::BTreeSet;
+
+use adit_core::net::SandboxId;
+use adit_core::pods::{Event, Refusal, Token};
+use adit_core::redirect::Mark;
+use adit_proto::cni::{Add, Check, Del, Gc, PodRef, Reply, Request};
+use tokio::sync::oneshot;
+
+use super::{Driver, Waiting};
+use crate::pods::sandbox::{Sandbox, sandbox_id};
+use crate::pods::server::Asked;
+use crate::pods::{answer, enrolment};
+
+impl Driver {
+    pub(super) fn asked(&mut self, asked: Asked) {
+        let Asked { request, reply } = asked;
+        match request {
+            Request::Add(add) => self.add(add, reply),
+            Request::Del(del) => self.del(&del, reply),
+            Request::Check(check) => self.check(&check, reply),
+            Request::Gc(gc) => self.gc(&gc, reply),
+            Request::Status => send(
+                reply,
+                Reply::Status {
+                    release: env!("CARGO_PKG_VERSION").to_owned(),
+                },
+            ),
+        }
+    }
+
+    fn add(&mut self, mut add: Add, reply: oneshot::Sender<Reply>) {
+        let annotations = add.annotations.take();
+        let pod = add.pod.clone();
+        let mark = Mark::from_draw(self.seed.draw());
+        let sandbox = match Sandbox::arrived(add, mark) {
+            Ok(sandbox) => sandbox,
+            Err(error) => {
+                count("add", "failed");
+                send(reply, answer::no_netns(&error));
+                return;
+            }
+        };
+        let world = self.view.world();
+        let known = enrolment::known(&world, &pod, annotations.as_ref(), &self.namespaces.kept);
+        let key = sandbox.key();
+        let before = self.sandboxes.get(&key);
+        if before.is_some_and(|before| before.entry.inode != sandbox.entry.inode) {
+            // Its DEL was lost, and the id used again.
+            self.feed(Event::SandboxGone(key.clone()));
+        }
+        self.arriving.insert(key.clone(), sandbox);
+        let token = self.wait("add", pod, reply);
+        self.feed(Event::CniAdd {
+            key: key.clone(),
+            token,
+            wish: known.wish,
+            announced: known.announced,
+        });
+        if known.terminating {
+            self.feed(Event::Terminating { uid: key.uid.clone() });
+        }
+        if !self.machine.knows(&key) {
+            self.arriving.remove(&key);
+        }
+    }
+
+    fn del(&mut self, del: &Del, reply: oneshot::Sender<Reply>) {
+        let sandbox = sandbox_id(&del.container_id);
+        let known = self.by_id(&sandbox);
+        if known.is_some_and(|known| known.entry.ifname != del.ifname) {
+            // Another interface of the same sandbox goes; ours stays.
+            count("del", "ok");
+            send(reply, Reply::Ok);
+            return;
+        }
+        let pod = known.map_or_else(nobody, |known| known.entry.pod.clone());
+        let token = self.wait("del", pod, reply);
+        self.feed(Event::CniDel {
+            sandbox,
+            token: Some(token),
+        });
+    }
+
+    fn check(&mut self, check: &Check, reply: oneshot::Sender<Reply>) {
+        let sandbox = sandbox_id(&check.container_id);
+        let pod = self
+            .by_id(&sandbox)
+            .map_or_else(nobody, |known| known.entry.pod.clone());
+        let token = self.wait("check", pod, reply);
+        self.feed(Event::CniCheck { sandbox, token });
+    }
+
+    fn gc(&mut self, gc: &Gc, reply: oneshot::Sender<Reply>) {
+        let valid: BTreeSet<SandboxId> = gc
+            .valid
+            .iter()
+            .map(|item| sandbox_id(&item.container_id))
+            .collect();
+        let known = self.sandboxes.keys().map(|key| key.sandbox.clone());
+        let gone: Vec<SandboxId> = known.filter(|sandbox| !valid.contains(sandbox)).collect();
+        for sandbox in gone {
+            self.feed(Event::CniDel { sandbox, token: None });
+        }
+        count("gc", "ok");
+        send(reply, Reply::Ok);
+    }
+
+    pub(super) fn reply(&mut self, token: Token, answer: Result<(), Refusal>) {
+        let Some(waiting) = self.waiting.remove(&token) else {
+            return;
+        };
+        let Waiting { verb, pod, reply } = waiting;
+        count(verb, if answer.is_ok() { "ok" } else { "failed" });
+        if let Err(refusal) = &answer {
+            tracing::warn!(pod = %format_args!("{}/{}", pod.namespace, pod.name), verb, %refusal, "answered with an error");
+        }
+        send(reply, answer::reply(&pod, answer));
+    }
+
+    fn wait(&mut self, verb: &'static str, pod: PodRef, reply: oneshot::Sender<Reply>) -> Token {
+        self.tokens += 1;
+        let token = Token(self.tokens);
+        self.waiting.insert(token, Waiting { verb, pod, reply });
+        token
+    }
+
+    fn by_id(&self, sandbox: &SandboxId) -> Option<&Sandbox> {
+        let mut all = self.sandboxes.iter();
+        all.find(|(key, _)| key.sandbox == *sandbox)
+            .map(|(_, known)| known)
+    }
+}
+
+/// A client that has gone meanwhile asks again, or is asked for no more.
+fn send(reply: oneshot::Sender<Reply>, answer: Reply) {
+    let _ = reply.send(answer);
+}
+
+fn count(verb: &'static str, answer: &'static str) {
+    metrics::counter!("adit_cni_requests_total", "verb" => verb, "answer" => answer).increment(1);
+}
+
+/// Whose sandbox an unknown one is.
+fn nobody() -> PodRef {
+    PodRef {
+        namespace: String::new(),
+        name: String::new(),
+        uid: String::new(),
+    }
+}

@@ -1,0 +1,244 @@
+//! What a restarted agent must know of the sandboxes before it: one file each, on tmpfs.
+//!
+//! Written whole and renamed into place, so a kill at any point leaves the file of before or of after. A file of another
+//! boot, or one that cannot be read, is dropped: its namespace is gone, or nothing can be made of it.
+
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::{self, Write};
+use std::net::IpAddr;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use adit_core::net::SandboxId;
+use adit_proto::SpiffeId;
+use adit_proto::cni::{ContainerId, IfName, PodRef};
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::redirect::Backend;
+
+/// Raised when an older agent would misread a file.
+const VERSION: u16 = 1;
+/// The longest file, in bytes: ten times what a pod with 100 skipped ranges needs.
+const ENTRY_LEN_MAX: u64 = 64 * 1024;
+const SUFFIX: &str = ".json";
+
+/// The folder of entries.
+#[derive(Clone, Debug)]
+pub(super) struct Journal {
+    dir: PathBuf,
+    boot: String,
+}
+
+/// One sandbox, as it is kept.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) struct Entry {
+    pub(super) container_id: ContainerId,
+    pub(super) ifname: IfName,
+    pub(super) pod: PodRef,
+    pub(super) netns: PathBuf,
+    /// Of `netns`: a path may be used again.
+    pub(super) inode: u64,
+    pub(super) ips: Vec<IpAddr>,
+    /// What the agent's dials in the pod are marked with; the rules that stand name it.
+    pub(super) mark: u32,
+    /// As what it is, or is about to be, captured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) captured: Option<Captured>,
+    /// Which iptables holds its rules.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) backend: Option<Backend>,
+    /// Settings of its namespace as they were: path below /proc/sys, value.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) sysctls_before: Vec<(String, String)>,
+}
+
+/// How a sandbox is captured.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) struct Captured {
+    pub(super) identity: SpiffeId,
+    #[serde(default)]
+    pub(super) skip_outbound_ports: Vec<(u16, u16)>,
+    #[serde(default)]
+    pub(super) skip_outbound_cidrs: Vec<IpNet>,
+    #[serde(default)]
+    pub(super) skip_inbound_ports: Vec<(u16, u16)>,
+}
+
+/// A file.
+#[derive(Deserialize, Serialize)]
+struct Kept<E> {
+    version: u16,
+    boot: String,
+    #[serde(flatten)]
+    entry: E,
+}
+
+impl Journal {
+    /// The journal in `dir`, which is made if need be (0700). `boot` names the kernel's present boot.
+    pub(super) fn open(dir: &Path, boot: &str) -> io::Result<Self> {
+        DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+        Ok(Self {
+            dir: dir.to_owned(),
+            boot: boot.to_owned(),
+        })
+    }
+
+    /// Every entry of this boot, oldest first; drops the files that are none.
+    pub(super) fn load(&self) -> io::Result<Vec<Entry>> {
+        let mut found = Vec::new();
+        for file in fs::read_dir(&self.dir)? {
+            let path = file?.path();
+            match self.read(&path) {
+                Some(entry) => found.push((fs::metadata(&path).and_then(|meta| meta.modified()).ok(), entry)),
+                None => {
+                    // A temp file of a killed agent, another boot's, or damaged.
+                    tracing::info!(file = %path.display(), "dropping what is no journal entry of this boot");
+                    remove(&path)?;
+                }
+            }
+        }
+        found.sort_by_key(|(modified, _)| *modified);
+        Ok(found.into_iter().map(|(_, entry)| entry).collect())
+    }
+
+    fn read(&self, path: &Path) -> Option<Entry> {
+        let name = path.file_name()?.to_str()?.strip_suffix(SUFFIX)?;
+        if fs::metadata(path).ok()?.len() > ENTRY_LEN_MAX {
+            return None;
+        }
+        let kept: Kept<Entry> = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
+        let ours = kept.version == VERSION && kept.boot == self.boot;
+        (ours && kept.entry.container_id.as_str() == name).then_some(kept.entry)
+    }
+
+    /// Keeps `entry` in place of what was kept of its sandbox.
+    pub(super) fn write(&self, entry: &Entry) -> io::Result<()> {
+        let text = serde_json::to_vec(&Kept {
+            version: VERSION,
+            boot: self.boot.clone(),
+            entry,
+        })?;
+        let name = entry.container_id.as_str();
+        // The name of an entry begins with a letter or digit, so this is none.
+        let temp = self.dir.join(format!(".{name}"));
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&temp)?;
+        file.write_all(&text)?;
+        // No sync: what survives the process is in the page cache, and a reboot makes every entry void.
+        fs::rename(&temp, self.dir.join(format!("{name}{SUFFIX}")))
+    }
+
+    /// Drops what is kept of a sandbox; succeeds if nothing is.
+    pub(super) fn remove(&self, sandbox: &SandboxId) -> io::Result<()> {
+        remove(&self.dir.join(format!("{sandbox}{SUFFIX}")))
+    }
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    pub(super) fn entry(container: &str) -> Entry {
+        Entry {
+            container_id: ContainerId::try_from(container.to_owned()).unwrap(),
+            ifname: IfName::try_from("eth0".to_owned()).unwrap(),
+            pod: PodRef {
+                namespace: "shop".into(),
+                name: "web".into(),
+                uid: "u1".into(),
+            },
+            netns: "/run/netns/x".into(),
+            inode: 4_026_531_840,
+            ips: vec!["10.0.0.7".parse().unwrap()],
+            mark: 7,
+            captured: Some(Captured {
+                identity: "spiffe://cluster.local/ns/shop/sa/web".parse().unwrap(),
+                skip_outbound_ports: vec![(80, 80), (9000, 9100)],
+                skip_outbound_cidrs: vec!["10.0.0.0/8".parse().unwrap()],
+                skip_inbound_ports: vec![],
+            }),
+            backend: Some(Backend::Nft),
+            sysctls_before: vec![("net/ipv4/tcp_migrate_req".into(), "0".into())],
+        }
+    }
+
+    fn names(dir: &Path) -> Vec<String> {
+        let mut names: Vec<_> = fs::read_dir(dir)
+            .unwrap()
+            .map(|file| file.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn what_is_written_is_read_back_by_the_next_agent_of_the_same_boot() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Journal::open(&dir.path().join("journal"), "boot-1").unwrap();
+        journal.write(&entry("a")).unwrap();
+        let changed = Entry {
+            mark: 8,
+            ..entry("a")
+        };
+        journal.write(&changed).unwrap();
+        let next = Journal::open(&dir.path().join("journal"), "boot-1").unwrap();
+        assert_eq!(next.load().unwrap(), [changed]);
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&dir.path().join("journal")), 0o700);
+        assert_eq!(mode(&dir.path().join("journal/a.json")), 0o600);
+    }
+
+    #[test]
+    fn an_entry_of_another_boot_is_dropped() {
+        let dir = tempfile::tempdir().unwrap();
+        Journal::open(dir.path(), "boot-1")
+            .unwrap()
+            .write(&entry("a"))
+            .unwrap();
+        let journal = Journal::open(dir.path(), "boot-2").unwrap();
+        assert_eq!(journal.load().unwrap(), []);
+        assert_eq!(names(dir.path()), [""; 0]);
+    }
+
+    #[test]
+    fn what_a_kill_or_damage_leaves_is_dropped_and_the_rest_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Journal::open(dir.path(), "boot-1").unwrap();
+        journal.write(&entry("a")).unwrap();
+        let whole = fs::read(dir.path().join("a.json")).unwrap();
+        fs::write(dir.path().join(".b"), &whole[..whole.len() / 2]).unwrap();
+        fs::write(dir.path().join("c.json"), &whole[..whole.len() / 2]).unwrap();
+        // A file under another sandbox's name, and one beyond the bound.
+        fs::write(dir.path().join("d.json"), &whole).unwrap();
+        fs::write(dir.path().join("e.json"), vec![b' '; 70_000]).unwrap();
+        assert_eq!(journal.load().unwrap(), [entry("a")]);
+        assert_eq!(names(dir.path()), ["a.json"]);
+    }
+
+    #[test]
+    fn removing_twice_succeeds() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Journal::open(dir.path(), "boot-1").unwrap();
+        journal.write(&entry("a")).unwrap();
+        for _ in 0..2 {
+            journal.remove(&SandboxId("a".into())).unwrap();
+        }
+        assert_eq!(names(dir.path()), [""; 0]);
+    }
+}

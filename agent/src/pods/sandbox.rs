@@ -1,0 +1,263 @@
+//! What the driver keeps of one sandbox beside the machine's state: its namespace, addresses and mark, and what stood
+//! in it before. Goes into the journal as an [`Entry`] and comes back from there.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use adit_core::net::{PodKey, PodUid, SandboxId};
+use adit_core::pods::Want;
+use adit_core::redirect::{Mark, Sysctl};
+use adit_core::workload::Skip;
+use adit_proto::SpiffeId;
+use adit_proto::cni::{Add, ContainerId};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::journal::{Captured, Entry};
+use crate::dataplane::ServedPod;
+use crate::netns::{Netns, NetnsError};
+use crate::redirect::Applied;
+
+/// One sandbox.
+#[derive(Debug)]
+pub(super) struct Sandbox {
+    pub(super) entry: Entry,
+    pub(super) netns: Netns,
+    pub(super) mark: Mark,
+    /// The last application of its rules by this process.
+    pub(super) applied: Option<Applied>,
+    /// Why the last operation failed, while it has not succeeded.
+    pub(super) trouble: Option<Arc<str>>,
+    pub(super) keeping: Option<Keeping>,
+}
+
+/// The watch over a sandbox's rules; stops when dropped.
+#[derive(Debug)]
+pub(super) struct Keeping {
+    /// Tells what it finds from what an earlier watch found.
+    pub(super) serial: u64,
+    pub(super) _task: AbortOnDropHandle<()>,
+}
+
+/// Why an entry of the journal is of no use.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Stale {
+    #[error("its namespace is gone")]
+    Gone(#[source] NetnsError),
+    #[error("its path belongs to another namespace now")]
+    Other,
+    #[error("its mark is none")]
+    Mark,
+}
+
+impl Sandbox {
+    /// A sandbox that the runtime has made.
+    pub(super) fn arrived(add: Add, mark: Mark) -> Result<Self, NetnsError> {
+        let netns = Netns::open(Path::new(&add.netns))?;
+        Ok(Self {
+            entry: Entry {
+                container_id: add.container_id,
+                ifname: add.ifname,
+                pod: add.pod,
+                netns: add.netns.into(),
+                inode: netns.inode(),
+                ips: add.ips,
+                mark: mark.value(),
+                captured: None,
+                backend: None,
+                sysctls_before: Vec::new(),
+            },
+            netns,
+            mark,
+            applied: None,
+            trouble: None,
+            keeping: None,
+        })
+    }
+
+    /// A sandbox of an earlier life of the agent, if it is still there.
+    pub(super) fn recalled(entry: Entry) -> Result<Self, Stale> {
+        let netns = Netns::open(&entry.netns).map_err(Stale::Gone)?;
+        if netns.inode() != entry.inode {
+            return Err(Stale::Other);
+        }
+        let mark = Mark::new(entry.mark).ok_or(Stale::Mark)?;
+        Ok(Self {
+            entry,
+            netns,
+            mark,
+            applied: None,
+            trouble: None,
+            keeping: None,
+        })
+    }
+
+    pub(super) fn key(&self) -> PodKey {
+        PodKey {
+            uid: PodUid(self.entry.pod.uid.as_str().into()),
+            sandbox: sandbox_id(&self.entry.container_id),
+        }
+    }
+
+    /// Whether its namespace is still mounted where it was. The handle held here keeps it alive, not its file.
+    pub(super) fn is_there(&self) -> bool {
+        Netns::open(&self.entry.netns).is_ok_and(|netns| netns.inode() == self.entry.inode)
+    }
+
+    pub(super) fn served_as(&self, identity: SpiffeId) -> ServedPod {
+        ServedPod {
+            key: self.key(),
+            netns: self.netns.clone(),
+            ips: self.entry.ips.clone(),
+            mark: self.mark.value(),
+            identity,
+        }
+    }
+
+    /// Notes what an application of the rules found. Of the values from before, the first are the true ones.
+    pub(super) fn applied(&mut self, applied: Applied) {
+        self.entry.backend = Some(applied.backend);
+        for (sysctl, value) in &applied.sysctls_before {
+            let path = sysctl.path();
+            if self.entry.sysctls_before.iter().all(|(known, _)| known != path) {
+                self.entry.sysctls_before.push((path.to_owned(), value.clone()));
+            }
+        }
+        self.applied = Some(applied);
+    }
+
+    /// The sysctls to put back.
+    pub(super) fn sysctls_before(&self) -> Vec<(Sysctl, String)> {
+        let known = |path: &str| Sysctl::ALL.into_iter().find(|sysctl| sysctl.path() == path);
+        let before = self.entry.sysctls_before.iter();
+        before
+            .filter_map(|(path, value)| Some((known(path)?, value.clone())))
+            .collect()
+    }
+
+    /// Nothing of ours stands in it any more.
+    pub(super) fn restored(&mut self) {
+        self.entry.sysctls_before.clear();
+        self.entry.backend = None;
+        self.applied = None;
+        self.trouble = None;
+    }
+}
+
+/// The machine's name for a container.
+pub(super) fn sandbox_id(container: &ContainerId) -> SandboxId {
+    SandboxId(container.as_str().into())
+}
+
+impl From<&Want> for Captured {
+    fn from(want: &Want) -> Self {
+        let ends = |ranges: &[adit_core::workload::PortRange]| {
+            ranges
+                .iter()
+                .map(|range| (*range.start(), *range.end()))
+                .collect()
+        };
+        Self {
+            identity: want.identity.clone(),
+            skip_outbound_ports: ends(&want.skip.outbound_ports),
+            skip_outbound_cidrs: want.skip.outbound_cidrs.clone(),
+            skip_inbound_ports: ends(&want.skip.inbound_ports),
+        }
+    }
+}
+
+impl From<&Captured> for Want {
+    fn from(captured: &Captured) -> Self {
+        let ranges = |ends: &[(u16, u16)]| ends.iter().map(|(first, last)| *first..=*last).collect();
+        Self {
+            identity: captured.identity.clone(),
+            skip: Arc::new(Skip {
+                outbound_ports: ranges(&captured.skip_outbound_ports),
+                outbound_cidrs: captured.skip_outbound_cidrs.clone(),
+                inbound_ports: ranges(&captured.skip_inbound_ports),
+            }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use adit_proto::cni::{IfName, PodRef};
+
+    use super::*;
+    use crate::redirect::Backend;
+
+    fn add(netns: &str) -> Add {
+        Add {
+            container_id: ContainerId::try_from("c0ffee".to_owned()).unwrap(),
+            netns: netns.into(),
+            ifname: IfName::try_from("eth0".to_owned()).unwrap(),
+            pod: PodRef {
+                namespace: "shop".into(),
+                name: "web".into(),
+                uid: "u1".into(),
+            },
+            ips: vec![],
+            annotations: None,
+            cgroup: None,
+        }
+    }
+
+    fn own() -> Sandbox {
+        Sandbox::arrived(add("/proc/self/ns/net"), Mark::from_draw(7 << 32)).unwrap()
+    }
+
+    #[test]
+    fn a_sandbox_survives_a_restart_only_with_its_own_namespace() {
+        let sandbox = own();
+        let again = Sandbox::recalled(sandbox.entry.clone()).unwrap();
+        assert_eq!((again.key(), again.mark), (sandbox.key(), sandbox.mark));
+        assert!(again.is_there());
+        let other = Entry {
+            inode: sandbox.entry.inode + 1,
+            ..sandbox.entry.clone()
+        };
+        assert!(matches!(Sandbox::recalled(other), Err(Stale::Other)));
+        let gone = Entry {
+            netns: "/run/netns/none".into(),
+            ..sandbox.entry
+        };
+        assert!(matches!(Sandbox::recalled(gone), Err(Stale::Gone(_))));
+    }
+
+    #[test]
+    fn a_namespace_that_is_not_there_is_refused() {
+        assert!(Sandbox::arrived(add("/run/netns/none"), Mark::from_draw(7 << 32)).is_err());
+        assert!(Sandbox::arrived(add("/etc/hostname"), Mark::from_draw(7 << 32)).is_err());
+    }
+
+    #[test]
+    fn what_is_wanted_survives_the_journal() {
+        let want = Want {
+            identity: "spiffe://cluster.local/ns/shop/sa/web".parse().unwrap(),
+            skip: Arc::new(Skip {
+                outbound_ports: vec![53..=53, 9000..=9100],
+                outbound_cidrs: vec!["10.0.0.0/8".parse().unwrap()],
+                inbound_ports: vec![8080..=8080],
+            }),
+        };
+        assert_eq!(Want::from(&Captured::from(&want)), want);
+    }
+
+    #[test]
+    fn sysctls_keep_the_value_of_before_the_first_change() {
+        let mut sandbox = own();
+        let applied = |value: &str| Applied {
+            backend: Backend::Nft,
+            sysctls_before: vec![(Sysctl::TcpMigrateReq, value.to_owned())],
+            conditions: vec![],
+        };
+        sandbox.applied(applied("0"));
+        sandbox.applied(applied("2"));
+        assert_eq!(
+            sandbox.sysctls_before(),
+            [(Sysctl::TcpMigrateReq, "0".to_owned())]
+        );
+        sandbox.restored();
+        assert_eq!(sandbox.sysctls_before(), []);
+    }
+}

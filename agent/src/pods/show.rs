@@ -1,0 +1,115 @@
+//! How sandboxes are shown: in the admin API, in metrics, and by the names of steps in logs.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use adit_core::net::PodKey;
+use adit_core::pods::{Op, Pods as Machine, Seen, State};
+use adit_core::redirect::Part;
+use adit_proto::admin::PodStatus;
+
+use super::sandbox::Sandbox;
+use crate::redirect::Condition;
+
+/// Every sandbox, by pod; connections are filled in by the reader. Also sets the gauges of enrolled and captured pods.
+pub(super) fn status(machine: &Machine, sandboxes: &BTreeMap<PodKey, Sandbox>) -> Arc<[PodStatus]> {
+    let all: Vec<PodStatus> = machine
+        .seen()
+        .filter_map(|seen| Some(one(&seen, sandboxes.get(seen.key)?)))
+        .collect();
+    let count = |wanted: fn(&PodStatus) -> bool| {
+        let pods = all.iter().filter(|pod| wanted(pod)).count();
+        f64::from(u32::try_from(pods).unwrap_or(u32::MAX))
+    };
+    metrics::gauge!("adit_pods_enrolled").set(count(|pod| pod.enrolled));
+    metrics::gauge!("adit_pods_captured").set(count(|pod| pod.captured));
+    all.into()
+}
+
+fn one(seen: &Seen<'_>, sandbox: &Sandbox) -> PodStatus {
+    let entry = &sandbox.entry;
+    let lacking = seen.lacking.iter().map(ToString::to_string);
+    let trouble = sandbox.trouble.iter().map(ToString::to_string);
+    let without = sandbox
+        .applied
+        .iter()
+        .flat_map(|applied| applied.conditions.iter().map(condition));
+    PodStatus {
+        pod: format!("{}/{}", entry.pod.namespace, entry.pod.name),
+        uid: entry.pod.uid.clone(),
+        sandbox: entry.container_id.to_string(),
+        state: state(seen.state).to_owned(),
+        enrolled: seen.enrolled,
+        captured: seen.state == State::Live,
+        identity: entry
+            .captured
+            .as_ref()
+            .map(|captured| captured.identity.to_string()),
+        backend: entry.backend.map(|backend| backend.to_string()),
+        connections: 0,
+        conditions: lacking.chain(trouble).chain(without).collect(),
+    }
+}
+
+fn state(state: State) -> &'static str {
+    match state {
+        State::Added => "added",
+        State::Adopted => super::ADOPTED,
+        State::Listening => "listening",
+        State::Redirected => "redirected",
+        State::Live => "live",
+        State::Draining => "draining",
+        State::Gone => "gone",
+    }
+}
+
+/// What capture has to do without in this pod.
+fn condition(condition: &Condition) -> String {
+    match condition {
+        Condition::NoSocketMatch => {
+            "closed ports answer as open ones: the kernel has no xt_socket".to_owned()
+        }
+        Condition::NoIpv6 => "the kernel has no IPv6".to_owned(),
+        Condition::NoIpv6Route => "IPv6 is switched off in the pod".to_owned(),
+        Condition::SysctlRefused(sysctl) => format!("{} cannot be set", sysctl.path()),
+    }
+}
+
+/// The name of an operation, as a metric's label and in logs.
+pub(super) fn step(op: &Op) -> &'static str {
+    match op {
+        Op::OpenSockets(_) => "open_sockets",
+        Op::Redirect(_) => "redirect",
+        Op::Announce => "announce",
+        Op::Unannounce => "unannounce",
+        Op::Unredirect(Part::FilterAndNat) => "unredirect_filter_nat",
+        Op::Unredirect(Part::Rest) => "unredirect_rest",
+        Op::Drain(_) => "drain",
+        Op::Close(_) => "close",
+        Op::RestoreSysctls => "restore_sysctls",
+    }
+}
+
+/// The metrics of pods, and what they count.
+pub(super) fn describe() {
+    metrics::describe_gauge!(
+        "adit_pods_enrolled",
+        "Pods of this node that the labels want in the mesh."
+    );
+    metrics::describe_gauge!(
+        "adit_pods_captured",
+        "Pods of this node whose listeners, rules, certificate and annotation are in place."
+    );
+    metrics::describe_counter!(
+        "adit_capture_repairs_total",
+        "Repairs of rules, routes or sysctls that somebody else changed in a pod."
+    );
+    metrics::describe_counter!(
+        "adit_capture_failures_total",
+        "Steps of a pod's way in or out of the mesh that failed, by step."
+    );
+    metrics::describe_counter!(
+        "adit_cni_requests_total",
+        "Requests of the CNI plugin that were answered, by verb and answer."
+    );
+}
