@@ -51,7 +51,7 @@ const COMMANDS_MAX: usize = 256;
 const WRITE_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// Where the truth is.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Config {
     /// The mesh's directory. It must be there when the agent starts. No default.

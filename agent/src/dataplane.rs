@@ -269,6 +269,17 @@ impl Dataplane {
         self.end(key, Reason::PodGone).await;
     }
 
+    /// Runs what `make` makes on the first worker, beside its connections, until it ends or the worker does.
+    ///
+    /// For the kubelet's probes: they are answered only while that worker comes round.
+    pub async fn run_on_worker<F: Future<Output = ()> + 'static>(&self, make: impl FnOnce() -> F + Send + 'static) {
+        let run = Command::Run(Box::new(move || Box::pin(make())));
+        if let Some(worker) = self.shared.workers.first() {
+            // A worker that has ended answers no probes, which is what they are for.
+            let _ = worker.send(run).await;
+        }
+    }
+
     /// Connections of a pod, over all workers.
     pub fn live(&self, key: &PodKey) -> usize {
         let live = self.shared.live.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,2 +1,65 @@
-//! placeholder
-fn main() {}
+//! The node agent. Exit codes: 0 ended by a signal; 1 cannot start; 64 bad usage or configuration.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use adit_agent::app::{App, Reload};
+use adit_agent::config::{Config, NodeFacts};
+use adit_agent::telemetry::log;
+use clap::Parser;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Captures, secures, decides and reports the TCP traffic of this node's enrolled pods.
+#[derive(Parser)]
+#[command(name = "adit-agent", version)]
+struct Args {
+    /// The configuration file.
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+}
+
+const BAD_CONFIG: u8 = 64;
+
+fn main() -> ExitCode {
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => {
+            // Help and version come as errors too; they go to standard output and are no failure.
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(BAD_CONFIG) } else { ExitCode::SUCCESS };
+        }
+    };
+    let config = match Config::load(&args.config, &NodeFacts::from_env()) {
+        Ok(config) => config,
+        Err(errors) => {
+            eprintln!("adit-agent: {errors}");
+            return ExitCode::from(BAD_CONFIG);
+        }
+    };
+    let level = match log::init(&config.telemetry.log_level, config.telemetry.log_format) {
+        Ok(level) => level,
+        Err(error) => {
+            eprintln!("adit-agent: {error}");
+            return ExitCode::from(BAD_CONFIG);
+        }
+    };
+    match run(config, Reload { path: args.config, level }) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("adit-agent: cannot run: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The control thread: everything but connections.
+fn run(config: Config, reload: Reload) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let app = App::bind(config).await?;
+        app.run(reload).await?;
+        Ok(())
+    })
+}

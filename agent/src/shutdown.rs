@@ -6,6 +6,9 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
+/// How often somebody who drains looks whether anything is left.
+pub const LOOK: Duration = Duration::from_millis(100);
+
 /// The end that starts the drain.
 #[derive(Debug)]
 pub struct Drain {

@@ -6,6 +6,7 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::num::NonZeroU32;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -31,12 +32,17 @@ use crate::telemetry::Shard;
 /// How often a worker forgets what is idle and reports long connections.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 
+/// Makes, on the worker, what is to run there.
+pub(super) type Errand = Box<dyn FnOnce() -> Pin<Box<dyn Future<Output = ()>>> + Send>;
+
 /// What a worker is told.
 pub(super) enum Command {
     /// Open a pod's listeners and serve it.
     Open { pod: Arc<ServedPod>, live: Arc<Live>, done: oneshot::Sender<Result<(), OpenError>> },
     /// Accept no further connection for a pod; tell its peers.
     Refuse { key: PodKey, done: oneshot::Sender<()> },
+    /// Run this beside the connections.
+    Run(Errand),
     /// End a pod at once; its connections report this reason.
     Close { key: PodKey, reason: Reason, done: oneshot::Sender<()> },
 }
@@ -129,6 +135,7 @@ async fn obey(worker: &Rc<Worker>, pods: &mut HashMap<PodKey, Serving>, command:
             }
             let _ = done.send(());
         }
+        Command::Run(make) => drop(tokio::task::spawn_local(make())),
         Command::Close { key, reason, done } => {
             if let Some(serving) = pods.remove(&key) {
                 serving.end(reason).await;
@@ -152,5 +159,5 @@ fn look_after(worker: &Worker, pods: &HashMap<PodKey, Serving>) {
     metrics::gauge!("adit_tunnels_open", "worker" => thread.clone()).set(f64::from(tunnels));
     metrics::gauge!("adit_endpoints_ejected", "worker" => thread.clone())
         .set(small(worker.endpoints.ejected(now.mono)));
-    metrics::gauge!("adit_buffered_bytes", "worker" => thread).set(small(worker.buffers.held()));
+    metrics::gauge!("adit_buffered_bytes", "worker" => thread).set(small(worker.buffers.used()));
 }

@@ -1,0 +1,168 @@
+//! The wiring: binds everything that can fail, then runs it. The only file that knows every part.
+
+mod follow;
+mod status;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use adit_core::draw::Seed;
+use adit_core::trust::TrustBundle;
+use adit_core::world::World;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::admin::{self, Admin, Sources};
+use crate::clock::Clock;
+use crate::cluster::{self, Cluster};
+use crate::config::Config;
+use crate::dataplane::{self, Dataplane, Handles};
+use crate::health::{self, Readiness};
+use crate::identity::{self, Identity};
+use crate::netns::{Netns, NetnsError};
+use crate::node::{Node, NodeError};
+use crate::pods::{self, Links, Pods};
+use crate::shutdown;
+use crate::telemetry::{self, Flowing};
+use crate::view::{self, View};
+pub use follow::Reload;
+
+/// The agent's version, as it says it.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// Why the agent cannot start.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "each variant is one part's own error, which says what it means")]
+pub enum StartError {
+    #[error("telemetry")]
+    Telemetry(#[from] telemetry::StartError),
+    #[error("source of truth")]
+    Cluster(#[from] cluster::StartError),
+    #[error("identity")]
+    Identity(#[from] identity::StartError),
+    #[error("the node's network namespace")]
+    Netns(#[from] NetnsError),
+    #[error("the node")]
+    Node(#[from] NodeError),
+    #[error("data plane")]
+    Dataplane(#[from] dataplane::StartError),
+    #[error("pods")]
+    Pods(#[from] pods::StartError),
+    #[error("admin API")]
+    Admin(#[from] admin::StartError),
+    #[error("cannot answer health probes on {address}")]
+    Health {
+        address: SocketAddr,
+        #[source]
+        source: io::Error,
+    },
+    #[error("signals")]
+    Signals(#[source] io::Error),
+}
+
+/// Every part, bound and started; nothing more can fail.
+pub struct App {
+    config: Config,
+    view: View,
+    cluster: Cluster,
+    trust: watch::Sender<Arc<TrustBundle>>,
+    identity: Arc<Identity>,
+    node: Node,
+    dataplane: Dataplane,
+    pods: Pods,
+    flowing: Flowing,
+    admin: Admin,
+    readiness: Readiness,
+}
+
+impl App {
+    /// Opens and starts every part. On a failure all that was started ends; what was captured before stays captured.
+    pub async fn bind(config: Config) -> Result<Self, StartError> {
+        let clock = Clock::real();
+        let mut seed = Seed(u64::from(std::process::id()) ^ nanos(clock.now().wall));
+        let (reporter, flowing) = telemetry::start(config.telemetry.clone(), clock, config.node.as_str().into())?;
+        let (publisher, view) = view::channel(World::empty(config.settings()));
+        let cluster = cluster::start(config.cluster.clone(), own(&config), clock, publisher)?;
+        let (trust, trust_input) = watch::channel(trusted(&view));
+        let (certs, identity) = identity::start(config.identity.clone(), clock, trust_input)?;
+        let node = Node::open(Netns::open(&config.node_netns)?, &config.cgroup_root)?;
+        let readiness = Readiness::default();
+        let handles = Handles { view: view.clone(), certs: certs.clone(), reporter, clock, node: Some(node.clone()) };
+        let dataplane = dataplane::start(config.dataplane.clone(), handles, seed.fork())?;
+        let admin = Admin::bind(&config.admin).await?;
+        let address = config.health.address;
+        let health = health::listen(address).map_err(|source| StartError::Health { address, source })?;
+        let probes = readiness.clone();
+        dataplane.run_on_worker(move || health::serve_here(health, probes)).await;
+        let links = Links {
+            dataplane: dataplane.clone(),
+            needs: identity.needs(),
+            certs,
+            view: view.clone(),
+            announcer: cluster.announcer(),
+            clock,
+        };
+        let pods = pods::start(config.pods.clone(), links, seed.fork())?;
+        let identity = Arc::new(identity);
+        Ok(Self { config, view, cluster, trust, identity, node, dataplane, pods, flowing, admin, readiness })
+    }
+
+    /// Runs until a signal ends it; `reload` is asked at each SIGHUP.
+    pub async fn run(self, reload: Reload) -> Result<(), StartError> {
+        let stop_within = self.config.stop_within;
+        let pods = Arc::new(self.pods);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(self.admin.serve(Sources {
+            flowing: self.flowing,
+            status: status::reader(&self.config, &self.view, &self.cluster, &self.identity, &pods, &self.readiness),
+        }));
+        tasks.spawn(follow::hand_on_trust(self.view.clone(), self.trust));
+        tasks.spawn(follow::acknowledge(self.identity.acknowledged(), self.cluster.clone()));
+        tasks.spawn(follow::report_readiness(self.view.clone(), self.cluster.clone(), Arc::clone(&pods), self.readiness.clone()));
+        tasks.spawn(follow::show(Arc::clone(&self.identity), self.view, Arc::clone(&pods)));
+        let node = self.node;
+        tasks.spawn(async move {
+            let error = node.follow().await;
+            tracing::error!(%error, "the node's addresses are no longer followed");
+        });
+        let hangup = signal(SignalKind::hangup()).map_err(StartError::Signals)?;
+        tasks.spawn(follow::reload_on_hangup(hangup, self.config, reload));
+        let (drain, draining) = shutdown::channel();
+        let readiness = self.readiness;
+        tasks.spawn(async move {
+            draining.started().await;
+            readiness.update(|facts| facts.draining = true);
+        });
+        let dataplane = self.dataplane;
+        let idle = async {
+            while pods.status().iter().any(|pod| pod.connections > 0) {
+                tokio::time::sleep(shutdown::LOOK).await;
+            }
+        };
+        shutdown::on_signal(drain, stop_within, idle).await.map_err(StartError::Signals)?;
+        drop(dataplane);
+        Ok(())
+    }
+}
+
+fn nanos(wall: SystemTime) -> u64 {
+    wall.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| u64::from(since.subsec_nanos()))
+}
+
+/// What the source of truth tells the others about this agent.
+fn own(config: &Config) -> cluster::Own {
+    cluster::Own {
+        settings: config.settings(),
+        version: VERSION.into(),
+        admin_socket: config.admin.socket.clone(),
+        copy_dir: Some(config.run_dir.join("objects")),
+    }
+}
+
+/// The bundle in the current snapshot; before there is one, nobody is trusted.
+fn trusted(view: &View) -> Arc<TrustBundle> {
+    view.world().trust().cloned().unwrap_or_default()
+}

@@ -1,0 +1,146 @@
+//! Hands on what one part says to another that must not know it, and keeps the gauges.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use adit_core::readiness::Facts;
+use adit_core::trust::TrustBundle;
+use adit_proto::admin::PodStatus;
+use tokio::signal::unix::Signal;
+use tokio::sync::watch;
+
+use super::VERSION;
+use crate::cluster::Cluster;
+use crate::config::{Config, NodeFacts};
+use crate::health::Readiness;
+use crate::identity::Identity;
+use crate::pods::Pods;
+use crate::telemetry::log::Level;
+use crate::view::View;
+
+/// How often gauges that no event changes are set.
+const SHOW_EVERY: Duration = Duration::from_secs(10);
+
+/// Gives each new trust bundle of the World to the identity driver: neither knows the other.
+pub(super) async fn hand_on_trust(mut view: View, trust: watch::Sender<Arc<TrustBundle>>) {
+    loop {
+        if let Some(bundle) = view.latest().trust() {
+            trust.send_if_modified(|old| {
+                let differs = **old != **bundle;
+                *old = Arc::clone(bundle);
+                differs
+            });
+        }
+        view.changed().await;
+    }
+}
+
+/// Tells the CA, by way of the source of truth, which bundle handshakes use by now.
+pub(super) async fn acknowledge(mut acknowledged: watch::Receiver<u64>, cluster: Cluster) {
+    loop {
+        let generation = *acknowledged.borrow_and_update();
+        cluster.acknowledge_bundle(generation).await;
+        if acknowledged.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Keeps the facts of readiness true, and says so once when the agent is ready for the first time.
+pub(super) async fn report_readiness(
+    mut view: View,
+    cluster: Cluster,
+    pods: Arc<Pods>,
+    readiness: Readiness,
+) {
+    let mut said = false;
+    let mut pods_seen = pods.changes();
+    loop {
+        view.latest();
+        readiness.update(|facts| {
+            *facts = Facts {
+                kinds_missing: cluster.kinds_missing(),
+                workers_running: true,
+                cni_listening: true,
+                adopting: pods.adopting(),
+                draining: facts.draining,
+            };
+        });
+        if !said && readiness.unmet().is_empty() {
+            said = true;
+            say_ready();
+        }
+        tokio::select! {
+            () = view.changed() => {}
+            _ = pods_seen.changed() => {}
+        }
+    }
+}
+
+/// The line that scripts and tests wait for.
+#[expect(clippy::print_stdout, reason = "standard output is where readiness is promised")]
+fn say_ready() {
+    println!("adit-agent ready");
+}
+
+/// Keeps the gauges that count what there is.
+pub(super) async fn show(identity: Arc<Identity>, mut view: View, pods: Arc<Pods>) {
+    metrics::describe_gauge!("adit_build_info", "1, with the version as label.");
+    metrics::describe_gauge!("adit_pods", "Sandboxes of this node, by what they are to the mesh.");
+    metrics::describe_gauge!("adit_certificate_expiry_timestamp_seconds", "When each certificate expires.");
+    metrics::gauge!("adit_build_info", "version" => VERSION).set(1.0);
+    let mut pods_seen = pods.changes();
+    loop {
+        let status = pods.status();
+        let count = |wanted: fn(&PodStatus) -> bool| status.iter().filter(|pod| wanted(pod)).count() as f64;
+        metrics::gauge!("adit_pods", "state" => "enrolled").set(count(|pod| pod.enrolled));
+        metrics::gauge!("adit_pods", "state" => "captured").set(count(|pod| pod.captured));
+        metrics::gauge!("adit_pods", "state" => "known").set(count(|_| true));
+        for certificate in identity.status().iter() {
+            let expiry = certificate.validity.map_or(0.0, |validity| seconds(validity.not_after));
+            let id = certificate.id.to_string();
+            metrics::gauge!("adit_certificate_expiry_timestamp_seconds", "identity" => id).set(expiry);
+        }
+        view.latest();
+        tokio::select! {
+            () = view.changed() => {}
+            _ = pods_seen.changed() => {}
+            () = tokio::time::sleep(SHOW_EVERY) => {}
+        }
+    }
+}
+
+fn seconds(wall: SystemTime) -> f64 {
+    wall.duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
+}
+
+/// What SIGHUP reads again.
+pub struct Reload {
+    /// The configuration file of the start.
+    pub path: PathBuf,
+    /// The process log's level, the only key that can change live.
+    pub level: Level,
+}
+
+/// Takes the log level anew at each SIGHUP, and names every part in which the file differs and which needs a restart.
+pub(super) async fn reload_on_hangup(mut hangup: Signal, started_with: Config, reload: Reload) {
+    while hangup.recv().await.is_some() {
+        let config = match Config::load(&reload.path, &NodeFacts::from_env()) {
+            Ok(config) => config,
+            Err(errors) => {
+                tracing::error!("not reloaded: {errors}");
+                continue;
+            }
+        };
+        match reload.level.set(&config.telemetry.log_level) {
+            Ok(()) => tracing::info!(level = config.telemetry.log_level, "the log level is reloaded"),
+            Err(error) => tracing::error!(%error, "the log level is not reloaded"),
+        }
+        for part in started_with.differing_parts(&config) {
+            tracing::warn!(
+                "{part} differs from what the agent was started with; it takes effect with a restart"
+            );
+        }
+    }
+}
