@@ -14,9 +14,7 @@ const CARGO_DENY: &str = "0.20.2";
 /// Runs every step, also after one failed, so that one run shows all that is wrong.
 pub fn run() -> Result<ExitCode> {
     let mut steps = Steps::default();
-    steps.run("fmt", || {
-        repo::run(repo::cargo().args(["fmt", "--all", "--check"]))
-    });
+    steps.run("fmt", || repo::run(repo::cargo().args(["fmt", "--all", "--check"])));
     steps.run("tidy", || match tidy::report(&tidy::check()?) {
         ExitCode::SUCCESS => Ok(()),
         _ => bail!("see above"),
@@ -36,24 +34,14 @@ pub fn run() -> Result<ExitCode> {
     steps.run("doc", || {
         repo::run(
             repo::cargo()
-                .args([
-                    "doc",
-                    "-q",
-                    "--workspace",
-                    "--no-deps",
-                    "--document-private-items",
-                ])
+                .args(["doc", "-q", "--workspace", "--no-deps", "--document-private-items"])
                 .env("RUSTDOCFLAGS", "-D warnings -A rustdoc::private-intra-doc-links"),
         )
     });
     steps.run("codegen", || codegen::run(codegen::Mode::Check));
     let mut summary = None;
     steps.run("test", || {
-        let plan = suite::Plan {
-            part: None,
-            threads: suite::THREADS,
-            filter: None,
-        };
+        let plan = suite::Plan { part: None, threads: suite::THREADS, filter: None };
         let ran = summary.insert(suite::run(&plan)?);
         if ran.is_ok() { Ok(()) } else { bail!("see below") }
     });
@@ -62,11 +50,7 @@ pub fn run() -> Result<ExitCode> {
         return Ok(ExitCode::FAILURE);
     };
     summary.print();
-    Ok(if steps.failed() {
-        ExitCode::FAILURE
-    } else {
-        summary.exit_code()
-    })
+    Ok(if steps.failed() { ExitCode::FAILURE } else { summary.exit_code() })
 }
 
 /// The steps so far: name, time, whether it passed.
@@ -93,11 +77,7 @@ impl Steps {
     fn print(&self) {
         println!();
         for (name, took, passed) in &self.0 {
-            println!(
-                "{name:<10} {:>8.1} s  {}",
-                took.as_secs_f64(),
-                if *passed { "ok" } else { "FAILED" }
-            );
+            println!("{name:<10} {:>8.1} s  {}", took.as_secs_f64(), if *passed { "ok" } else { "FAILED" });
         }
         let total: Duration = self.0.iter().map(|(_, took, _)| *took).sum();
         println!("{:<10} {:>8.1} s", "total", total.as_secs_f64());
@@ -122,18 +102,11 @@ fn deny_tool() -> Result<PathBuf> {
         String::from_utf8_lossy(&output.stdout).trim() == format!("cargo-deny {CARGO_DENY}")
     });
     if !installed {
-        println!(
-            "building cargo-deny {CARGO_DENY} into {} (once) …",
-            folder.display()
-        );
+        println!("building cargo-deny {CARGO_DENY} into {} (once) …", folder.display());
         let mut cargo = repo::cargo();
-        cargo
-            .args(["install", "-q", "--locked", "--version", CARGO_DENY, "--root"])
-            .arg(&folder);
+        cargo.args(["install", "-q", "--locked", "--version", CARGO_DENY, "--root"]).arg(&folder);
         // Its own folder, so that it neither waits for a build of ours nor is rebuilt with ours.
-        cargo
-            .env("CARGO_TARGET_DIR", folder.join("build"))
-            .arg("cargo-deny");
+        cargo.env("CARGO_TARGET_DIR", folder.join("build")).arg("cargo-deny");
         repo::run(&mut cargo)?;
     }
     Ok(tool)

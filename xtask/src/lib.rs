@@ -2,10 +2,7 @@
 //!
 //! `demo`, `test` and `bench` install what is missing, build once in the profile `it` and become the program asked
 //! for. `tidy`, `measure`, `codegen` and `ci` read the tree or call cargo. Nothing here knows the mesh.
-#![expect(
-    clippy::print_stdout,
-    reason = "a command-line tool: standard output is its interface"
-)]
+#![expect(clippy::print_stdout, reason = "a command-line tool: standard output is its interface")]
 
 pub mod ci;
 pub mod codegen;

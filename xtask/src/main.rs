@@ -57,24 +57,16 @@ fn main() -> Result<ExitCode> {
     match Args::parse().command {
         Command::Demo { args } => {
             packages::ensure(&packages::DEMO)?;
-            programs::build()?;
+            programs::build(programs::What::Programs)?;
             programs::become_program("demo", &args)
         }
         Command::Bench { args } => {
             packages::ensure(&packages::BENCH)?;
-            programs::build()?;
+            programs::build(programs::What::Programs)?;
             programs::become_program("bench", &args)
         }
-        Command::Test {
-            part,
-            threads,
-            filter,
-        } => {
-            let summary = suite::run(&suite::Plan {
-                part,
-                threads,
-                filter,
-            })?;
+        Command::Test { part, threads, filter } => {
+            let summary = suite::run(&suite::Plan { part, threads, filter })?;
             summary.print();
             Ok(summary.exit_code())
         }

@@ -32,11 +32,7 @@ fn print_crates(crates: &[Crate]) {
     for krate in crates {
         let lines: Vec<Lines> = krate.modules.iter().map(Lines::of).collect();
         let sum = |part: fn(&Lines) -> usize| lines.iter().map(part).sum::<usize>();
-        let longest = krate
-            .modules
-            .iter()
-            .zip(&lines)
-            .max_by_key(|(_, lines)| lines.code);
+        let longest = krate.modules.iter().zip(&lines).max_by_key(|(_, lines)| lines.code);
         let longest = longest.map_or(String::new(), |(module, lines)| {
             format!("{} {}", module.file.path.display(), lines.code)
         });
@@ -48,23 +44,14 @@ fn print_crates(crates: &[Crate]) {
             sum(|lines| lines.code),
             sum(|lines| lines.tests),
             sum(|lines| lines.comments),
-            if cycle.is_empty() {
-                "none".to_owned()
-            } else {
-                format!("{} modules", cycle.len())
-            },
+            if cycle.is_empty() { "none".to_owned() } else { format!("{} modules", cycle.len()) },
         );
         if !cycle.is_empty() {
             cyclic.push((krate, cycle));
         }
     }
     for (krate, cycle) in cyclic {
-        println!(
-            "\nimport cycle in {} ({}): {}",
-            krate.package,
-            krate.kind,
-            cycle.join(", ")
-        );
+        println!("\nimport cycle in {} ({}): {}", krate.package, krate.kind, cycle.join(", "));
     }
 }
 
@@ -80,16 +67,9 @@ impl Lines {
         let text = &module.file.text;
         let count = |text: &str| text.lines().filter(|line| !line.trim().is_empty()).count();
         let all = count(&text.code);
-        let shipped = if module.test_only || module.file.is_test() {
-            0
-        } else {
-            count(&text.code_without_tests())
-        };
-        Self {
-            code: shipped,
-            tests: all - shipped,
-            comments: count(&text.comments),
-        }
+        let shipped =
+            if module.test_only || module.file.is_test() { 0 } else { count(&text.code_without_tests()) };
+        Self { code: shipped, tests: all - shipped, comments: count(&text.comments) }
     }
 }
 
@@ -107,10 +87,7 @@ fn print_long_files(crates: &[Crate]) {
             long.insert(module.file.path.clone(), whole - tests);
         }
     }
-    println!(
-        "\nhand-written files over {FILE_LINES_MAX} lines outside tests: {}",
-        long.len()
-    );
+    println!("\nhand-written files over {FILE_LINES_MAX} lines outside tests: {}", long.len());
     for (path, lines) in long {
         println!("  {lines:>5}  {}", path.display());
     }
@@ -129,19 +106,9 @@ fn print_functions(crates: &[Crate]) {
         }
     }
     let lines: usize = found.iter().map(|(function, _)| function.lines).sum();
-    println!(
-        "\n{} functions, {} lines on average; the longest:",
-        found.len(),
-        lines / found.len().max(1)
-    );
+    println!("\n{} functions, {} lines on average; the longest:", found.len(), lines / found.len().max(1));
     found.sort_by_key(|(function, _)| std::cmp::Reverse(function.lines));
     for (function, path) in found.iter().take(LONGEST) {
-        println!(
-            "  {:>5}  {}  {}:{}",
-            function.lines,
-            function.name,
-            path.display(),
-            function.line
-        );
+        println!("  {:>5}  {}  {}:{}", function.lines, function.name, path.display(), function.line);
     }
 }

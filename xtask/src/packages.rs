@@ -37,9 +37,8 @@ pub const DEMO: [Need; 8] = [IPTABLES, IP, NGINX, REDIS, REDIS_CLI, POSTGRES, PS
 /// What `cargo xtask bench` needs.
 pub const BENCH: [Need; 2] = [IPTABLES, IP];
 /// What the namespace tests need: every server and client that they use as a real peer.
-pub const TEST_IT: [Need; 10] = [
-    IPTABLES, IP, NGINX, REDIS, REDIS_CLI, POSTGRES, INITDB, PSQL, CURL, OPENSSL,
-];
+pub const TEST_IT: [Need; 10] =
+    [IPTABLES, IP, NGINX, REDIS, REDIS_CLI, POSTGRES, INITDB, PSQL, CURL, OPENSSL];
 /// What the unit tests need: certificates are also read by the openssl command.
 pub const TEST_UNIT: [Need; 1] = [OPENSSL];
 
@@ -50,11 +49,7 @@ const fn need(program: &'static str, package: &'static str) -> Need {
 /// Makes sure that all of `needs` are there: installs what is missing when root, and says so; otherwise fails and
 /// names what is missing and how to get it.
 pub fn ensure(needs: &[Need]) -> Result<()> {
-    let missing: Vec<Need> = needs
-        .iter()
-        .copied()
-        .filter(|need| find(need.program).is_none())
-        .collect();
+    let missing: Vec<Need> = needs.iter().copied().filter(|need| find(need.program).is_none()).collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -64,19 +59,11 @@ pub fn ensure(needs: &[Need]) -> Result<()> {
     if !geteuid().is_root() {
         bail!("missing: {}. As root: {command}", programs.join(", "));
     }
-    println!(
-        "missing: {}; installing {} (no service is started)",
-        programs.join(", "),
-        packages.join(", ")
-    );
+    println!("missing: {}; installing {} (no service is started)", programs.join(", "), packages.join(", "));
     install(&packages).with_context(|| format!("`{command}` failed; it brings {}", programs.join(", ")))?;
     match missing.iter().find(|need| find(need.program).is_none()) {
         None => Ok(()),
-        Some(need) => bail!(
-            "package {} was installed and brought no {}",
-            need.package,
-            need.program
-        ),
+        Some(need) => bail!("package {} was installed and brought no {}", need.package, need.program),
     }
 }
 
@@ -109,18 +96,12 @@ fn is_executable(file: &Path) -> bool {
 fn install(packages: &[&str]) -> Result<()> {
     let _no_services = NoServices::begin()?;
     repo::run(apt_get().args(["update", "-q"]))?;
-    repo::run(
-        apt_get()
-            .args(["install", "-q", "-y", "--no-install-recommends"])
-            .args(packages),
-    )
+    repo::run(apt_get().args(["install", "-q", "-y", "--no-install-recommends"]).args(packages))
 }
 
 fn apt_get() -> Command {
     let mut command = Command::new("apt-get");
-    command
-        .env("DEBIAN_FRONTEND", "noninteractive")
-        .env("RUNLEVEL", "1");
+    command.env("DEBIAN_FRONTEND", "noninteractive").env("RUNLEVEL", "1");
     command
 }
 
@@ -134,15 +115,9 @@ const POLICY: &str = "/usr/sbin/policy-rc.d";
 
 impl NoServices {
     fn begin() -> Result<Self> {
-        match OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o755)
-            .open(POLICY)
-        {
+        match OpenOptions::new().write(true).create_new(true).mode(0o755).open(POLICY) {
             Ok(mut file) => {
-                file.write_all(b"#!/bin/sh\nexit 101\n")
-                    .context("cannot write policy-rc.d")?;
+                file.write_all(b"#!/bin/sh\nexit 101\n").context("cannot write policy-rc.d")?;
                 Ok(Self { ours: true })
             }
             Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(Self { ours: false }),

@@ -2,30 +2,53 @@
 
 use std::io::IsTerminal;
 use std::os::unix::process::CommandExt;
-use std::process::{Command, ExitCode};
+use std::path::PathBuf;
+use std::process::{Command, ExitCode, Stdio};
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
 
 use crate::repo;
 
-/// The packages whose programs demo, bench and tests start. Their binaries: adit-agent, adit-ca, adit-cni, adit, and
-/// the programs in tests/src/bin.
-const PACKAGES: [&str; 5] = ["adit-agent", "adit-ca", "adit-cni", "adit", "adit-tests"];
+/// What to build.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum What {
+    /// Every program, and the namespace tests.
+    Programs,
+    /// All that, and every other test.
+    Everything,
+}
 
-/// Builds all programs in the profile `it` (optimised like a release, checked like a development build).
-pub fn build() -> Result<()> {
+/// Builds in the profile `it` (optimised like a release, checked like a development build); returns the test binaries.
+///
+/// Always the whole workspace and always with a test in it: cargo unites the features of what is built together, so
+/// a narrower selection would build tokio, and all above it, a second time with others.
+pub fn build(what: What) -> Result<Vec<TestBinary>> {
     let started = Instant::now();
     let mut cargo = repo::cargo();
-    cargo.args(["build", "--profile", "it", "--bins"]);
-    cargo.args(PACKAGES.iter().flat_map(|package| ["-p", package]));
+    cargo.args(["build", "--profile", "it", "--workspace", "--bins"]);
+    match what {
+        What::Programs => cargo.args(["--test", NAMESPACE_SUITE]),
+        What::Everything => cargo.arg("--tests"),
+    };
+    cargo.arg("--message-format=json-render-diagnostics");
     if !std::io::stderr().is_terminal() {
         cargo.arg("-q");
     }
-    println!("building the agent, the CA, the CNI plugin, the tool and the test programs (profile it) …");
-    repo::run(&mut cargo)?;
+    println!(
+        "building {} (profile it) …",
+        match what {
+            What::Programs => "the agent, the CA, the CNI plugin, the tool and the test programs",
+            What::Everything => "the programs and all tests",
+        }
+    );
+    let output = cargo.stderr(Stdio::inherit()).output().context("cannot start cargo")?;
+    if !output.status.success() {
+        bail!("the build failed");
+    }
     println!("built in {:.1} s", started.elapsed().as_secs_f64());
-    Ok(())
+    test_binaries(&output.stdout)
 }
 
 /// Replaces this process by the program `name` of the profile `it`; returns only if that fails.
@@ -33,4 +56,98 @@ pub fn become_program(name: &str, args: &[String]) -> Result<ExitCode> {
     let program = repo::programs().join(name);
     let error = Command::new(&program).args(args).exec();
     Err(error).with_context(|| format!("cannot start {}", program.display()))
+}
+
+/// A built test binary.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct TestBinary {
+    /// Package, kind and target, as people say it: `core (lib adit_core)`.
+    pub name: String,
+    /// The target's name.
+    target: String,
+    /// The file.
+    pub executable: PathBuf,
+    /// Where cargo would run it.
+    pub folder: PathBuf,
+}
+
+/// The test target that needs namespaces.
+const NAMESPACE_SUITE: &str = "it";
+
+impl TestBinary {
+    /// Whether it runs in namespaces of its own.
+    pub fn is_namespace_suite(&self) -> bool {
+        self.target == NAMESPACE_SUITE
+    }
+
+    /// A command to run it as cargo would.
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(&self.executable);
+        command.current_dir(&self.folder).env("CARGO_MANIFEST_DIR", &self.folder);
+        command
+    }
+}
+
+/// A line of cargo's JSON messages, as far as it is read here.
+#[derive(Deserialize)]
+struct Message {
+    reason: String,
+    manifest_path: Option<PathBuf>,
+    target: Option<Target>,
+    executable: Option<PathBuf>,
+    profile: Option<Profile>,
+}
+
+#[derive(Deserialize)]
+struct Target {
+    name: String,
+    kind: Vec<String>,
+}
+
+#[derive(Deserialize)]
+struct Profile {
+    test: bool,
+}
+
+/// The test binaries that cargo announced; the long one last, so that a broken unit test is seen first.
+fn test_binaries(messages: &[u8]) -> Result<Vec<TestBinary>> {
+    let mut binaries = Vec::new();
+    for line in messages.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+        let message: Message = serde_json::from_slice(line).context("cargo printed what is not its JSON")?;
+        binaries.extend(test_binary(message));
+    }
+    binaries.sort_by_key(|binary| (binary.is_namespace_suite(), binary.name.clone()));
+    Ok(binaries)
+}
+
+/// The test binary that `message` announces, if it announces one.
+fn test_binary(message: Message) -> Option<TestBinary> {
+    let Message { reason, manifest_path, target, executable, profile } = message;
+    if reason != "compiler-artifact" || !profile?.test {
+        return None;
+    }
+    let (folder, target) = (manifest_path?.parent()?.to_owned(), target?);
+    let package = folder.strip_prefix(repo::root()).unwrap_or(&folder).display().to_string();
+    let name = format!("{package} ({} {})", target.kind.join(" "), target.name);
+    Some(TestBinary { name, target: target.name, executable: executable?, folder })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn test_binaries_are_told_from_programs_and_the_namespace_suite_comes_last() {
+        let line = |name: &str, test: bool| {
+            format!(
+                r#"{{"reason":"compiler-artifact","manifest_path":"/r/a/Cargo.toml","target":{{"name":"{name}","kind":["test"]}},
+                "executable":"/t/{name}","profile":{{"test":{test}}}}}"#
+            )
+            .replace('\n', "")
+        };
+        let messages = [line("it", true), line("program", false), line("zebra", true)].join("\n");
+        let found = test_binaries(messages.as_bytes()).unwrap();
+        let names: Vec<&str> = found.iter().map(|binary| binary.target.as_str()).collect();
+        assert_eq!(names, ["zebra", "it"]);
+    }
 }

@@ -6,15 +6,14 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::ValueEnum;
-use serde::Deserialize;
 
-use crate::{packages, programs, repo};
+use crate::programs::{self, TestBinary, What};
+use crate::{packages, repo};
 
 /// A part of the tests.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
@@ -64,19 +63,13 @@ pub fn run(plan: &Plan) -> Result<Summary> {
     let started = Instant::now();
     let wants = |part: Part| plan.part.is_none_or(|only| only == part);
     let mut summary = Summary::default();
-    packages::ensure(if wants(Part::It) {
-        &packages::TEST_IT
-    } else {
-        &packages::TEST_UNIT
-    })?;
-    if wants(Part::It) {
-        programs::build()?;
-    }
-    for binary in build_tests(plan.part)? {
-        if binary.is_namespace_suite() {
-            summary.add(&binary.name, run_in_namespaces(&binary, plan)?);
-        } else {
-            summary.add(&binary.name, run_unit(&binary, plan)?);
+    packages::ensure(if wants(Part::It) { &packages::TEST_IT } else { &packages::TEST_UNIT })?;
+    let everything = if wants(Part::Unit) { What::Everything } else { What::Programs };
+    for binary in programs::build(everything)? {
+        match (binary.is_namespace_suite(), wants(Part::It), wants(Part::Unit)) {
+            (true, true, _) => summary.add(&binary.name, run_in_namespaces(&binary, plan)?),
+            (false, _, true) => summary.add(&binary.name, run_unit(&binary, plan)?),
+            (true, false, _) | (false, _, false) => {}
         }
     }
     summary.took = started.elapsed();
@@ -109,12 +102,7 @@ impl Summary {
         for binary in &self.failed {
             println!("FAILED: {binary}");
         }
-        let Counts {
-            passed,
-            failed,
-            ignored,
-            filtered,
-        } = self.shown();
+        let Counts { passed, failed, ignored, filtered } = self.shown();
         println!(
             "test result: {}. {passed} passed; {failed} failed; {ignored} ignored; 0 measured; {filtered} filtered \
              out; finished in {:.2}s",
@@ -129,10 +117,7 @@ impl Summary {
 
     /// The counts, where a binary that died without a word of its own counts as one failure.
     fn shown(&self) -> Counts {
-        Counts {
-            failed: self.counts.failed.max(self.failed.len()),
-            ..self.counts
-        }
+        Counts { failed: self.counts.failed.max(self.failed.len()), ..self.counts }
     }
 
     /// 0: all passed. 1: something failed. 2: nothing failed, and something could not run here.
@@ -150,133 +135,6 @@ struct Outcome {
     counts: Counts,
     success: bool,
     not_run: Vec<String>,
-}
-
-/// A built test binary.
-struct TestBinary {
-    /// As people say it: `adit-core (lib)`.
-    name: String,
-    package: String,
-    target: String,
-    executable: PathBuf,
-    /// Where cargo would run it.
-    folder: PathBuf,
-}
-
-impl TestBinary {
-    fn is_namespace_suite(&self) -> bool {
-        self.package == NAMESPACE_SUITE.0 && self.target == NAMESPACE_SUITE.1
-    }
-
-    fn command(&self) -> Command {
-        let mut command = Command::new(&self.executable);
-        command
-            .current_dir(&self.folder)
-            .env("CARGO_MANIFEST_DIR", &self.folder);
-        command
-    }
-}
-
-/// The package and target whose tests need namespaces.
-const NAMESPACE_SUITE: (&str, &str) = ("adit-tests", "it");
-
-/// A line of `cargo test --no-run --message-format=json`, as far as it is read here.
-#[derive(Deserialize)]
-struct Message {
-    reason: String,
-    manifest_path: Option<PathBuf>,
-    target: Option<Target>,
-    executable: Option<PathBuf>,
-    profile: Option<Profile>,
-}
-
-#[derive(Deserialize)]
-struct Target {
-    name: String,
-    kind: Vec<String>,
-}
-
-#[derive(Deserialize)]
-struct Profile {
-    test: bool,
-}
-
-fn build_tests(part: Option<Part>) -> Result<Vec<TestBinary>> {
-    let started = Instant::now();
-    let mut cargo = repo::cargo();
-    cargo.args([
-        "test",
-        "--no-run",
-        "-q",
-        "--profile",
-        "it",
-        "--message-format=json-render-diagnostics",
-    ]);
-    match part {
-        Some(Part::It) => cargo.args(["-p", NAMESPACE_SUITE.0, "--test", NAMESPACE_SUITE.1]),
-        Some(Part::Unit) | None => cargo.args(["--workspace", "--lib", "--bins", "--tests"]),
-    };
-    println!("building the tests (profile it) …");
-    let output = cargo
-        .stderr(Stdio::inherit())
-        .output()
-        .context("cannot start cargo")?;
-    if !output.status.success() {
-        bail!("the tests do not build");
-    }
-    println!("built in {:.1} s", started.elapsed().as_secs_f64());
-    let mut binaries = Vec::new();
-    for line in output
-        .stdout
-        .split(|byte| *byte == b'\n')
-        .filter(|line| !line.is_empty())
-    {
-        let message: Message = serde_json::from_slice(line).context("cargo printed what is not its JSON")?;
-        binaries.extend(test_binary(message)?);
-    }
-    binaries.retain(|binary| !(part == Some(Part::Unit) && binary.is_namespace_suite()));
-    // The long part last, so that a broken unit test is seen first.
-    binaries.sort_by_key(|binary| (binary.is_namespace_suite(), binary.name.clone()));
-    Ok(binaries)
-}
-
-/// The test binary that `message` announces, if it announces one.
-fn test_binary(message: Message) -> Result<Option<TestBinary>> {
-    let Message {
-        reason,
-        manifest_path,
-        target,
-        executable,
-        profile,
-    } = message;
-    if reason != "compiler-artifact" || !profile.is_some_and(|profile| profile.test) {
-        return Ok(None);
-    }
-    let (Some(manifest), Some(target), Some(executable)) = (manifest_path, target, executable) else {
-        return Ok(None);
-    };
-    let folder = manifest
-        .parent()
-        .context("a manifest without a folder")?
-        .to_owned();
-    let package = package_name(&manifest)?;
-    let name = format!("{package} ({} {})", target.kind.join(" "), target.name);
-    Ok(Some(TestBinary {
-        name,
-        package,
-        target: target.name,
-        executable,
-        folder,
-    }))
-}
-
-/// The name in a manifest of ours, where it is the first `name = "…"`.
-fn package_name(manifest: &Path) -> Result<String> {
-    let text = fs::read_to_string(manifest).with_context(|| format!("cannot read {}", manifest.display()))?;
-    text.lines()
-        .find_map(|line| line.strip_prefix("name = \"")?.strip_suffix('"'))
-        .map(str::to_owned)
-        .with_context(|| format!("{} has no name", manifest.display()))
 }
 
 /// Runs a binary quietly: one line, and its whole output where it failed.
@@ -305,21 +163,14 @@ fn run_unit(binary: &TestBinary, plan: &Plan) -> Result<Outcome> {
             started.elapsed().as_secs_f64()
         );
     }
-    Ok(Outcome {
-        counts,
-        success,
-        not_run: Vec::new(),
-    })
+    Ok(Outcome { counts, success, not_run: Vec::new() })
 }
 
 /// Runs the namespace tests in namespaces of their own, printing each test as it ends.
 fn run_in_namespaces(binary: &TestBinary, plan: &Plan) -> Result<Outcome> {
     let not_run = repo::programs().join(format!("not-run.{}", std::process::id()));
     fs::write(&not_run, "").with_context(|| format!("cannot write {}", not_run.display()))?;
-    println!(
-        "\n{}, in namespaces of its own, {} at a time",
-        binary.name, plan.threads
-    );
+    println!("\n{}, in namespaces of its own, {} at a time", binary.name, plan.threads);
     let mut child = Command::new(repo::programs().join("inside"))
         .arg(&binary.executable)
         .args(["--test-threads", &plan.threads.to_string()])
@@ -331,10 +182,7 @@ fn run_in_namespaces(binary: &TestBinary, plan: &Plan) -> Result<Outcome> {
         .stdout(Stdio::piped())
         .spawn()
         .context("cannot start the program `inside`")?;
-    let stdout = child
-        .stdout
-        .take()
-        .expect("standard output was asked to be a pipe");
+    let stdout = child.stdout.take().expect("standard output was asked to be a pipe");
     let mut counts = Vec::new();
     for line in BufReader::new(stdout).split(b'\n') {
         let line = String::from_utf8_lossy(&line.context("cannot read the tests' output")?).into_owned();
@@ -394,33 +242,15 @@ mod tests {
     #[test]
     fn libtests_closing_line_is_read() {
         let line = "test result: FAILED. 12 passed; 3 failed; 0 ignored; 0 measured; 7 filtered out; finished in 0.10s";
-        assert_eq!(
-            Counts::parse(line),
-            Some(Counts {
-                passed: 12,
-                failed: 3,
-                ignored: 0,
-                filtered: 7
-            })
-        );
+        assert_eq!(Counts::parse(line), Some(Counts { passed: 12, failed: 3, ignored: 0, filtered: 7 }));
         assert_eq!(Counts::parse("test result of mine: ok"), None);
     }
 
     #[test]
     fn a_test_that_could_not_run_is_not_counted_as_passed() {
         let mut summary = Summary::default();
-        let counts = Counts {
-            passed: 5,
-            ..Counts::default()
-        };
-        summary.add(
-            "it",
-            Outcome {
-                counts,
-                success: true,
-                not_run: vec!["postgres: needs root".into()],
-            },
-        );
+        let counts = Counts { passed: 5, ..Counts::default() };
+        summary.add("it", Outcome { counts, success: true, not_run: vec!["postgres: needs root".into()] });
         assert_eq!(summary.shown().passed, 4);
         assert!(summary.is_ok());
         assert_eq!(summary.exit_code(), ExitCode::from(2));
@@ -429,14 +259,7 @@ mod tests {
     #[test]
     fn a_binary_that_dies_without_a_word_is_a_failure() {
         let mut summary = Summary::default();
-        summary.add(
-            "it",
-            Outcome {
-                counts: Counts::default(),
-                success: false,
-                not_run: Vec::new(),
-            },
-        );
+        summary.add("it", Outcome { counts: Counts::default(), success: false, not_run: Vec::new() });
         assert!(!summary.is_ok());
         assert_eq!(summary.shown().failed, 1);
     }

@@ -40,11 +40,8 @@ fn reach(graph: &Graph, from: &[String]) -> BTreeSet<Vec<String>> {
 }
 
 fn graph(krate: &Crate) -> Graph {
-    let shipped: Vec<&Module> = krate
-        .modules
-        .iter()
-        .filter(|module| !module.test_only && !module.file.is_test())
-        .collect();
+    let shipped: Vec<&Module> =
+        krate.modules.iter().filter(|module| !module.test_only && !module.file.is_test()).collect();
     let known: BTreeSet<&[String]> = shipped.iter().map(|module| module.path.as_slice()).collect();
     let doors = doors(&shipped, &known);
     let mut graph = Graph::new();
@@ -72,19 +69,11 @@ fn imports_of(module: &Module, known: &BTreeSet<&[String]>) -> Vec<Import> {
 
 /// Where `module`'s import leads as a path from the root, before it is cut down to a module.
 fn absolute(module: &[String], import: &Import) -> Vec<String> {
-    let supers = import
-        .path
-        .iter()
-        .take_while(|segment| *segment == "super")
-        .count();
+    let supers = import.path.iter().take_while(|segment| *segment == "super").count();
     match import.path.first().map(String::as_str) {
         Some("crate") => import.path[1..].to_vec(),
         Some("self") => [module, &import.path[1..]].concat(),
-        Some("super") => [
-            &module[..module.len().saturating_sub(supers)],
-            &import.path[supers..],
-        ]
-        .concat(),
+        Some("super") => [&module[..module.len().saturating_sub(supers)], &import.path[supers..]].concat(),
         _ => [module, &import.path[..]].concat(),
     }
 }
@@ -93,10 +82,7 @@ fn absolute(module: &[String], import: &Import) -> Vec<String> {
 fn doors(modules: &[&Module], known: &BTreeSet<&[String]>) -> BTreeMap<Vec<String>, Vec<String>> {
     let mut doors = BTreeMap::new();
     for module in modules {
-        for import in imports_of(module, known)
-            .into_iter()
-            .filter(|import| import.reexport)
-        {
+        for import in imports_of(module, known).into_iter().filter(|import| import.reexport) {
             let behind = absolute(&module.path, &import);
             if let Some(name) = behind.last() {
                 doors.insert([module.path.clone(), vec![name.clone()]].concat(), behind);
@@ -116,9 +102,7 @@ fn target(
     let mut path = absolute(&module.path, import);
     // A door may lead to a door; more than three in a row is no crate of ours.
     for _ in 0..3 {
-        let door = (1..=path.len())
-            .rev()
-            .find_map(|len| Some((len, doors.get(&path[..len])?)));
+        let door = (1..=path.len()).rev().find_map(|len| Some((len, doors.get(&path[..len])?)));
         match door {
             Some((len, behind)) if *behind != path[..len] => path = [behind, &path[len..]].concat(),
             _ => break,
@@ -138,31 +122,17 @@ mod tests {
 
     fn krate(modules: &[(&str, &str)]) -> Crate {
         let modules = modules.iter().map(|(path, code)| Module {
-            path: path
-                .split("::")
-                .filter(|segment| !segment.is_empty())
-                .map(str::to_owned)
-                .collect(),
-            file: File {
-                path: format!("{path}.rs").into(),
-                text: Text::split(code),
-            },
+            path: path.split("::").filter(|segment| !segment.is_empty()).map(str::to_owned).collect(),
+            file: File { path: format!("{path}.rs").into(), text: Text::split(code) },
             test_only: false,
         });
-        Crate {
-            package: "p".into(),
-            kind: "lib".into(),
-            modules: modules.collect(),
-        }
+        Crate { package: "p".into(), kind: "lib".into(), modules: modules.collect() }
     }
 
     #[test]
     fn a_child_that_uses_its_parent_is_a_cycle_if_the_parent_uses_it() {
-        let found = largest_cycle(&krate(&[
-            ("", "mod a;"),
-            ("a", "mod b; use b::B;"),
-            ("a::b", "use super::A;"),
-        ]));
+        let found =
+            largest_cycle(&krate(&[("", "mod a;"), ("a", "mod b; use b::B;"), ("a::b", "use super::A;")]));
         assert_eq!(found, ["a", "a::b"]);
         let found = largest_cycle(&krate(&[("", "mod a;"), ("a", "mod b; use b::B;"), ("a::b", "")]));
         assert!(found.is_empty());

@@ -21,10 +21,7 @@ impl File {
     pub fn read(root: &Path, path: &Path) -> Result<Self> {
         let text =
             fs::read_to_string(root.join(path)).with_context(|| format!("cannot read {}", path.display()))?;
-        Ok(Self {
-            path: path.to_owned(),
-            text: Text::split(&text),
-        })
+        Ok(Self { path: path.to_owned(), text: Text::split(&text) })
     }
 
     /// Whether all of it is test code: `tests.rs`, or anything under a folder of tests.
@@ -50,11 +47,7 @@ pub fn files(root: &Path, folder: &Path, ending: &str) -> Result<Vec<PathBuf>> {
             let entry = entry.with_context(|| format!("cannot list {}", folder.display()))?;
             let path = folder.join(entry.file_name());
             let name = entry.file_name();
-            if entry
-                .file_type()
-                .with_context(|| format!("cannot look at {}", path.display()))?
-                .is_dir()
-            {
+            if entry.file_type().with_context(|| format!("cannot look at {}", path.display()))?.is_dir() {
                 if name != "target" && name != ".git" {
                     folders.push(path);
                 }

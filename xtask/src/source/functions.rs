@@ -21,20 +21,12 @@ pub fn functions(code: &str) -> Vec<Function> {
             continue;
         };
         // `[u8; 4]` in a signature has a semicolon too: look on while inside brackets.
-        let open = if code.as_bytes()[open] == b';' {
-            body_after_arrays(code, at)
-        } else {
-            Some(open)
-        };
+        let open = if code.as_bytes()[open] == b';' { body_after_arrays(code, at) } else { Some(open) };
         let Some(end) = open.and_then(|open| closing_brace(code, open)) else {
             continue;
         };
         let line = line_of(code, at);
-        found.push(Function {
-            name,
-            line,
-            lines: line_of(code, end) - line + 1,
-        });
+        found.push(Function { name, line, lines: line_of(code, end) - line + 1 });
     }
     found
 }
@@ -61,10 +53,8 @@ mod tests {
     #[test]
     fn functions_are_measured_from_fn_to_brace() {
         let code = "trait T { fn a(&self); }\nfn b(x: [u8; 4]) {\n  if x { }\n}\nfn c() {}\n";
-        let found: Vec<(String, usize, usize)> = functions(code)
-            .into_iter()
-            .map(|f| (f.name, f.line, f.lines))
-            .collect();
+        let found: Vec<(String, usize, usize)> =
+            functions(code).into_iter().map(|f| (f.name, f.line, f.lines)).collect();
         assert_eq!(found, [("b".to_owned(), 2, 3), ("c".to_owned(), 5, 1)]);
     }
 }

@@ -24,9 +24,7 @@ pub fn imports(code: &str, starts: &[&str]) -> Vec<Import> {
                 continue;
             }
             let line = line_of(code, at);
-            let statement = code[..at]
-                .rfind([';', '}', ']'])
-                .map_or(code, |end| &code[end + 1..]);
+            let statement = code[..at].rfind([';', '}', ']']).map_or(code, |end| &code[end + 1..]);
             let statement = statement.trim_start();
             let reexport = statement.starts_with("pub use") || statement.starts_with("pub(crate) use");
             let mut paths = Vec::new();
@@ -84,32 +82,20 @@ mod tests {
     use super::*;
 
     fn paths(code: &str) -> Vec<String> {
-        imports(code, &["crate", "super"])
-            .into_iter()
-            .map(|import| import.path.join("::"))
-            .collect()
+        imports(code, &["crate", "super"]).into_iter().map(|import| import.path.join("::")).collect()
     }
 
     #[test]
     fn groups_are_unfolded_and_expressions_count() {
         assert_eq!(
             paths("use crate::{a::{B, c::D as E}, f};\nfn g() { super::h::i(); crate::j::k::<u8>() }"),
-            [
-                "crate::a::B",
-                "crate::a::c::D",
-                "crate::f",
-                "crate::j::k",
-                "super::h::i"
-            ]
+            ["crate::a::B", "crate::a::c::D", "crate::f", "crate::j::k", "super::h::i"]
         );
     }
 
     #[test]
     fn a_front_door_is_told_from_a_use() {
         let found = imports("mod a;\npub use crate::a::B;\nuse crate::c::D;", &["crate"]);
-        assert_eq!(
-            found.iter().map(|import| import.reexport).collect::<Vec<_>>(),
-            [true, false]
-        );
+        assert_eq!(found.iter().map(|import| import.reexport).collect::<Vec<_>>(), [true, false]);
     }
 }

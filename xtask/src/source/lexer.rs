@@ -29,11 +29,7 @@ impl Text {
         }
         let text =
             |bytes: Vec<u8>| String::from_utf8(bytes).expect("whole tokens of UTF-8 were kept or blanked");
-        Self {
-            code: text(code),
-            comments: text(comments),
-            whole: whole.to_owned(),
-        }
+        Self { code: text(code), comments: text(comments), whole: whole.to_owned() }
     }
 
     /// The code with what stands under `#[cfg(test)]` blanked too.
@@ -47,10 +43,8 @@ impl Text {
             } else {
                 open
             };
-            let blanked: String = code[at..=end]
-                .chars()
-                .map(|c| if c == '\n' { '\n' } else { ' ' })
-                .collect();
+            let blanked: String =
+                code[at..=end].chars().map(|c| if c == '\n' { '\n' } else { ' ' }).collect();
             code = format!("{}{blanked}{}", &code[..at], &code[end + 1..]);
         }
         code
@@ -135,13 +129,9 @@ fn raw_string(bytes: &[u8]) -> Option<usize> {
     if bytes.get(1 + hashes) != Some(&b'"') {
         return None;
     }
-    let end: Vec<u8> = std::iter::once(b'"')
-        .chain(std::iter::repeat_n(b'#', hashes))
-        .collect();
+    let end: Vec<u8> = std::iter::once(b'"').chain(std::iter::repeat_n(b'#', hashes)).collect();
     let inside = 2 + hashes;
-    let found = bytes[inside..]
-        .windows(end.len())
-        .position(|window| window == end);
+    let found = bytes[inside..].windows(end.len()).position(|window| window == end);
     Some(found.map_or(bytes.len(), |offset| inside + offset + end.len()))
 }
 
@@ -161,11 +151,7 @@ pub(super) fn closing_brace(code: &str, open: usize) -> Option<usize> {
 
 /// The line of byte `at`, from 1.
 pub(super) fn line_of(text: &str, at: usize) -> usize {
-    text.as_bytes()[..at]
-        .iter()
-        .filter(|byte| **byte == b'\n')
-        .count()
-        + 1
+    text.as_bytes()[..at].iter().filter(|byte| **byte == b'\n').count() + 1
 }
 
 /// Each place of the word `keyword` with the identifier that follows it.

@@ -57,26 +57,15 @@ pub fn crates(root: &Path) -> Result<Vec<Crate>> {
     let mut found = Vec::new();
     for package in metadata.packages {
         for target in package.targets {
-            let path = target
-                .src_path
-                .strip_prefix(root)
-                .context("a target outside the checkout")?;
+            let path = target.src_path.strip_prefix(root).context("a target outside the checkout")?;
             let kind = target.kind.first().cloned().unwrap_or_default();
             let mut modules = Vec::new();
             let test_only = kind == "test";
-            let entry = Module {
-                path: Vec::new(),
-                file: File::read(root, path)?,
-                test_only,
-            };
+            let entry = Module { path: Vec::new(), file: File::read(root, path)?, test_only };
             // The root's modules lie beside it, another file's in the folder of its own name.
             let folder = path.parent().unwrap_or_else(|| Path::new("")).to_owned();
             collect(root, entry, &folder, &mut modules)?;
-            found.push(Crate {
-                package: package.name.clone(),
-                kind,
-                modules,
-            });
+            found.push(Crate { package: package.name.clone(), kind, modules });
         }
     }
     Ok(found)
@@ -91,10 +80,7 @@ fn collect(root: &Path, module: Module, folder: &Path, modules: &mut Vec<Module>
         let Declaration { at, name, file } = declaration;
         let candidates = match file {
             Some(named) => vec![folder.join(named)],
-            None => vec![
-                folder.join(format!("{name}.rs")),
-                folder.join(&name).join("mod.rs"),
-            ],
+            None => vec![folder.join(format!("{name}.rs")), folder.join(&name).join("mod.rs")],
         };
         let Some(found) = candidates.into_iter().find(|path| root.join(path).is_file()) else {
             continue; // rustc says it better
@@ -127,14 +113,8 @@ fn declarations(code: &str, whole: &str) -> Vec<Declaration> {
         .map(|(at, name)| {
             let line = line_of(code, at);
             let before = whole.lines().nth(line.saturating_sub(2)).unwrap_or("").trim();
-            let file = before
-                .strip_prefix("#[path = \"")
-                .and_then(|rest| rest.strip_suffix("\"]"));
-            Declaration {
-                at,
-                name,
-                file: file.map(str::to_owned),
-            }
+            let file = before.strip_prefix("#[path = \"").and_then(|rest| rest.strip_suffix("\"]"));
+            Declaration { at, name, file: file.map(str::to_owned) }
         })
         .collect()
 }

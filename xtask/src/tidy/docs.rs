@@ -30,11 +30,7 @@ pub fn limits(root: &Path) -> Result<Vec<Violation>> {
         if krate.kind == "test" || ["adit-tests", "xtask"].contains(&krate.package.as_str()) {
             continue;
         }
-        for module in krate
-            .modules
-            .iter()
-            .filter(|module| !module.test_only && !module.file.is_generated())
-        {
+        for module in krate.modules.iter().filter(|module| !module.test_only && !module.file.is_generated()) {
             let code = module.file.text.code_without_tests();
             for (number, line) in code.lines().enumerate() {
                 let Some(name) = constant(line).filter(|name| name.ends_with("_MAX")) else {
@@ -53,10 +49,7 @@ pub fn limits(root: &Path) -> Result<Vec<Violation>> {
 /// The constant that `line` declares.
 fn constant(line: &str) -> Option<&str> {
     let rest = line.trim_start();
-    let rest = rest
-        .strip_prefix("pub ")
-        .or_else(|| rest.strip_prefix("pub(crate) "))
-        .unwrap_or(rest);
+    let rest = rest.strip_prefix("pub ").or_else(|| rest.strip_prefix("pub(crate) ")).unwrap_or(rest);
     Some(rest.strip_prefix("const ")?.split(':').next()?.trim())
 }
 
@@ -69,21 +62,13 @@ pub fn reasons(root: &Path) -> Result<Vec<Violation>> {
     }
     let labels = labels(&file.text.whole);
     if labels.is_empty() {
-        return Ok(vec![Violation::new(
-            &file.path,
-            0,
-            "no reason's word was found by `fn label`",
-        )]);
+        return Ok(vec![Violation::new(&file.path, 0, "no reason's word was found by `fn label`")]);
     }
     Ok(labels
         .into_iter()
         .filter(|(_, label)| !text.contains(&format!("`{label}`")))
         .map(|(line, label)| {
-            Violation::new(
-                &file.path,
-                line,
-                format!("reason `{label}` is in no page of the docs"),
-            )
+            Violation::new(&file.path, line, format!("reason `{label}` is in no page of the docs"))
         })
         .collect())
 }
@@ -112,11 +97,7 @@ pub fn links(root: &Path) -> Result<Vec<Violation>> {
             let file = link.split('#').next().unwrap_or("");
             let elsewhere = link.contains("://") || link.starts_with("mailto:") || file.is_empty();
             if !elsewhere && !root.join(folder).join(file).exists() {
-                found.push(Violation::new(
-                    &page,
-                    number,
-                    format!("link to {link}, which is not there"),
-                ));
+                found.push(Violation::new(&page, number, format!("link to {link}, which is not there")));
             }
         }
     }
@@ -168,10 +149,7 @@ mod tests {
 
     #[test]
     fn a_constant_is_read_with_any_visibility() {
-        assert_eq!(
-            constant("    pub(crate) const QUEUE_LEN_MAX: usize = 8;"),
-            Some("QUEUE_LEN_MAX")
-        );
+        assert_eq!(constant("    pub(crate) const QUEUE_LEN_MAX: usize = 8;"), Some("QUEUE_LEN_MAX"));
         assert_eq!(constant("let x_MAX: u8 = 1;"), None);
     }
 

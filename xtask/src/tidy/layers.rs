@@ -18,12 +18,7 @@ struct Layer {
 }
 
 const fn layer(module: &'static str, row: u8, may_import: &'static [&'static str], row_0: bool) -> Layer {
-    Layer {
-        module,
-        row,
-        may_import,
-        row_0,
-    }
+    Layer { module, row, may_import, row_0 }
 }
 
 /// The table of ARCHITECTURE.md. `config` is an exception by shape: it composes every component's `Config`, and only
@@ -33,52 +28,18 @@ const LAYERS: [Layer; 18] = [
     layer(
         "app",
         5,
-        &[
-            "config",
-            "admin",
-            "health",
-            "pods",
-            "dataplane",
-            "identity",
-            "cluster",
-            "redirect",
-            "node",
-        ],
+        &["config", "admin", "health", "pods", "dataplane", "identity", "cluster", "redirect", "node"],
         true,
     ),
     layer(
         "config",
         5,
-        &[
-            "admin",
-            "health",
-            "pods",
-            "dataplane",
-            "identity",
-            "cluster",
-            "redirect",
-            "node",
-        ],
+        &["admin", "health", "pods", "dataplane", "identity", "cluster", "redirect", "node"],
         true,
     ),
-    layer(
-        "admin",
-        4,
-        &["pods", "dataplane", "identity", "cluster", "redirect", "node"],
-        true,
-    ),
-    layer(
-        "health",
-        4,
-        &["pods", "dataplane", "identity", "cluster", "redirect", "node"],
-        true,
-    ),
-    layer(
-        "pods",
-        3,
-        &["dataplane", "redirect", "node", "identity", "cluster"],
-        true,
-    ),
+    layer("admin", 4, &["pods", "dataplane", "identity", "cluster", "redirect", "node"], true),
+    layer("health", 4, &["pods", "dataplane", "identity", "cluster", "redirect", "node"], true),
+    layer("pods", 3, &["dataplane", "redirect", "node", "identity", "cluster"], true),
     layer("dataplane", 2, &["identity", "node"], true),
     layer("identity", 1, &[], true),
     layer("cluster", 1, &[], true),
@@ -98,19 +59,11 @@ const CRATE: &str = "adit_agent";
 /// Checks every import between modules of adit-agent, tests excepted.
 pub fn check(root: &Path) -> Result<Vec<Violation>> {
     let mut found = Vec::new();
-    for agent in source::crates(root)?
-        .iter()
-        .filter(|krate| krate.package == "adit-agent" && krate.kind != "test")
+    for agent in
+        source::crates(root)?.iter().filter(|krate| krate.package == "adit-agent" && krate.kind != "test")
     {
-        for module in agent
-            .modules
-            .iter()
-            .filter(|module| !module.test_only && !module.file.is_generated())
-        {
-            found.extend(check_module(
-                module,
-                if agent.kind == "bin" { "main" } else { "lib" },
-            ));
+        for module in agent.modules.iter().filter(|module| !module.test_only && !module.file.is_generated()) {
+            found.extend(check_module(module, if agent.kind == "bin" { "main" } else { "lib" }));
         }
     }
     Ok(found)
@@ -141,11 +94,7 @@ fn check_module(module: &Module, root_name: &str) -> Vec<Violation> {
 
 /// The top module that `import` reaches from the module at `path`; `None` where it stays inside its own.
 fn top_module(path: &[String], import: &Import) -> Option<String> {
-    let supers = import
-        .path
-        .iter()
-        .take_while(|segment| *segment == "super")
-        .count();
+    let supers = import.path.iter().take_while(|segment| *segment == "super").count();
     let top = match supers {
         0 => import.path.get(1)?,
         _ if supers == path.len() => import.path.get(supers)?,
@@ -177,30 +126,14 @@ mod tests {
     fn refusals(path: &[&str], code: &str) -> Vec<String> {
         let path: Vec<String> = path.iter().map(|segment| (*segment).to_owned()).collect();
         let text = source::Text::split(code);
-        let file = source::File {
-            path: "x.rs".into(),
-            text,
-        };
-        check_module(
-            &Module {
-                path,
-                file,
-                test_only: false,
-            },
-            "lib",
-        )
-        .into_iter()
-        .map(|v| v.what)
-        .collect()
+        let file = source::File { path: "x.rs".into(), text };
+        check_module(&Module { path, file, test_only: false }, "lib").into_iter().map(|v| v.what).collect()
     }
 
     #[test]
     fn a_lower_row_never_imports_a_higher_one() {
         assert_eq!(refusals(&["identity"], "use crate::dataplane::Handles;").len(), 1);
-        assert_eq!(
-            refusals(&["dataplane", "pool"], "use crate::identity::CertSource;").len(),
-            0
-        );
+        assert_eq!(refusals(&["dataplane", "pool"], "use crate::identity::CertSource;").len(), 0);
     }
 
     #[test]
@@ -212,31 +145,18 @@ mod tests {
 
     #[test]
     fn super_and_paths_in_expressions_are_imports_too() {
-        assert_eq!(
-            refusals(&["identity", "tls"], "fn a() { super::super::pods::b() }").len(),
-            1
-        );
+        assert_eq!(refusals(&["identity", "tls"], "fn a() { super::super::pods::b() }").len(), 1);
         assert_eq!(refusals(&["identity", "tls"], "use super::cert::Chain;").len(), 0);
         assert_eq!(refusals(&["identity"], "fn a() { crate::pods::b() }").len(), 1);
     }
 
     #[test]
     fn tests_may_import_anything() {
-        assert_eq!(
-            refusals(
-                &["identity"],
-                "#[cfg(test)]\nmod tests { use crate::pods::Pods; }"
-            )
-            .len(),
-            0
-        );
+        assert_eq!(refusals(&["identity"], "#[cfg(test)]\nmod tests { use crate::pods::Pods; }").len(), 0);
     }
 
     #[test]
     fn a_module_without_a_row_is_named() {
-        assert_eq!(
-            refusals(&["util"], ""),
-            ["module util has no row in the layer table"]
-        );
+        assert_eq!(refusals(&["util"], ""), ["module util has no row in the layer table"]);
     }
 }

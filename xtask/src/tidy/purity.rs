@@ -58,11 +58,7 @@ pub fn check(root: &Path) -> Result<Vec<Violation>> {
         let Some((_, words)) = PURE.iter().find(|(package, _)| *package == krate.package) else {
             continue;
         };
-        for module in krate
-            .modules
-            .iter()
-            .filter(|module| !module.test_only && !module.file.is_test())
-        {
+        for module in krate.modules.iter().filter(|module| !module.test_only && !module.file.is_test()) {
             let code = module.file.text.code_without_tests();
             for (number, line) in code.lines().enumerate() {
                 for word in words.iter().filter(|word| names(line, word)) {

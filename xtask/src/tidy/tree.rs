@@ -21,11 +21,7 @@ pub fn unfinished(root: &Path) -> Result<Vec<Violation>> {
         let file = File::read(root, &path)?;
         for (number, line) in file.text.comments.lines().enumerate() {
             for word in UNFINISHED.iter().filter(|word| promises(line, word)) {
-                found.push(Violation::new(
-                    &path,
-                    number + 1,
-                    format!("{word} without an issue's number"),
-                ));
+                found.push(Violation::new(&path, number + 1, format!("{word} without an issue's number")));
             }
         }
         for (number, line) in file.text.code.lines().enumerate() {
@@ -161,10 +157,7 @@ mod tests {
         let good = "apiVersion: v1\nkind: Pod\n---\n# only a comment\n---\napiVersion: v1\nkind: Service\n";
         assert_eq!(manifest(Path::new("a.yaml"), good), []);
         let bad = "apiVersion: v1\n\tkind: Pod\n---\nkind: Pod\n";
-        let lines: Vec<usize> = manifest(Path::new("a.yaml"), bad)
-            .into_iter()
-            .map(|v| v.line)
-            .collect();
+        let lines: Vec<usize> = manifest(Path::new("a.yaml"), bad).into_iter().map(|v| v.line).collect();
         assert_eq!(lines, [2, 1, 4]);
     }
 }

@@ -16,11 +16,7 @@ pub struct Violation {
 
 impl Violation {
     pub(super) fn new(path: &Path, line: usize, what: impl Into<String>) -> Self {
-        Self {
-            path: path.to_owned(),
-            line,
-            what: what.into(),
-        }
+        Self { path: path.to_owned(), line, what: what.into() }
     }
 }
 

@@ -19,58 +19,18 @@ struct Wall {
 }
 
 const ASYNC: &[&str] = &["tokio", "prost", "tonic"];
-const OURS: &[&str] = &[
-    "adit-proto",
-    "adit-core",
-    "adit-objects",
-    "adit-agent",
-    "adit",
-    "adit-ca",
-    "adit-cni",
-    "adit-tests",
-];
+const OURS: &[&str] =
+    &["adit-proto", "adit-core", "adit-objects", "adit-agent", "adit", "adit-ca", "adit-cni", "adit-tests"];
 
 const WALLS: [Wall; 8] = [
-    Wall {
-        package: "adit-core",
-        folder: "agent/core",
-        never: ASYNC,
-    },
-    Wall {
-        package: "adit-objects",
-        folder: "agent/objects",
-        never: ASYNC,
-    },
-    Wall {
-        package: "adit-cni",
-        folder: "cni-plugin",
-        never: ASYNC,
-    },
-    Wall {
-        package: "adit-proto",
-        folder: "proto",
-        never: ASYNC,
-    },
-    Wall {
-        package: "adit-ca",
-        folder: "ca",
-        never: &["adit-agent"],
-    },
-    Wall {
-        package: "adit-cni",
-        folder: "cni-plugin",
-        never: &["adit-agent", "adit-core", "adit-objects"],
-    },
-    Wall {
-        package: "adit",
-        folder: "agent/cli",
-        never: &["adit-agent"],
-    },
-    Wall {
-        package: "xtask",
-        folder: "xtask",
-        never: OURS,
-    },
+    Wall { package: "adit-core", folder: "agent/core", never: ASYNC },
+    Wall { package: "adit-objects", folder: "agent/objects", never: ASYNC },
+    Wall { package: "adit-cni", folder: "cni-plugin", never: ASYNC },
+    Wall { package: "adit-proto", folder: "proto", never: ASYNC },
+    Wall { package: "adit-ca", folder: "ca", never: &["adit-agent"] },
+    Wall { package: "adit-cni", folder: "cni-plugin", never: &["adit-agent", "adit-core", "adit-objects"] },
+    Wall { package: "adit", folder: "agent/cli", never: &["adit-agent"] },
+    Wall { package: "xtask", folder: "xtask", never: OURS },
 ];
 
 /// All that adit-proto may depend on.
@@ -92,10 +52,7 @@ pub fn check(_root: &Path) -> Result<Vec<Violation>> {
     }
     for direct in dependencies("adit-proto", Some(1))? {
         if !PROTO_MAY.contains(&direct.as_str()) {
-            let what = format!(
-                "adit-proto may depend on {} only, not on {direct}",
-                PROTO_MAY.join(", ")
-            );
+            let what = format!("adit-proto may depend on {} only, not on {direct}", PROTO_MAY.join(", "));
             found.push(Violation::new(Path::new("proto/Cargo.toml"), 0, what));
         }
     }
