@@ -16,9 +16,9 @@ use crate::service::{Distribution, Service};
 use crate::traffic::TrafficSettings;
 use crate::workload::Workload;
 use crate::world::World;
-use crate::world::endpoints::{Backends, Place, via};
+use crate::world::endpoints::{Backends, Place, Routes, via};
 pub use crate::world::endpoints::{Candidate, PlaintextCause, Via};
-use crate::world::index::{Front, Routes};
+use crate::world::index::Front;
 
 #[cfg(test)]
 mod tests;

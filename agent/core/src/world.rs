@@ -16,7 +16,8 @@ use crate::service::{EndpointSlice, Service};
 use crate::traffic::{TrafficPolicy, TrafficSettings};
 use crate::trust::TrustBundle;
 use crate::workload::{Namespace, Node, Pod, Workload};
-use index::{Claimants, Front, Routes, Table, VipIndex, winner_at};
+use endpoints::Routes;
+use index::{Claimants, Front, Table, VipIndex, winner_at};
 
 pub mod builder;
 pub(crate) mod endpoints;

@@ -23,14 +23,8 @@ impl Shop {
         Self(builder)
             .with(Change::Pod(pod("shop/client", &["10.0.0.9", "fd00::9"])))
             .with(Change::Pod(pod("shop/web-1", &["10.0.0.1", "fd00::1"])))
-            .with(Change::Pod(on(
-                "b",
-                pod("shop/web-2", &["10.0.1.2", "fd00::1:2"]),
-            )))
-            .with(Change::Pod(on(
-                "c",
-                pod("shop/web-3", &["10.0.2.3", "fd00::2:3"]),
-            )))
+            .with(Change::Pod(on("b", pod("shop/web-2", &["10.0.1.2", "fd00::1:2"]))))
+            .with(Change::Pod(on("c", pod("shop/web-3", &["10.0.2.3", "fd00::2:3"]))))
     }
 
     fn with(mut self, change: Change) -> Self {
@@ -42,8 +36,7 @@ impl Shop {
     fn web(self, change: impl FnOnce(&mut Service), endpoints: Vec<Endpoint>) -> Self {
         let mut web = service("shop/web", &["10.96.0.1", "fd96::1"]);
         change(&mut web);
-        self.with(Change::Service(web))
-            .with(Change::EndpointSlice(slice("shop/web", "1", endpoints)))
+        self.with(Change::Service(web)).with(Change::EndpointSlice(slice("shop/web", "1", endpoints)))
     }
 
     fn route(&mut self, dst: &str) -> Result<Destination, NoRoute> {
@@ -66,26 +59,15 @@ impl Shop {
 }
 
 fn on(short: &str, pod: Pod) -> Pod {
-    Pod {
-        node: Some(node_name(short)),
-        ..pod
-    }
+    Pod { node: Some(node_name(short)), ..pod }
 }
 
 fn terminating(endpoint: Endpoint) -> Endpoint {
-    Endpoint {
-        ready: false,
-        terminating: true,
-        ..endpoint
-    }
+    Endpoint { ready: false, terminating: true, ..endpoint }
 }
 
 fn unready(endpoint: Endpoint) -> Endpoint {
-    Endpoint {
-        ready: false,
-        serving: false,
-        ..endpoint
-    }
+    Endpoint { ready: false, serving: false, ..endpoint }
 }
 
 /// All three replicas, IPv4.
@@ -112,22 +94,13 @@ fn words(route: Result<Destination, NoRoute>) -> String {
             Via::Plaintext(cause) => format!("{cause:?}"),
             Via::Unknown => "unknown".to_owned(),
         };
-        let tier = if candidate.tier == 0 {
-            String::new()
-        } else {
-            format!(" tier {}", candidate.tier)
-        };
+        let tier = if candidate.tier == 0 { String::new() } else { format!(" tier {}", candidate.tier) };
         format!("{} {via}{tier}", candidate.addr)
     };
     match route {
         Ok(Destination::Service(route)) => {
             let candidates: Vec<_> = route.candidates.iter().map(candidate).collect();
-            format!(
-                "{}:{} = {}",
-                route.service.name,
-                route.port,
-                candidates.join("; ")
-            )
+            format!("{}:{} = {}", route.service.name, route.port, candidates.join("; "))
         }
         Ok(Destination::Pod(pod)) => candidate(&pod),
         Ok(Destination::Outside(addr)) => format!("outside {addr}"),
@@ -145,14 +118,8 @@ fn a_vip_leads_to_every_endpoint_of_its_family() {
     Shop::new()
         .web(|_| {}, vec![one(), two()])
         .with(Change::EndpointSlice(slice("shop/web", "v6", v6)))
-        .check(
-            "10.96.0.1:80",
-            &format!("shop/web:80 = 10.0.0.1:8080 {TUNNEL}; 10.0.1.2:8080 {TUNNEL}"),
-        )
-        .check(
-            "[fd96::1]:80",
-            &format!("shop/web:80 = [fd00::1]:8080 {TUNNEL}; [fd00::1:2]:8080 {TUNNEL}"),
-        )
+        .check("10.96.0.1:80", &format!("shop/web:80 = 10.0.0.1:8080 {TUNNEL}; 10.0.1.2:8080 {TUNNEL}"))
+        .check("[fd96::1]:80", &format!("shop/web:80 = [fd00::1]:8080 {TUNNEL}; [fd00::1:2]:8080 {TUNNEL}"))
         .check(
             "[::ffff:10.96.0.1]:80",
             &format!("shop/web:80 = 10.0.0.1:8080 {TUNNEL}; 10.0.1.2:8080 {TUNNEL}"),
@@ -161,9 +128,7 @@ fn a_vip_leads_to_every_endpoint_of_its_family() {
 
 #[test]
 fn an_undeclared_port_of_a_vip_is_not_the_services() {
-    Shop::new()
-        .web(|_| {}, all())
-        .check("10.96.0.1:81", "outside 10.96.0.1:81");
+    Shop::new().web(|_| {}, all()).check("10.96.0.1:81", "outside 10.96.0.1:81");
 }
 
 #[test]
@@ -192,10 +157,7 @@ fn a_node_port_leads_where_the_vip_does() {
     };
     Shop::new()
         .web(with_node_port, vec![two()])
-        .check(
-            "192.168.0.3:30080",
-            &format!("shop/web:80 = 10.0.1.2:8080 {TUNNEL}"),
-        )
+        .check("192.168.0.3:30080", &format!("shop/web:80 = 10.0.1.2:8080 {TUNNEL}"))
         .check("192.168.0.3:30081", "outside 192.168.0.3:30081")
         .check("192.168.0.4:30080", "outside 192.168.0.4:30080");
 }
@@ -206,18 +168,12 @@ fn endpoints_that_are_not_ready_are_not_used_unless_published() {
         .web(|_| {}, vec![one(), unready(two())])
         .check("10.96.0.1:80", &format!("shop/web:80 = 10.0.0.1:8080 {TUNNEL}"))
         .web(|web| web.publish_not_ready = true, vec![one(), unready(two())])
-        .check(
-            "10.96.0.1:80",
-            &format!("shop/web:80 = 10.0.0.1:8080 {TUNNEL}; 10.0.1.2:8080 {TUNNEL}"),
-        );
+        .check("10.96.0.1:80", &format!("shop/web:80 = 10.0.0.1:8080 {TUNNEL}; 10.0.1.2:8080 {TUNNEL}"));
 }
 
 #[test]
 fn terminating_endpoints_serve_only_where_nothing_else_does() {
-    let gone = Endpoint {
-        serving: false,
-        ..terminating(three())
-    };
+    let gone = Endpoint { serving: false, ..terminating(three()) };
     Shop::new()
         .web(|_| {}, vec![one(), terminating(two()), gone.clone()])
         .check("10.96.0.1:80", &format!("shop/web:80 = 10.0.0.1:8080 {TUNNEL}"))
@@ -229,10 +185,7 @@ fn terminating_endpoints_serve_only_where_nothing_else_does() {
 
 #[test]
 fn a_pod_that_terminates_is_left_before_its_slice_says_so() {
-    let leaving = Pod {
-        terminating: true,
-        ..pod("shop/web-1", &["10.0.0.1"])
-    };
+    let leaving = Pod { terminating: true, ..pod("shop/web-1", &["10.0.0.1"]) };
     Shop::new()
         .with(Change::Pod(leaving))
         .web(|_| {}, vec![one(), two()])
@@ -249,25 +202,20 @@ fn without_endpoints_there_is_a_reason() {
         .check("10.96.0.1:80", no_endpoint)
         .web(|_| {}, all())
         .check("[fd96::1]:80", no_endpoint);
-    Shop::new()
-        .with(Change::Service(service("shop/web", &["10.96.0.1"])))
-        .check("10.96.0.1:80", no_endpoint);
+    Shop::new().with(Change::Service(service("shop/web", &["10.96.0.1"]))).check("10.96.0.1:80", no_endpoint);
 }
 
 #[test]
 fn internal_traffic_policy_local_stays_on_the_sources_node() {
     let local = |web: &mut Service| web.internal_local = true;
     let no_endpoint = "NoEndpoint: shop/web has no endpoint for port 80";
-    let mut shop = Shop::new()
-        .web(local, all())
-        .check("10.96.0.1:80", &format!("shop/web:80 = 10.0.0.1:8080 {TUNNEL}"));
+    let mut shop =
+        Shop::new().web(local, all()).check("10.96.0.1:80", &format!("shop/web:80 = 10.0.0.1:8080 {TUNNEL}"));
     assert_eq!(
         words(shop.route_from("web-3", "10.96.0.1:80")),
         format!("shop/web:80 = 10.0.2.3:8080 {TUNNEL}")
     );
-    Shop::new()
-        .web(local, vec![two(), three()])
-        .check("10.96.0.1:80", no_endpoint);
+    Shop::new().web(local, vec![two(), three()]).check("10.96.0.1:80", no_endpoint);
     Shop::new()
         .web(local, vec![terminating(one()), two()])
         .check("10.96.0.1:80", &format!("shop/web:80 = 10.0.0.1:8080 {TUNNEL}"));
@@ -307,23 +255,10 @@ fn a_slice_says_the_target_port_and_else_the_pod_names_it() {
             node_port: None,
         }];
     };
-    let speaks = |of, ip, port| Pod {
-        ports: vec![NamedPort {
-            name: "app".into(),
-            port,
-        }],
-        ..pod(of, &[ip])
-    };
+    let speaks = |of, ip, port| Pod { ports: vec![NamedPort { name: "app".into(), port }], ..pod(of, &[ip]) };
     let slice_with = |port| {
-        let mut slice = slice(
-            "shop/web",
-            "1",
-            vec![one(), two(), endpoint("10.0.0.9", Some("shop/client"))],
-        );
-        slice.ports = vec![SlicePort {
-            name: "http".into(),
-            port,
-        }];
+        let mut slice = slice("shop/web", "1", vec![one(), two(), endpoint("10.0.0.9", Some("shop/client"))]);
+        slice.ports = vec![SlicePort { name: "http".into(), port }];
         slice
     };
     Shop::new()
@@ -347,28 +282,15 @@ fn slices_of_a_service_are_merged_and_each_address_counts_once() {
     Shop::new()
         .web(|_| {}, vec![terminating(one()), two()])
         .with(Change::EndpointSlice(slice("shop/web", "0", vec![one()])))
-        .with(Change::EndpointSlice(slice(
-            "shop/web",
-            "2",
-            vec![terminating(one())],
-        )))
-        .check(
-            "10.96.0.1:80",
-            &format!("shop/web:80 = 10.0.0.1:8080 {TUNNEL}; 10.0.1.2:8080 {TUNNEL}"),
-        );
+        .with(Change::EndpointSlice(slice("shop/web", "2", vec![terminating(one())])))
+        .check("10.96.0.1:80", &format!("shop/web:80 = 10.0.0.1:8080 {TUNNEL}; 10.0.1.2:8080 {TUNNEL}"));
 }
 
 #[test]
 fn a_service_without_selector_leads_outside_or_to_the_pod_that_has_the_address() {
     Shop::new()
-        .web(
-            |web| web.selector = None,
-            vec![endpoint("203.0.113.5", None), endpoint("10.0.0.1", None)],
-        )
-        .check(
-            "10.96.0.1:80",
-            &format!("shop/web:80 = 10.0.0.1:8080 {TUNNEL}; 203.0.113.5:8080 Outside"),
-        );
+        .web(|web| web.selector = None, vec![endpoint("203.0.113.5", None), endpoint("10.0.0.1", None)])
+        .check("10.96.0.1:80", &format!("shop/web:80 = 10.0.0.1:8080 {TUNNEL}; 203.0.113.5:8080 Outside"));
 }
 
 #[test]
@@ -384,43 +306,26 @@ fn an_endpoint_whose_pod_is_not_known_yet_is_never_taken_for_plaintext() {
         .with(Change::Pod(pod("shop/web-7", &["10.0.7.7"])))
         .check("10.96.0.1:80", &format!("shop/web:80 = 10.0.7.7:8080 {TUNNEL}"))
         // The address is another pod's now; the slice does not say so yet.
-        .with(Change::Pod(Pod {
-            terminating: true,
-            ..pod("shop/web-7", &["10.0.7.7"])
-        }))
+        .with(Change::Pod(Pod { terminating: true, ..pod("shop/web-7", &["10.0.7.7"]) }))
+        .check("10.96.0.1:80", &format!("shop/web:80 = 10.0.7.7:8080 {TUNNEL}"))
         .with(Change::Pod(pod("shop/other", &["10.0.7.7"])))
         .check("10.96.0.1:80", unknown);
 }
 
 #[test]
 fn a_pod_is_reached_by_what_is_known_of_it() {
-    let running = |captured| Pod {
-        captured,
-        ..pod("shop/web-1", &["10.0.0.1"])
-    };
-    let out = Pod {
-        mesh: Some(MeshLabel::Disabled),
-        ..running(false)
-    };
-    let leaving = Pod {
-        captured: true,
-        ..out.clone()
-    };
+    let running = |captured| Pod { captured, ..pod("shop/web-1", &["10.0.0.1"]) };
+    let out = Pod { mesh: Some(MeshLabel::Disabled), ..running(false) };
+    let leaving = Pod { captured: true, ..out.clone() };
     let mut skipping = running(true);
     skipping.skip.inbound_ports = vec![9000..=9010];
     Shop::new()
         .check("10.0.0.1:8080", &format!("10.0.0.1:8080 {TUNNEL}"))
         .with(Change::Pod(running(false)))
         .check("10.0.0.1:8080", "10.0.0.1:8080 NotYetCaptured")
-        .with(Change::Captured {
-            node: node_name("a"),
-            pods: [PodUid("uid-web-1".into())].into(),
-        })
+        .with(Change::Captured { node: node_name("a"), pods: [PodUid("uid-web-1".into())].into() })
         .check("10.0.0.1:8080", &format!("10.0.0.1:8080 {TUNNEL}"))
-        .with(Change::Captured {
-            node: node_name("a"),
-            pods: [].into(),
-        })
+        .with(Change::Captured { node: node_name("a"), pods: [].into() })
         .with(Change::Pod(out))
         .check("10.0.0.1:8080", "10.0.0.1:8080 NotEnrolled")
         .with(Change::Pod(leaving))
@@ -432,10 +337,7 @@ fn a_pod_is_reached_by_what_is_known_of_it() {
 
 #[test]
 fn a_host_network_pod_is_its_node_unless_an_endpoint_names_it() {
-    let host = Pod {
-        host_network: true,
-        ..pod("shop/host", &["192.168.0.1"])
-    };
+    let host = Pod { host_network: true, ..pod("shop/host", &["192.168.0.1"]) };
     Shop::new()
         .with(Change::Pod(host))
         .web(|_| {}, vec![endpoint("192.168.0.1", Some("shop/host"))])
@@ -472,10 +374,7 @@ fn the_agents_ports_are_a_loop_on_an_own_address_only() {
             .check(&format!("[::ffff:10.0.0.9]:{port}"), own)
             .check(&format!("[fd00::9]:{port}"), own)
             .check(&format!("10.0.0.1:{port}"), &format!("10.0.0.1:{port} {TUNNEL}"))
-            .check(
-                &format!("203.0.113.1:{port}"),
-                &format!("outside 203.0.113.1:{port}"),
-            );
+            .check(&format!("203.0.113.1:{port}"), &format!("outside 203.0.113.1:{port}"));
     }
 }
 
@@ -504,9 +403,7 @@ fn inbound_is_taken_for_an_own_address_and_an_apps_port() {
     let told = [ip("10.0.0.1"), ip("fe80::1")];
     let ask = |own: &[IpAddr], dst: &str| {
         let taken = inbound(&world, &local, own, dst.parse().unwrap());
-        taken
-            .map(|target| target.addr.to_string())
-            .map_err(InboundRefusal::reason)
+        taken.map(|target| target.addr.to_string()).map_err(InboundRefusal::reason)
     };
     let expected = BTreeMap::from([
         ("10.0.0.1:8080", Ok("10.0.0.1:8080".to_owned())),
@@ -524,9 +421,5 @@ fn inbound_is_taken_for_an_own_address_and_an_apps_port() {
     for (dst, expected) in expected {
         assert_eq!(ask(&told, dst), expected, "{dst}");
     }
-    assert_eq!(
-        ask(&[], "10.0.0.1:8080"),
-        Ok("10.0.0.1:8080".to_owned()),
-        "the World knows it too"
-    );
+    assert_eq!(ask(&[], "10.0.0.1:8080"), Ok("10.0.0.1:8080".to_owned()), "the World knows it too");
 }

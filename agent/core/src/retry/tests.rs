@@ -45,12 +45,7 @@ fn a_pod_that_has_gone_is_left_at_once_for_another_endpoint() {
 
 #[test]
 fn a_peer_that_cannot_be_reached_is_retried_as_often_as_the_settings_say() {
-    for failure in [
-        Failure::Refused,
-        Failure::Unreachable,
-        Failure::Timeout,
-        Failure::TlsCut,
-    ] {
+    for failure in [Failure::Refused, Failure::Unreachable, Failure::Timeout, Failure::TlsCut] {
         let mut attempts = fresh();
         for _ in 0..attempts.retries_max {
             always(failure, &attempts, Next::Another);
@@ -80,24 +75,15 @@ fn not_this_pod_is_retried_once_after_a_look_up() {
 
 #[test]
 fn what_is_a_matter_of_security_is_never_retried() {
-    for failure in [
-        Failure::Identity,
-        Failure::Certificate,
-        Failure::Denied,
-        Failure::Protocol,
-    ] {
+    for failure in [Failure::Identity, Failure::Certificate, Failure::Denied, Failure::Protocol] {
         always(failure, &fresh(), Next::Give);
     }
 }
 
 #[test]
 fn no_history_leads_to_more_retries_than_the_settings_allow() {
-    let failures = [
-        Failure::TunnelDead,
-        Failure::Refused,
-        Failure::NotThisPod400,
-        Failure::AppUnreachable503,
-    ];
+    let failures =
+        [Failure::TunnelDead, Failure::Refused, Failure::NotThisPod400, Failure::AppUnreachable503];
     for first in failures {
         for second in failures {
             let mut attempts = fresh();
@@ -119,21 +105,14 @@ fn no_history_leads_to_more_retries_than_the_settings_allow() {
 
 #[test]
 fn a_delay_is_drawn_from_zero_to_a_doubling_end_with_a_cap() {
-    let settings = TrafficSettings {
-        retries_max: 40,
-        ..TrafficSettings::default()
-    };
+    let settings = TrafficSettings { retries_max: 40, ..TrafficSettings::default() };
     let backoff = Backoff::new(&settings);
     let longest = [25, 50, 100, 200, 250, 250];
     for (retry, ms) in (0..).zip(longest) {
         assert_eq!(backoff.delay(retry, 0), Some(Duration::ZERO));
         assert_eq!(backoff.delay(retry, u32::MAX), Some(Duration::from_millis(ms)));
     }
-    assert_eq!(
-        backoff.delay(39, u32::MAX),
-        Some(Duration::from_millis(250)),
-        "2^39 overflows no more"
-    );
+    assert_eq!(backoff.delay(39, u32::MAX), Some(Duration::from_millis(250)), "2^39 overflows no more");
     let half = backoff.delay(0, u32::MAX / 2).unwrap();
     assert!((12..=13).contains(&half.as_millis()), "{half:?}");
     assert_eq!(backoff.delay(40, 0), None);
@@ -152,10 +131,7 @@ fn the_floor_gives_one_retry_each_100_ms_and_saves_none_up() {
 }
 
 fn without_floor() -> TrafficSettings {
-    TrafficSettings {
-        budget_floor_interval: None,
-        ..TrafficSettings::default()
-    }
+    TrafficSettings { budget_floor_interval: None, ..TrafficSettings::default() }
 }
 
 #[test]
@@ -172,13 +148,22 @@ fn ten_first_attempts_earn_one_retry() {
 }
 
 #[test]
+fn a_retry_that_is_not_earned_to_the_last_hundredth_is_not_given() {
+    let settings = TrafficSettings { budget_percent: 33, ..without_floor() };
+    let mut budget = Budget::new(&settings, workers(1));
+    for _ in 0..3 {
+        budget.attempt(Mono::ZERO);
+    }
+    assert!(!budget.withdraw(Mono::ZERO));
+    budget.attempt(Mono::ZERO);
+    assert!(budget.withdraw(Mono::ZERO));
+}
+
+#[test]
 fn an_earned_retry_lasts_ten_seconds_and_less_than_eleven() {
-    for (made, asked, lasts) in [
-        (999, 10_999, true),
-        (999, 11_000, false),
-        (0, 10_999, true),
-        (0, 11_000, false),
-    ] {
+    for (made, asked, lasts) in
+        [(999, 10_999, true), (999, 11_000, false), (0, 10_999, true), (0, 11_000, false)]
+    {
         let mut budget = Budget::new(&without_floor(), workers(1));
         for _ in 0..10 {
             budget.attempt(Mono::from_millis(made));
@@ -207,10 +192,7 @@ fn settings_change_what_is_earned_from_now_on() {
     for _ in 0..10 {
         budget.attempt(now);
     }
-    budget.update(&TrafficSettings {
-        budget_percent: 0,
-        ..without_floor()
-    });
+    budget.update(&TrafficSettings { budget_percent: 0, ..without_floor() });
     budget.attempt(now);
     assert!(budget.withdraw(now), "what was earned stays");
     assert!(!budget.withdraw(now));
@@ -220,10 +202,7 @@ fn settings_change_what_is_earned_from_now_on() {
         ..without_floor()
     });
     budget.attempt(now);
-    assert!(
-        budget.withdraw(now),
-        "an interval of nothing is taken as the shortest slots"
-    );
+    assert!(budget.withdraw(now), "an interval of nothing is taken as the shortest slots");
     assert!(!budget.withdraw(now));
 }
 
@@ -231,12 +210,7 @@ fn settings_change_what_is_earned_from_now_on() {
 fn each_of_n_workers_gets_an_nth_of_the_floor() {
     for count in [1_u64, 2, 4, 7] {
         let mut all: Vec<_> = (0..count)
-            .map(|_| {
-                Budget::new(
-                    &TrafficSettings::default(),
-                    workers(u32::try_from(count).unwrap()),
-                )
-            })
+            .map(|_| Budget::new(&TrafficSettings::default(), workers(u32::try_from(count).unwrap())))
             .collect();
         let mut granted = 0;
         // Just under 70 s, which all of these divide.

@@ -9,9 +9,10 @@ use std::sync::Arc;
 
 use adit_proto::SpiffeId;
 
-use super::index::{Claimants, PortRoutes, Table, winner_at};
+use super::index::{Claimants, Keyed, Table, winner_at};
 use crate::net::{NodeName, ObjectName};
 use crate::service::{Distribution, Endpoint, EndpointSlice, Service, ServicePort, SlicePort, TargetPort};
+use crate::traffic::TrafficSettings;
 use crate::workload::Workload;
 
 /// Where one attempt may go, and how.
@@ -77,6 +78,48 @@ pub(crate) fn via(workload: &Workload, port: u16) -> Via {
 fn skipped(workload: &Workload, port: u16) -> bool {
     let ranges = &workload.skip.inbound_ports;
     ranges.iter().any(|range| range.contains(&port))
+}
+
+/// A Service with its ports' candidates and its settings.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Routes {
+    /// What its object says.
+    pub(crate) service: Arc<Service>,
+    /// How connections to it are tried.
+    pub(crate) traffic: Arc<TrafficSettings>,
+    /// Its ports.
+    pub(crate) ports: Box<[PortRoutes]>,
+}
+
+impl Routes {
+    /// The endpoints of a port, of the family of an address.
+    pub(crate) fn backends(&self, port: u16, family_of: IpAddr) -> Option<&Backends> {
+        let routes = self.ports.iter().find(|routes| routes.port == port)?;
+        Some(match family_of {
+            IpAddr::V4(_) => &routes.v4,
+            IpAddr::V6(_) => &routes.v6,
+        })
+    }
+}
+
+/// One port of a Service.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct PortRoutes {
+    /// The Service's port.
+    pub(crate) port: u16,
+    /// Its IPv4 endpoints.
+    pub(crate) v4: Backends,
+    /// Its IPv6 endpoints.
+    pub(crate) v6: Backends,
+}
+
+/// By the Service's name.
+impl Keyed for Arc<Routes> {
+    type Key = ObjectName;
+
+    fn key(&self) -> &ObjectName {
+        &self.service.name
+    }
 }
 
 /// The endpoints of one port and family that may be used.

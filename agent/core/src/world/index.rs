@@ -1,6 +1,6 @@
-//! The tables of a [`super::World`]: sharded maps that snapshots share, services by address, ports with candidates.
+//! How things are found in a [`super::World`]: sharded tables that snapshots share, and Services by address.
 //!
-//! Knows how things are found, not what they mean: [`super::builder`] fills it, [`crate::resolve`] asks.
+//! Does not know what they mean: [`super::builder`] fills it, [`crate::resolve`] asks.
 
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, BTreeSet};
@@ -8,10 +8,8 @@ use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use super::endpoints::Backends;
 use crate::net::{ObjectName, PodUid};
 use crate::service::Service;
-use crate::traffic::TrafficSettings;
 use crate::workload::{Pod, Workload};
 
 /// Shards of a table. 20,000 pods make 80 entries a shard: a change copies 3 KiB of each table, a look-up takes 7
@@ -109,15 +107,6 @@ impl Keyed for (IpAddr, Claimants) {
     }
 }
 
-/// By the Service's name.
-impl Keyed for Arc<Routes> {
-    type Key = ObjectName;
-
-    fn key(&self) -> &ObjectName {
-        &self.service.name
-    }
-}
-
 /// A map of which copies share what is equal: cut by the key's hash into sorted, exactly sized shards.
 ///
 /// The hash only spreads the keys. It has no secret: keys that were made to collide fall into one shard, where they
@@ -203,39 +192,6 @@ fn shard_of<K: Hash>(key: &K) -> usize {
     let low = hasher.finish().to_le_bytes()[0];
     // One byte chooses among exactly 256 shards.
     usize::from(low) % SHARDS
-}
-
-/// A Service with its ports' candidates and its settings.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub(crate) struct Routes {
-    /// What its object says.
-    pub(crate) service: Arc<Service>,
-    /// How connections to it are tried.
-    pub(crate) traffic: Arc<TrafficSettings>,
-    /// Its ports.
-    pub(crate) ports: Box<[PortRoutes]>,
-}
-
-impl Routes {
-    /// The endpoints of a port, of the family of an address.
-    pub(crate) fn backends(&self, port: u16, family_of: IpAddr) -> Option<&Backends> {
-        let routes = self.ports.iter().find(|routes| routes.port == port)?;
-        Some(match family_of {
-            IpAddr::V4(_) => &routes.v4,
-            IpAddr::V6(_) => &routes.v6,
-        })
-    }
-}
-
-/// One port of a Service.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub(crate) struct PortRoutes {
-    /// The Service's port.
-    pub(crate) port: u16,
-    /// Its IPv4 endpoints.
-    pub(crate) v4: Backends,
-    /// Its IPv6 endpoints.
-    pub(crate) v6: Backends,
 }
 
 /// Where Services answer. Rebuilt when a Service's addresses or ports change, which is rare.

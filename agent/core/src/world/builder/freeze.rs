@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::super::endpoints::{Pods, port_routes};
-use super::super::index::{Claimants, Routes, VipIndex};
+use super::super::endpoints::{Pods, Routes, port_routes};
+use super::super::index::{Claimants, VipIndex};
 use super::super::{Counts, Local, World};
 use super::WorldBuilder;
 use crate::authz::{PeerModes, PolicySet};
