@@ -270,12 +270,13 @@ async fn roots(ca: &Ca, bundle: &TrustBundle) -> Result<RootCertStore, ConnectEr
     let mut store = RootCertStore::empty();
     match &ca.root_file {
         Some(path) => {
-            let pem = read_limited(path, ROOT_FILE_LEN_MAX)
-                .await
-                .map_err(|source| ConnectError::RootFile {
-                    path: path.clone(),
-                    source,
-                })?;
+            let pem =
+                read_limited(path, ROOT_FILE_LEN_MAX)
+                    .await
+                    .map_err(|source| ConnectError::RootFile {
+                        path: path.clone(),
+                        source,
+                    })?;
             store.add_parsable_certificates(CertificateDer::pem_slice_iter(&pem).flatten());
         }
         None => {

@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::error::Error;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use adit_core::draw::Seed;
-use adit_core::rotation::{Effect, Event, Failure, Policy, Rotation, Source};
+use adit_core::rotation::{Effect, Event, Failure, Issue, Policy, Rotation, Source};
 use adit_core::time::Mono;
 use adit_proto::SpiffeId;
 use tokio::sync::{Semaphore, watch};
@@ -107,6 +107,7 @@ pub(super) struct Driver {
     /// Checked, and handed to the machine, which says whether it is published. Empty between events.
     arrived: Option<Certificate>,
     last_failures: BTreeMap<SpiffeId, (Failure, Arc<str>)>,
+    gauges: BTreeMap<SpiffeId, Gauges>,
     sweep_at: Option<Mono>,
     acknowledged: watch::Sender<u64>,
     status: watch::Sender<Arc<[IdentityStatus]>>,
@@ -139,6 +140,7 @@ impl Driver {
             renewal_calls: Arc::new(Semaphore::new(RENEWAL_CALLS_MAX)),
             arrived: None,
             last_failures: BTreeMap::new(),
+            gauges: BTreeMap::new(),
             acknowledged,
             status,
         };
@@ -198,7 +200,11 @@ impl Driver {
         let trust = match Trust::new(bundle, self.tls.algorithms()) {
             Ok(trust) => Arc::new(trust),
             Err(error) => {
-                tracing::error!(generation, error = chain(&error), "trust bundle refused; the last good one stays");
+                tracing::error!(
+                    generation,
+                    error = chain(&error),
+                    "trust bundle refused; the last good one stays"
+                );
                 return;
             }
         };
@@ -215,7 +221,12 @@ impl Driver {
             self.handle(Event::Revoked(id));
         }
         // What is kept may lead to a root that was not known before.
-        let without = self.told.iter().filter(|id| !self.publish.serves(id)).cloned().collect::<Vec<_>>();
+        let without = self
+            .told
+            .iter()
+            .filter(|id| !self.publish.serves(id))
+            .cloned()
+            .collect::<Vec<_>>();
         for id in without {
             self.restore(&id);
         }
@@ -316,6 +327,7 @@ impl Driver {
                 }
                 Effect::Forget(id) => {
                     self.publish.withdraw(&id);
+                    self.gauges.remove(&id);
                     self.last_failures.remove(&id);
                     if let Some(journal) = &self.journal {
                         journal.remove(&id);
@@ -331,6 +343,10 @@ impl Driver {
             return;
         };
         self.publish.publish(&certificate);
+        self.gauges
+            .entry(id.clone())
+            .or_insert_with(|| Gauges::of(id))
+            .set(certificate.issue);
         tracing::info!(%id, serial = &*certificate.serial, "certificate published");
         if let Some(journal) = &self.journal
             && let Err(error) = journal.keep(&certificate)
@@ -378,6 +394,30 @@ impl Driver {
             last_failure: self.last_failures.get(id).cloned(),
         });
         self.status.send_replace(status.collect());
+    }
+}
+
+/// The dates of one served certificate, as metrics. Held while the identity is needed, so that its series stay.
+struct Gauges {
+    issued: metrics::Gauge,
+    expiry: metrics::Gauge,
+}
+
+impl Gauges {
+    fn of(id: &SpiffeId) -> Self {
+        Self {
+            issued: metrics::gauge!("adit_certificate_issued_timestamp_seconds", "identity" => id.to_string()),
+            expiry: metrics::gauge!("adit_certificate_expiry_timestamp_seconds", "identity" => id.to_string()),
+        }
+    }
+
+    fn set(&self, issue: Issue) {
+        let secs = |at: SystemTime| {
+            at.duration_since(UNIX_EPOCH)
+                .map_or(0.0, |since| since.as_secs_f64())
+        };
+        self.issued.set(secs(issue.at));
+        self.expiry.set(secs(issue.validity.not_after));
     }
 }
 

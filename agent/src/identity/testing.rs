@@ -17,8 +17,8 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use time::OffsetDateTime;
 
 use super::cert::{Certificate, Secret};
+use super::leaf::serial_hex;
 use super::tls::Tls;
-use super::verify::serial_hex;
 
 /// The wall clock of every test here: some day in 2027.
 pub(super) fn wall() -> SystemTime {

@@ -22,7 +22,8 @@ use rustls::{
 use rustls_pki_types::UnixTime;
 
 use super::certs::NoCertificate;
-use super::verify::{AnyPeer, ExpectPeer, Leaf, Trust, VerifyError};
+use super::leaf::Leaf;
+use super::verify::{AnyPeer, ExpectPeer, Trust, VerifyError};
 use crate::clock::Clock;
 
 /// The only protocol inside the tunnel's TLS.

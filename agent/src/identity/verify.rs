@@ -6,9 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use adit_core::time::Validity;
 use adit_core::trust::TrustBundle;
 use adit_proto::spiffe::SpiffeIdError;
 use adit_proto::{Reason, SpiffeId, TrustDomain};
@@ -18,8 +16,9 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, OtherError, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
 use webpki::{EndEntityCert, KeyUsage};
-use x509_parser::extensions::GeneralName;
-use x509_parser::prelude::{CertificateRevocationList, FromDer, X509Certificate};
+use x509_parser::prelude::{CertificateRevocationList, FromDer};
+
+use super::leaf::{Leaf, serial_hex};
 
 /// Why a certificate chain proves no identity, or not the one that was expected.
 #[derive(Debug, thiserror::Error)]
@@ -148,93 +147,6 @@ impl From<VerifyError> for rustls::Error {
     }
 }
 
-/// What a leaf says of itself: nothing of it is proven yet.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub(crate) struct Leaf {
-    /// Its one URI SAN.
-    pub(crate) id: SpiffeId,
-    /// Lower-case hex without leading zeros.
-    pub(crate) serial: Arc<str>,
-    /// Its dates.
-    pub(crate) validity: Validity,
-}
-
-impl Leaf {
-    /// Reads a leaf and checks the rules of X509-SVID that need no bundle.
-    pub(crate) fn read(der: &[u8]) -> Result<Self, VerifyError> {
-        let (rest, certificate) = X509Certificate::from_der(der).map_err(|_| VerifyError::Encoding)?;
-        if !rest.is_empty() {
-            return Err(VerifyError::Encoding);
-        }
-        let constraints = certificate
-            .basic_constraints()
-            .map_err(|_| VerifyError::Encoding)?;
-        if constraints.is_some_and(|extension| extension.value.ca) {
-            return Err(VerifyError::Ca);
-        }
-        let usage = certificate.key_usage().map_err(|_| VerifyError::Encoding)?;
-        if usage.is_some_and(|extension| extension.value.key_cert_sign() || extension.value.crl_sign()) {
-            return Err(VerifyError::SigningKeyUsage);
-        }
-        let names = certificate
-            .subject_alternative_name()
-            .map_err(|_| VerifyError::Encoding)?;
-        let names = names.ok_or(VerifyError::Identity(SpiffeIdError::NoUriSan))?;
-        let empty_subject = certificate.subject().iter().next().is_none();
-        if empty_subject && !names.critical {
-            return Err(VerifyError::SanNotCritical);
-        }
-        // A name that cannot be read may be a second URI: it is refused, not skipped.
-        if names
-            .value
-            .general_names
-            .iter()
-            .any(|name| matches!(name, GeneralName::Invalid(..)))
-        {
-            return Err(VerifyError::Encoding);
-        }
-        let uris = names.value.general_names.iter().filter_map(uri);
-        Ok(Self {
-            id: SpiffeId::from_uri_sans(uris).map_err(VerifyError::Identity)?,
-            serial: serial_hex(certificate.raw_serial()),
-            validity: Validity {
-                not_before: system_time(certificate.validity().not_before.timestamp()),
-                not_after: system_time(certificate.validity().not_after.timestamp()),
-            },
-        })
-    }
-}
-
-fn uri<'a>(name: &GeneralName<'a>) -> Option<&'a str> {
-    if let GeneralName::URI(uri) = name {
-        Some(uri)
-    } else {
-        None
-    }
-}
-
-/// A serial as the kill list writes it: lower-case hex without leading zeros.
-pub(crate) fn serial_hex(octets: &[u8]) -> Arc<str> {
-    use std::fmt::Write;
-    let mut hex = String::with_capacity(2 * octets.len());
-    for octet in octets {
-        write!(hex, "{octet:02x}").expect("writing to a String cannot fail");
-    }
-    match hex.trim_start_matches('0') {
-        "" => "0".into(),
-        digits => digits.into(),
-    }
-}
-
-fn system_time(unix_secs: i64) -> SystemTime {
-    match u64::try_from(unix_secs) {
-        Ok(secs) => UNIX_EPOCH
-            .checked_add(Duration::from_secs(secs))
-            .unwrap_or(UNIX_EPOCH),
-        Err(_) => UNIX_EPOCH,
-    }
-}
-
 /// A [`TrustBundle`] made ready for path building. Immutable; made anew when the bundle changes.
 #[derive(Debug)]
 pub(crate) struct Trust {
@@ -277,11 +189,18 @@ impl Trust {
     /// The lists' own signatures are not asked for: a list comes in the same object as the roots, so whoever could
     /// forge it could replace those. Their serials count for every issuer, as the CA writes them: it draws 126 random
     /// bits a serial.
-    pub(crate) fn new(bundle: Arc<TrustBundle>, algorithms: WebPkiSupportedAlgorithms) -> Result<Self, BundleError> {
+    pub(crate) fn new(
+        bundle: Arc<TrustBundle>,
+        algorithms: WebPkiSupportedAlgorithms,
+    ) -> Result<Self, BundleError> {
         let mut anchors = BTreeMap::new();
         for (domain, roots) in &bundle.roots {
             let roots = roots.iter().enumerate().map(|(index, der)| {
-                anchor(der).map_err(|source| BundleError::Root { domain: domain.clone(), index, source })
+                anchor(der).map_err(|source| BundleError::Root {
+                    domain: domain.clone(),
+                    index,
+                    source,
+                })
             });
             anchors.insert(domain.as_str().into(), roots.collect::<Result<_, _>>()?);
         }
@@ -289,14 +208,27 @@ impl Trust {
         for (index, der) in bundle.crls.iter().enumerate() {
             let (_, list) =
                 CertificateRevocationList::from_der(der).map_err(|_| BundleError::Crl { index })?;
-            revoked_serials.extend(list.iter_revoked_certificates().map(|entry| serial_hex(entry.raw_serial())));
+            revoked_serials.extend(
+                list.iter_revoked_certificates()
+                    .map(|entry| serial_hex(entry.raw_serial())),
+            );
         }
-        Ok(Self { bundle, anchors, revoked_serials, algorithms })
+        Ok(Self {
+            bundle,
+            anchors,
+            revoked_serials,
+            algorithms,
+        })
     }
 
     /// Trusts nobody.
     pub(crate) fn nobody(algorithms: WebPkiSupportedAlgorithms) -> Self {
-        Self { bundle: Arc::default(), anchors: BTreeMap::new(), revoked_serials: BTreeSet::new(), algorithms }
+        Self {
+            bundle: Arc::default(),
+            anchors: BTreeMap::new(),
+            revoked_serials: BTreeSet::new(),
+            algorithms,
+        }
     }
 
     /// Whether handshakes go the same way with both. Lists that are only signed anew, or another generation, change

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::path::Path;
-use std::time::SystemTime;
+
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;

@@ -24,7 +24,10 @@ struct Node {
 impl Node {
     fn new(trust: adit_core::trust::TrustBundle) -> Self {
         let tls = Tls::new(Clock::paused(wall()));
-        let (publish, certs) = certs::channel(tls.clone(), Arc::new(Trust::new(Arc::new(trust), tls.algorithms()).unwrap()));
+        let (publish, certs) = certs::channel(
+            tls.clone(),
+            Arc::new(Trust::new(Arc::new(trust), tls.algorithms()).unwrap()),
+        );
         Self { tls, publish, certs }
     }
 
