@@ -3,7 +3,7 @@
 //! A socket belongs for ever to the namespace in which it was made, so only its making needs this; and since the work
 //! is a plain closure, no `.await` can leave a task behind in a foreign namespace.
 
-use std::cell::{OnceCell, RefCell};
+use std::cell::{Cell, OnceCell};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -67,31 +67,20 @@ struct Home {
 
 thread_local! {
     static HOME: OnceCell<Home> = const { OnceCell::new() };
-    static AWAY: RefCell<bool> = const { RefCell::new(false) };
+    static AWAY: Cell<bool> = const { Cell::new(false) };
 }
 
 impl Netns {
     /// Opens the namespace that is mounted at `path`, or that a `/proc/PID/ns/net` names.
     pub fn open(path: &Path) -> Result<Self, NetnsError> {
-        let failed = |source| NetnsError::Open {
-            path: path.to_owned(),
-            source,
-        };
+        let failed = |source| NetnsError::Open { path: path.to_owned(), source };
         let file = File::open(path).map_err(failed)?;
         let kind = fstatfs(&file).map_err(|errno| failed(errno.into()))?;
         if kind.filesystem_type() != NSFS_MAGIC {
-            return Err(NetnsError::NotNamespace {
-                path: path.to_owned(),
-            });
+            return Err(NetnsError::NotNamespace { path: path.to_owned() });
         }
         let inode = file.metadata().map_err(failed)?.ino();
-        Ok(Self {
-            inner: Arc::new(Inner {
-                file: file.into(),
-                inode,
-                path: path.to_owned(),
-            }),
-        })
+        Ok(Self { inner: Arc::new(Inner { file: file.into(), inode, path: path.to_owned() }) })
     }
 
     /// Names the namespace among those that exist now. A later one may have the number of one that is gone.
@@ -112,17 +101,15 @@ impl Netns {
     ///
     /// Aborts the process if the way back fails: a thread in the wrong namespace would leak traffic.
     pub fn run<T>(&self, work: impl FnOnce() -> T) -> Result<T, NetnsError> {
-        if AWAY.with(|away| *away.borrow()) {
+        if AWAY.get() {
             return Err(NetnsError::Nested);
         }
         let home = home_inode()?;
         if home == self.inner.inode {
             return Ok(work());
         }
-        setns(&self.inner.file, CloneFlags::CLONE_NEWNET).map_err(|errno| NetnsError::Enter {
-            path: self.inner.path.clone(),
-            source: errno.into(),
-        })?;
+        setns(&self.inner.file, CloneFlags::CLONE_NEWNET)
+            .map_err(|errno| NetnsError::Enter { path: self.inner.path.clone(), source: errno.into() })?;
         let _way_back = WayBack::begin();
         Ok(work())
     }
@@ -142,17 +129,9 @@ fn home_inode() -> Result<u64, NetnsError> {
             return Ok(home.inode);
         }
         let own = Netns::open(Path::new("/proc/thread-self/ns/net"))?;
-        let failed = |source| NetnsError::Open {
-            path: own.inner.path.clone(),
-            source,
-        };
+        let failed = |source| NetnsError::Open { path: own.inner.path.clone(), source };
         let file = own.inner.file.try_clone().map_err(failed)?;
-        Ok(home
-            .get_or_init(|| Home {
-                file,
-                inode: own.inner.inode,
-            })
-            .inode)
+        Ok(home.get_or_init(|| Home { file, inode: own.inner.inode }).inode)
     })
 }
 
@@ -161,7 +140,7 @@ struct WayBack;
 
 impl WayBack {
     fn begin() -> Self {
-        AWAY.with(|away| away.replace(true));
+        AWAY.set(true);
         Self
     }
 }
@@ -175,7 +154,7 @@ impl Drop for WayBack {
             );
             std::process::abort();
         }
-        AWAY.with(|away| away.replace(false));
+        AWAY.set(false);
     }
 }
 
@@ -186,14 +165,8 @@ mod tests {
     #[test]
     fn an_ordinary_file_or_none_is_refused_by_name() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        assert!(matches!(
-            Netns::open(file.path()),
-            Err(NetnsError::NotNamespace { .. })
-        ));
-        assert!(matches!(
-            Netns::open(Path::new("/nonexistent/net")),
-            Err(NetnsError::Open { .. })
-        ));
+        assert!(matches!(Netns::open(file.path()), Err(NetnsError::NotNamespace { .. })));
+        assert!(matches!(Netns::open(Path::new("/nonexistent/net")), Err(NetnsError::Open { .. })));
     }
 
     #[test]

@@ -100,10 +100,7 @@ impl Node {
     /// A handle for questions about the node's sockets: one per worker.
     pub fn lookup(&self) -> Result<Lookup, NodeError> {
         let diag = Diag::open(&self.netns).map_err(NodeError::Sockets)?;
-        Ok(Lookup {
-            diag,
-            cgroups: Arc::clone(&self.cgroups),
-        })
+        Ok(Lookup { diag, cgroups: Arc::clone(&self.cgroups) })
     }
 }
 
@@ -138,15 +135,11 @@ impl Lookup {
 fn own_addresses(netns: &Netns) -> io::Result<HashSet<IpAddr>> {
     let mut netlink = Netlink::open(netns, SockProtocol::NetlinkRoute)?;
     let mut addresses = HashSet::new();
-    netlink.ask(
-        RouteNetlinkMessage::GetAddress(AddressMessage::default()),
-        Ask::All,
-        |answer| {
-            if let RouteNetlinkMessage::NewAddress(message) = answer {
-                addresses.extend(address_of(&message));
-            }
-        },
-    )?;
+    netlink.ask(RouteNetlinkMessage::GetAddress(AddressMessage::default()), Ask::All, |answer| {
+        if let RouteNetlinkMessage::NewAddress(message) = answer {
+            addresses.extend(address_of(&message));
+        }
+    })?;
     Ok(addresses)
 }
 

@@ -227,11 +227,7 @@ async fn write(netns: &Netns, wanted: &Wanted, standing: Standing) -> Result<App
     // Last: the conntrack settings exist once a rule has loaded conntrack.
     let set = sysctls::write(netns, sysctls::wanted()).await?;
     conditions.extend(set.refused.into_iter().map(Condition::SysctlRefused));
-    Ok(Applied {
-        backend,
-        sysctls_before: set.before,
-        conditions,
-    })
+    Ok(Applied { backend, sysctls_before: set.before, conditions })
 }
 
 /// Both families at once: they have locks, tables and programs of their own.
@@ -248,19 +244,9 @@ async fn restore(netns: &Netns, backend: Backend, edits: &[Edit]) -> Result<(), 
     let Some(family) = edits.first().map(|edit| edit.family) else {
         return Ok(());
     };
-    debug_assert!(
-        edits.iter().all(|edit| edit.family == family),
-        "a program serves one family"
-    );
+    debug_assert!(edits.iter().all(|edit| edit.family == family), "a program serves one family");
     let text: String = edits.iter().map(|edit| edit.text.as_str()).collect();
-    command::run(
-        netns,
-        backend.restore_program(family),
-        backend.restore_args(),
-        &text,
-    )
-    .await
-    .map(drop)
+    command::run(netns, backend.restore_program(family), backend.restore_args(), &text).await.map(drop)
 }
 
 /// Either form of the inbound rule is as wanted: which of the two this kernel takes was found out when it was written.
@@ -269,11 +255,7 @@ fn compare(standing: &Standing, wanted: &Wanted) -> Vec<Drift> {
         return Vec::new();
     }
     let any = standing.compare(&wanted.without_socket_match());
-    if any.is_empty() {
-        any
-    } else {
-        standing.compare(wanted)
-    }
+    if any.is_empty() { any } else { standing.compare(wanted) }
 }
 
 fn exact(standing: &Standing, wanted: &Wanted) -> bool {
@@ -285,19 +267,14 @@ fn listeners_missing(netns: &Netns, families: &[Family]) -> Result<Vec<Drift>, R
     let mut diag = Diag::open(netns).map_err(RedirectError::Netlink)?;
     let mut missing = Vec::new();
     for family in families {
-        let listening = diag
-            .list(*family, SocketState::Listening)
-            .map_err(RedirectError::Netlink)?;
+        let listening = diag.list(*family, SocketState::Listening).map_err(RedirectError::Netlink)?;
         for port in PORTS_RESERVED {
             let at_port = || listening.iter().filter(|socket| socket.local.port() == port);
             // Where the uid cannot be ours (a user namespace of one id), any listener counts.
             let ours = at_port().any(|socket| socket.uid == LISTENER_UID);
             let foreign_only = !ours && listening.iter().any(|socket| socket.uid == LISTENER_UID);
             if at_port().next().is_none() || foreign_only {
-                missing.push(Drift::Listener {
-                    family: *family,
-                    port,
-                });
+                missing.push(Drift::Listener { family: *family, port });
             }
         }
     }

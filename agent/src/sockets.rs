@@ -66,11 +66,7 @@ pub struct Keepalive {
 impl Default for Keepalive {
     /// 60 s, then 3 probes 10 s apart: a dead peer is noticed within 90 s.
     fn default() -> Self {
-        Self {
-            idle: Duration::from_secs(60),
-            interval: Duration::from_secs(10),
-            probes: 3,
-        }
+        Self { idle: Duration::from_secs(60), interval: Duration::from_secs(10), probes: 3 }
     }
 }
 
@@ -88,11 +84,7 @@ pub struct Options<'a> {
 impl Default for Options<'_> {
     /// Of the legs between the agent and the pod's own processes.
     fn default() -> Self {
-        Self {
-            congestion: &LOCAL_CONGESTION,
-            keepalive: Keepalive::default(),
-            user_timeout: None,
-        }
+        Self { congestion: &LOCAL_CONGESTION, keepalive: Keepalive::default(), user_timeout: None }
     }
 }
 
@@ -195,43 +187,30 @@ pub fn listen(
             _ => failed(step)(source),
         }
     };
-    socket
-        .bind(&SocketAddr::new(any, port).into())
-        .map_err(taken("bind"))?;
+    socket.bind(&SocketAddr::new(any, port).into()).map_err(taken("bind"))?;
     socket.listen(BACKLOG).map_err(taken("listen"))?;
-    Ok(Listener {
-        socket: socket.into(),
-        owner,
-    })
+    Ok(Listener { socket: socket.into(), owner })
 }
 
 /// A socket inside `netns`, ready to `connect(to)` from any thread.
 pub fn dialer(netns: &Netns, to: SocketAddr, dial: &Dial<'_>) -> Result<TcpSocket, DialError> {
     let failed = |step| move |source| DialError::Socket { to, step, source };
-    let socket = netns
-        .run(|| stream_socket(Domain::for_address(to)))?
-        .map_err(failed("socket"))?;
+    let socket = netns.run(|| stream_socket(Domain::for_address(to)))?.map_err(failed("socket"))?;
     socket.set_mark(dial.mark).map_err(failed("SO_MARK"))?;
     set_options(&socket, &dial.options).map_err(|(step, source)| failed(step)(source))?;
     if let Some(from) = dial.from {
         if from.is_ipv4() {
-            socket
-                .set_ip_transparent_v4(true)
-                .map_err(failed("IP_TRANSPARENT"))?;
+            socket.set_ip_transparent_v4(true).map_err(failed("IP_TRANSPARENT"))?;
             socket.set_freebind_v4(true).map_err(failed("IP_FREEBIND"))?;
         } else {
-            socket
-                .set_ip_transparent_v6(true)
-                .map_err(failed("IPV6_TRANSPARENT"))?;
+            socket.set_ip_transparent_v6(true).map_err(failed("IPV6_TRANSPARENT"))?;
             socket.set_freebind_v6(true).map_err(failed("IPV6_FREEBIND"))?;
         }
         // The port is chosen at connect, per destination; chosen at bind, the range would bound all destinations
         // together. IPv6 sockets take this option at the IPv4 level too.
         setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)
             .map_err(|errno| failed("IP_BIND_ADDRESS_NO_PORT")(errno.into()))?;
-        socket
-            .bind(&SocketAddr::new(from, 0).into())
-            .map_err(failed("bind"))?;
+        socket.bind(&SocketAddr::new(from, 0).into()).map_err(failed("bind"))?;
     }
     Ok(TcpSocket::from_std_stream(socket.into()))
 }
@@ -255,9 +234,8 @@ pub fn original_dst(stream: &TcpStream) -> io::Result<OriginalDst> {
     } else {
         socket.original_dst_v6()?
     };
-    let addr = asked
-        .as_socket()
-        .ok_or_else(|| io::Error::other("the original destination is no IP address"))?;
+    let addr =
+        asked.as_socket().ok_or_else(|| io::Error::other("the original destination is no IP address"))?;
     Ok(OriginalDst(canonical(addr)))
 }
 
@@ -288,26 +266,17 @@ fn stream_socket(domain: Domain) -> io::Result<Socket> {
 
 /// On a listener: its accepted connections inherit all of it, at no system call each.
 fn set_options(socket: &Socket, options: &Options<'_>) -> Result<(), (&'static str, io::Error)> {
-    socket
-        .set_tcp_nodelay(true)
-        .map_err(|error| ("TCP_NODELAY", error))?;
+    socket.set_tcp_nodelay(true).map_err(|error| ("TCP_NODELAY", error))?;
     let keepalive = TcpKeepalive::new()
         .with_time(options.keepalive.idle)
         .with_interval(options.keepalive.interval)
         .with_retries(options.keepalive.probes);
-    socket
-        .set_tcp_keepalive(&keepalive)
-        .map_err(|error| ("SO_KEEPALIVE", error))?;
+    socket.set_tcp_keepalive(&keepalive).map_err(|error| ("SO_KEEPALIVE", error))?;
     if options.user_timeout.is_some() {
-        socket
-            .set_tcp_user_timeout(options.user_timeout)
-            .map_err(|error| ("TCP_USER_TIMEOUT", error))?;
+        socket.set_tcp_user_timeout(options.user_timeout).map_err(|error| ("TCP_USER_TIMEOUT", error))?;
     }
     // Refused where the kernel lacks it, or restricts it: the default serves as well, only slower.
-    let _fell_back = options
-        .congestion
-        .iter()
-        .any(|name| socket.set_tcp_congestion(name.as_bytes()).is_ok());
+    let _fell_back = options.congestion.iter().any(|name| socket.set_tcp_congestion(name.as_bytes()).is_ok());
     Ok(())
 }
 
@@ -315,11 +284,7 @@ fn set_options(socket: &Socket, options: &Options<'_>) -> Result<(), (&'static s
 fn under_listener_uid<T>(work: impl FnOnce() -> T) -> (T, PortOwner) {
     let own = LISTENER_UID.into();
     let restore = RestoreFsuid(setfsuid(own));
-    let owner = if current_fsuid() == own {
-        PortOwner::OwnUid
-    } else {
-        PortOwner::AnyOfOurUid
-    };
+    let owner = if current_fsuid() == own { PortOwner::OwnUid } else { PortOwner::AnyOfOurUid };
     let made = work();
     drop(restore);
     (made, owner)
@@ -336,11 +301,7 @@ impl Drop for RestoreFsuid {
     fn drop(&mut self) {
         // Cannot fail: it is the thread's own effective uid.
         setfsuid(self.0);
-        debug_assert_eq!(
-            current_fsuid(),
-            self.0,
-            "a thread may always return to its own uid"
-        );
+        debug_assert_eq!(current_fsuid(), self.0, "a thread may always return to its own uid");
     }
 }
 

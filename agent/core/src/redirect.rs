@@ -4,6 +4,7 @@
 //! differences. They run nothing and know no namespace: `agent::redirect` executes edits, in the order returned.
 //! Rule text is in [`rules`], the reading of what stands in [`save`].
 
+mod drift;
 mod rules;
 mod save;
 
@@ -12,6 +13,7 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 
 use crate::workload::Skip;
+pub use drift::Drift;
 use rules::Chain;
 use save::{Save, SavedTable};
 
@@ -107,11 +109,7 @@ pub struct Mark(u32);
 impl Mark {
     /// A mark that a caller kept; `None` for 0 (unmarked) and for [`CONN_MARK`], which the route matches.
     pub const fn new(mark: u32) -> Option<Self> {
-        if mark == 0 || mark == CONN_MARK {
-            None
-        } else {
-            Some(Self(mark))
-        }
+        if mark == 0 || mark == CONN_MARK { None } else { Some(Self(mark)) }
     }
 
     /// The mark made from one draw.
@@ -158,20 +156,13 @@ pub struct Wanted {
 impl Wanted {
     /// Capture of all but `skip`.
     pub fn new(mark: Mark, skip: Arc<Skip>) -> Self {
-        Self {
-            mark,
-            skip,
-            inbound: InboundMatch::Listening,
-        }
+        Self { mark, skip, inbound: InboundMatch::Listening }
     }
 
     /// The same, for a kernel without xt_socket.
     #[must_use]
     pub fn without_socket_match(&self) -> Self {
-        Self {
-            inbound: InboundMatch::Any,
-            ..self.clone()
-        }
+        Self { inbound: InboundMatch::Any, ..self.clone() }
     }
 }
 
@@ -199,11 +190,7 @@ pub enum Sysctl {
 
 impl Sysctl {
     /// All of them.
-    pub const ALL: [Self; 3] = [
-        Self::TcpMigrateReq,
-        Self::ConntrackBeLiberal,
-        Self::ConntrackTimeWait,
-    ];
+    pub const ALL: [Self; 3] = [Self::TcpMigrateReq, Self::ConntrackBeLiberal, Self::ConntrackTimeWait];
 
     /// Below `/proc/sys`.
     pub fn path(self) -> &'static str {
@@ -229,86 +216,6 @@ impl Sysctl {
     }
 }
 
-/// One way in which a namespace is not as wanted.
-#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub enum Drift {
-    /// The jump to a chain of ours is missing, doubled, or not the first rule.
-    Jump {
-        /// Which iptables.
-        family: Family,
-        /// Which table.
-        table: Table,
-        /// The chain jumped to.
-        chain: &'static str,
-    },
-    /// A chain of ours is missing or holds other rules.
-    Rules {
-        /// Which iptables.
-        family: Family,
-        /// Which table.
-        table: Table,
-        /// The chain.
-        chain: &'static str,
-    },
-    /// A chain named like ours that is not wanted there (another version's).
-    Stale {
-        /// Which iptables.
-        family: Family,
-        /// Which table.
-        table: Table,
-        /// The chain.
-        chain: String,
-    },
-    /// The policy rule is missing.
-    PolicyRule(Family),
-    /// The route behind the policy rule is missing.
-    PolicyRoute(Family),
-    /// A sysctl was changed.
-    Sysctl(Sysctl),
-    /// Nothing of the agent's listens on one of its ports. No edit mends this.
-    Listener {
-        /// Of the listener.
-        family: Family,
-        /// Of the listener.
-        port: u16,
-    },
-    /// An unmarked connection did not arrive at the agent. No edit mends this if nothing else has drifted.
-    Probe(Family),
-    /// The pod has nat rules of the other back end, which may come before ours. No edit mends this.
-    OtherBackend,
-}
-
-impl Drift {
-    /// Whether applying the plan again mends it.
-    pub fn mended_by_rules(&self) -> bool {
-        match self {
-            Self::Jump { .. }
-            | Self::Rules { .. }
-            | Self::Stale { .. }
-            | Self::PolicyRule(_)
-            | Self::PolicyRoute(_)
-            | Self::Sysctl(_) => true,
-            Self::Listener { .. } | Self::Probe(_) | Self::OtherBackend => false,
-        }
-    }
-}
-
-impl fmt::Display for Drift {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Jump { family, table, chain } => write!(f, "{family} {table}: jump to {chain}"),
-            Self::Rules { family, table, chain } => write!(f, "{family} {table}: rules of {chain}"),
-            Self::Stale { family, table, chain } => write!(f, "{family} {table}: stale chain {chain}"),
-            Self::PolicyRule(family) => write!(f, "{family} policy rule"),
-            Self::PolicyRoute(family) => write!(f, "{family} policy route"),
-            Self::Sysctl(sysctl) => write!(f, "sysctl {}", sysctl.path()),
-            Self::Listener { family, port } => write!(f, "{family} listener on {port}"),
-            Self::Probe(family) => write!(f, "{family} capture probe"),
-            Self::OtherBackend => f.write_str("nat rules of the other iptables back end"),
-        }
-    }
-}
-
 /// The edits that turn what stands (`save`, the text of iptables-save) into what is wanted, in the order raw,
 /// mangle, nat, filter. Empty when nothing differs; a table that is as wanted gets no edit.
 ///
@@ -327,10 +234,7 @@ pub fn plan(save: &str, wanted: &Wanted, family: Family) -> Vec<Edit> {
 pub fn compare(save: &str, wanted: &Wanted, family: Family) -> Vec<Drift> {
     let save = Save::parse(save);
     let chains = rules::chains(family, wanted);
-    Table::IN_ORDER
-        .into_iter()
-        .flat_map(|table| drift_of(table, &save, &chains, family))
-        .collect()
+    Table::IN_ORDER.into_iter().flat_map(|table| drift_of(table, &save, &chains, family)).collect()
 }
 
 /// The edits that take `part` of our rules out of what stands: every copy of every jump, then the chains.
@@ -356,9 +260,7 @@ pub fn removal(save: &str, part: Part, family: Family) -> Vec<Edit> {
 /// Whether any rule or chain of ours stands in `save`.
 pub fn holds_ours(save: &str) -> bool {
     let save = Save::parse(save);
-    Table::IN_ORDER
-        .into_iter()
-        .any(|table| !save.table(table).own_chains().is_empty())
+    Table::IN_ORDER.into_iter().any(|table| !save.table(table).own_chains().is_empty())
 }
 
 /// Whether `save` holds a rule or chain that somebody wrote and that is not ours.
@@ -376,26 +278,14 @@ fn drift_of(table: Table, save: &Save<'_>, chains: &[Chain], family: Family) -> 
     let mut drift = Vec::new();
     for chain in chains.iter().filter(|chain| chain.table == table) {
         if !saved.jump_is_right(chain) {
-            drift.push(Drift::Jump {
-                family,
-                table,
-                chain: chain.name,
-            });
+            drift.push(Drift::Jump { family, table, chain: chain.name });
         }
         if !saved.rules_are(chain) {
-            drift.push(Drift::Rules {
-                family,
-                table,
-                chain: chain.name,
-            });
+            drift.push(Drift::Rules { family, table, chain: chain.name });
         }
     }
     let stale = stale_chains(table, &saved, chains);
-    drift.extend(stale.into_iter().map(|chain| Drift::Stale {
-        family,
-        table,
-        chain: chain.to_owned(),
-    }));
+    drift.extend(stale.into_iter().map(|chain| Drift::Stale { family, table, chain: chain.to_owned() }));
     drift
 }
 
@@ -409,10 +299,7 @@ fn edit_of(table: Table, save: &Save<'_>, chains: &[Chain], family: Family) -> E
         // Under --noflush this line makes the chain or empties it.
         let _infallible = writeln!(text, ":{} - [0:0]", chain.name);
     }
-    let right = |target: &str| {
-        ours.iter()
-            .any(|chain| chain.name == target && saved.jump_is_right(chain))
-    };
+    let right = |target: &str| ours.iter().any(|chain| chain.name == target && saved.jump_is_right(chain));
     delete_jumps(&mut text, &saved, |target| !right(target));
     drop_chains(&mut text, &stale);
     for chain in &ours {
@@ -428,16 +315,8 @@ fn edit_of(table: Table, save: &Save<'_>, chains: &[Chain], family: Family) -> E
 }
 
 fn stale_chains<'s>(table: Table, saved: &SavedTable<'s>, chains: &[Chain]) -> Vec<&'s str> {
-    let wanted = |name: &str| {
-        chains
-            .iter()
-            .any(|chain| chain.table == table && chain.name == name)
-    };
-    saved
-        .own_chains()
-        .into_iter()
-        .filter(|name| !wanted(name))
-        .collect()
+    let wanted = |name: &str| chains.iter().any(|chain| chain.table == table && chain.name == name);
+    saved.own_chains().into_iter().filter(|name| !wanted(name)).collect()
 }
 
 /// Deletes each rule outside our chains that leads into one whose name is `chosen`, by its own text.

@@ -21,10 +21,7 @@ pub(super) struct Cgroups {
 
 impl Cgroups {
     pub(super) fn new(root: &Path) -> Self {
-        Self {
-            root: root.to_owned(),
-            of_a_pod: Mutex::default(),
-        }
+        Self { root: root.to_owned(), of_a_pod: Mutex::default() }
     }
 
     /// Whether a cgroup belongs to a pod. One that is not found does: it is not the kubelet's.
@@ -69,8 +66,7 @@ fn search(root: &Path, inode: u64) -> Option<PathBuf> {
 /// The kubelet keeps all pods below one cgroup: `kubepods` with the cgroupfs driver, `kubepods.slice` with systemd's,
 /// either below another where the kubelet was given a cgroup root.
 fn is_pod_path(path: &Path) -> bool {
-    path.iter()
-        .any(|name| name.to_string_lossy().contains("kubepods"))
+    path.iter().any(|name| name.to_string_lossy().contains("kubepods"))
 }
 
 #[cfg(test)]
@@ -80,18 +76,9 @@ mod tests {
     #[test]
     fn pods_are_told_from_services_by_where_they_lie() {
         for (path, pod) in [
-            (
-                "kubepods/burstable/pod2c48913c-b29f-11e7-9350-020968147796/abc",
-                true,
-            ),
-            (
-                "kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod1.slice/cri-1.scope",
-                true,
-            ),
-            (
-                "kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-pod1.slice",
-                true,
-            ),
+            ("kubepods/burstable/pod2c48913c-b29f-11e7-9350-020968147796/abc", true),
+            ("kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod1.slice/cri-1.scope", true),
+            ("kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-pod1.slice", true),
             ("system.slice/kubelet.service", false),
             ("", false),
         ] {

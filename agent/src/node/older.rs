@@ -43,16 +43,8 @@ pub fn older(netns: &Netns, mark: u32, skip: &Skip) -> Result<Vec<Older>, NodeEr
         sockets.extend(diag.list(Family::V6, state).map_err(NodeError::Sockets)?);
         Ok(sockets)
     };
-    let listening = list(SocketState::Listening)?
-        .iter()
-        .map(|socket| socket.local.port())
-        .collect();
-    Ok(past_the_agent(
-        list(SocketState::Established)?,
-        &listening,
-        mark,
-        skip,
-    ))
+    let listening = list(SocketState::Listening)?.iter().map(|socket| socket.local.port()).collect();
+    Ok(past_the_agent(list(SocketState::Established)?, &listening, mark, skip))
 }
 
 /// Closes connections that [`older`] found, as a reset from the other end would; how many were still open.
@@ -71,11 +63,8 @@ fn past_the_agent(sockets: Vec<Socket>, listening: &HashSet<u16>, mark: u32, ski
     let is_agents =
         |socket: &Socket| socket.mark == Some(mark) || PORTS_RESERVED.contains(&socket.local.port());
     let on_15001 = |socket: &&Socket| socket.local.port() == PORT_OUTBOUND;
-    let carried_out: HashSet<SocketAddr> = sockets
-        .iter()
-        .filter(on_15001)
-        .map(|socket| socket.remote)
-        .collect();
+    let carried_out: HashSet<SocketAddr> =
+        sockets.iter().filter(on_15001).map(|socket| socket.remote).collect();
     let agents: HashSet<(SocketAddr, SocketAddr)> = sockets
         .iter()
         .filter(|socket| is_agents(socket))
@@ -114,18 +103,10 @@ fn within_the_pod(socket: &Socket) -> bool {
 
 fn skipped(older: &Older, skip: &Skip) -> bool {
     match older.direction {
-        Direction::Inbound => skip
-            .inbound_ports
-            .iter()
-            .any(|ports| ports.contains(&older.local.port())),
+        Direction::Inbound => skip.inbound_ports.iter().any(|ports| ports.contains(&older.local.port())),
         Direction::Outbound => {
-            skip.outbound_ports
-                .iter()
-                .any(|ports| ports.contains(&older.remote.port()))
-                || skip
-                    .outbound_cidrs
-                    .iter()
-                    .any(|net| net.contains(&older.remote.ip()))
+            skip.outbound_ports.iter().any(|ports| ports.contains(&older.remote.port()))
+                || skip.outbound_cidrs.iter().any(|net| net.contains(&older.remote.ip()))
         }
     }
 }
@@ -141,19 +122,12 @@ mod tests {
     }
 
     fn check(sockets: &[(&str, &str, u32)], skip: &Skip, expected: &[(&str, Direction)]) {
-        let sockets = sockets
-            .iter()
-            .map(|(local, remote, mark)| socket(local, remote, *mark))
-            .collect();
+        let sockets = sockets.iter().map(|(local, remote, mark)| socket(local, remote, *mark)).collect();
         let found = past_the_agent(sockets, &HashSet::from([8080, 15001, 15006, 15008]), MARK, skip);
-        let found: Vec<(String, Direction)> = found
-            .iter()
-            .map(|older| (older.local.to_string(), older.direction))
-            .collect();
-        let expected: Vec<(String, Direction)> = expected
-            .iter()
-            .map(|(local, direction)| ((*local).to_owned(), *direction))
-            .collect();
+        let found: Vec<(String, Direction)> =
+            found.iter().map(|older| (older.local.to_string(), older.direction)).collect();
+        let expected: Vec<(String, Direction)> =
+            expected.iter().map(|(local, direction)| ((*local).to_owned(), *direction)).collect();
         assert_eq!(found, expected);
     }
 
@@ -178,15 +152,9 @@ mod tests {
     #[test]
     fn one_without_the_agents_other_half_is_older_whoever_opened_it() {
         check(
-            &[
-                ("10.0.0.1:40000", "10.96.0.1:80", 0),
-                ("[fd00::1]:8080", "[fd00::9]:5000", 0),
-            ],
+            &[("10.0.0.1:40000", "10.96.0.1:80", 0), ("[fd00::1]:8080", "[fd00::9]:5000", 0)],
             &Skip::default(),
-            &[
-                ("10.0.0.1:40000", Direction::Outbound),
-                ("[fd00::1]:8080", Direction::Inbound),
-            ],
+            &[("10.0.0.1:40000", Direction::Outbound), ("[fd00::1]:8080", Direction::Inbound)],
         );
     }
 

@@ -84,16 +84,11 @@ impl Standing {
         let legacy_used = legacy_tables(netns, "")?;
         let nft = Self::read_if_it_works(netns, Backend::Nft, &families).await?.ok();
         if let Some(nft) = nft.as_ref().filter(|nft| nft.holds_ours() || !legacy_used) {
-            return Ok(Self {
-                backend: nft.backend,
-                saves: nft.saves.clone(),
-            });
+            return Ok(Self { backend: nft.backend, saves: nft.saves.clone() });
         }
         let legacy = Self::read_if_it_works(netns, Backend::Legacy, &families).await?;
         match (nft, legacy) {
-            (None, Err(error)) => Err(RedirectError::NoBackend {
-                source: Box::new(error),
-            }),
+            (None, Err(error)) => Err(RedirectError::NoBackend { source: Box::new(error) }),
             (Some(nft), Err(_)) => Ok(nft),
             (None, Ok(legacy)) => Ok(legacy),
             (Some(_), Ok(legacy)) if legacy.holds_ours() => Ok(legacy),
@@ -113,9 +108,7 @@ impl Standing {
             match Self::read_if_it_works(netns, Backend::Legacy, &families).await? {
                 Ok(legacy) => all.push(legacy),
                 Err(error) if !worked => {
-                    return Err(RedirectError::NoBackend {
-                        source: Box::new(error),
-                    });
+                    return Err(RedirectError::NoBackend { source: Box::new(error) });
                 }
                 Err(error) => return Err(error),
             }
@@ -143,10 +136,7 @@ impl Standing {
         families: &[Family],
     ) -> Result<Self, RedirectError> {
         let runs = families.iter().map(|family| async move {
-            (
-                *family,
-                command::run(netns, backend.save_program(*family), &[], "").await,
-            )
+            (*family, command::run(netns, backend.save_program(*family), &[], "").await)
         });
         let mut saves = Vec::new();
         for (family, save) in futures_util::future::join_all(runs).await {
@@ -164,10 +154,7 @@ impl Standing {
     }
 
     pub(super) fn compare(&self, wanted: &Wanted) -> Vec<Drift> {
-        self.saves
-            .iter()
-            .flat_map(|(family, save)| plan::compare(save, wanted, *family))
-            .collect()
+        self.saves.iter().flat_map(|(family, save)| plan::compare(save, wanted, *family)).collect()
     }
 
     fn holds_others(&self) -> bool {

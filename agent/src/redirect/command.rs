@@ -29,38 +29,26 @@ pub(super) async fn run(
     input: &str,
 ) -> Result<String, RedirectError> {
     let mut command = Command::new(program);
-    command
-        .args(args)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    let path = std::env::var("PATH").map_or_else(
-        |_| PROGRAM_DIRS.to_owned(),
-        |path| format!("{path}:{PROGRAM_DIRS}"),
-    );
+    command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let path = std::env::var("PATH")
+        .map_or_else(|_| PROGRAM_DIRS.to_owned(), |path| format!("{path}:{PROGRAM_DIRS}"));
     command.env("PATH", path).env("LC_ALL", "C").kill_on_drop(true);
     if let Some(lock) = lock_file() {
         command.env("XTABLES_LOCKFILE", lock);
     }
     // The child is made by this thread, and inherits its namespace.
-    let child = netns
-        .run(|| command.spawn())?
-        .map_err(|source| RedirectError::Program { program, source })?;
+    let child =
+        netns.run(|| command.spawn())?.map_err(|source| RedirectError::Program { program, source })?;
     match tokio::time::timeout(RUN_TIME_MAX, finished(child, input)).await {
         Err(_) => Err(RedirectError::Slow { program }),
         Ok(Err(source)) => Err(RedirectError::Program { program, source }),
         Ok(Ok(Finished { output, .. })) if output.len() as u64 > OUTPUT_LEN_MAX => {
             Err(RedirectError::TooLong { program })
         }
-        Ok(Ok(Finished {
-            output, good: true, ..
-        })) => Ok(String::from_utf8_lossy(&output).into_owned()),
-        Ok(Ok(Finished {
-            stderr, good: false, ..
-        })) => Err(RedirectError::Refused {
-            program,
-            stderr: one_line(&String::from_utf8_lossy(&stderr)),
-        }),
+        Ok(Ok(Finished { output, good: true, .. })) => Ok(String::from_utf8_lossy(&output).into_owned()),
+        Ok(Ok(Finished { stderr, good: false, .. })) => {
+            Err(RedirectError::Refused { program, stderr: one_line(&String::from_utf8_lossy(&stderr)) })
+        }
     }
 }
 
@@ -79,11 +67,8 @@ async fn finished(mut child: Child, input: &str) -> io::Result<Finished> {
             let _closed = stdin.write_all(input.as_bytes()).await;
         }
     };
-    let ((), output, stderr) = tokio::join!(
-        written,
-        read(stdout, OUTPUT_LEN_MAX + 1),
-        read(stderr, STDERR_LEN_MAX)
-    );
+    let ((), output, stderr) =
+        tokio::join!(written, read(stdout, OUTPUT_LEN_MAX + 1), read(stderr, STDERR_LEN_MAX));
     let (output, stderr) = (output?, stderr?);
     // A program that still has more to print is not waited for: it is killed as the child is dropped.
     let good = output.len() as u64 <= OUTPUT_LEN_MAX && child.wait().await?.success();
@@ -101,22 +86,13 @@ async fn read(pipe: Option<impl AsyncRead + Unpin>, len_max: u64) -> io::Result<
 /// The lock of iptables-legacy, where its own (`/run/xtables.lock`) cannot be written: a read-only root, or a user
 /// namespace. It belongs to the mount namespace, not to the pod's network namespace.
 fn lock_file() -> Option<PathBuf> {
-    let writable = |path: &Path| {
-        std::fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(path)
-            .is_ok()
-    };
+    let writable = |path: &Path| std::fs::OpenOptions::new().create(true).append(true).open(path).is_ok();
     if writable(Path::new("/run/xtables.lock")) {
         return None;
     }
-    [
-        PathBuf::from("/run/adit/xtables.lock"),
-        std::env::temp_dir().join("adit-xtables.lock"),
-    ]
-    .into_iter()
-    .find(|path| writable(path))
+    [PathBuf::from("/run/adit/xtables.lock"), std::env::temp_dir().join("adit-xtables.lock")]
+        .into_iter()
+        .find(|path| writable(path))
 }
 
 fn one_line(text: &str) -> String {

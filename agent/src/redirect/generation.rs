@@ -23,19 +23,13 @@ pub(super) struct Generation {
 
 impl Generation {
     pub(super) fn open(netns: &Netns) -> io::Result<Self> {
-        Ok(Self {
-            netlink: Netlink::open(netns, SockProtocol::NetlinkNetFilter)?,
-        })
+        Ok(Self { netlink: Netlink::open(netns, SockProtocol::NetlinkNetFilter)? })
     }
 
     /// The number now; `None` where the kernel has no nf_tables.
     pub(super) fn now(&mut self) -> Option<u32> {
         let mut id = None;
-        let asked = self
-            .netlink
-            .ask(Question, Ask::One { flags: 0 }, |answer: Answer| {
-                id = id.or(answer.0)
-            });
+        let asked = self.netlink.ask(Question, Ask::One { flags: 0 }, |answer: Answer| id = id.or(answer.0));
         asked.ok().and(id)
     }
 }
@@ -92,10 +86,6 @@ mod tests {
         }
         bytes[0] = 0;
         bytes[2] = 9;
-        assert_eq!(
-            generation_id(&bytes),
-            None,
-            "an attribute of length 0 ends nothing in a loop"
-        );
+        assert_eq!(generation_id(&bytes), None, "an attribute of length 0 ends nothing in a loop");
     }
 }

@@ -33,21 +33,13 @@ pub(super) fn ensure(netns: &Netns, families: &[Family]) -> Result<Ensured, Redi
     let mut ensured = Ensured::All;
     for family in families.iter().copied() {
         let failed = |step| move |source| RedirectError::Route { family, step, source };
-        match tell(
-            &mut netlink,
-            RouteNetlinkMessage::NewRule(rule(family)),
-            NLM_F_CREATE | NLM_F_EXCL,
-        ) {
+        match tell(&mut netlink, RouteNetlinkMessage::NewRule(rule(family)), NLM_F_CREATE | NLM_F_EXCL) {
             Err(error) if error.raw_os_error() != Some(libc::EEXIST) => {
                 return Err(failed("add the rule of")(error));
             }
             Ok(()) | Err(_) => {}
         }
-        match tell(
-            &mut netlink,
-            RouteNetlinkMessage::NewRoute(route(family)),
-            NLM_F_CREATE | NLM_F_REPLACE,
-        ) {
+        match tell(&mut netlink, RouteNetlinkMessage::NewRoute(route(family)), NLM_F_CREATE | NLM_F_REPLACE) {
             // "IPv6 is disabled on nexthop device".
             Err(error) if family == Family::V6 && error.raw_os_error() == Some(libc::EACCES) => {
                 ensured = Ensured::ButV6;
@@ -63,11 +55,7 @@ pub(super) fn missing(netns: &Netns, families: &[Family]) -> Result<Vec<Drift>, 
     let mut netlink = open(netns)?;
     let mut drift = Vec::new();
     for family in families.iter().copied() {
-        let failed = |source| RedirectError::Route {
-            family,
-            step: "list",
-            source,
-        };
+        let failed = |source| RedirectError::Route { family, step: "list", source };
         let mut rule_found = false;
         let mut all_rules = RuleMessage::default();
         all_rules.header.family = address_family(family);
@@ -116,10 +104,7 @@ pub(super) fn remove(netns: &Netns) -> Result<(), RedirectError> {
 
 /// No such rule, no such route, no such family, or no such table (which the kernel makes with its first route).
 fn is_absent(error: &io::Error) -> bool {
-    matches!(
-        error.raw_os_error(),
-        Some(libc::ENOENT | libc::ESRCH | libc::EAFNOSUPPORT | libc::EOPNOTSUPP)
-    )
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH | libc::EAFNOSUPPORT | libc::EOPNOTSUPP))
 }
 
 fn open(netns: &Netns) -> Result<Netlink, RedirectError> {
@@ -167,10 +152,7 @@ fn route(family: Family) -> RouteMessage {
     route.header.protocol = RouteProtocol::Static;
     route.header.scope = RouteScope::Host;
     route.header.kind = RouteType::Local;
-    route.attributes = vec![
-        RouteAttribute::Oif(LO),
-        RouteAttribute::Table(u32::from(ROUTE_TABLE)),
-    ];
+    route.attributes = vec![RouteAttribute::Oif(LO), RouteAttribute::Table(u32::from(ROUTE_TABLE))];
     route
 }
 
@@ -178,8 +160,5 @@ fn is_route(found: &RouteMessage) -> bool {
     let wanted = route(Family::V4);
     found.header.kind == wanted.header.kind
         && found.header.destination_prefix_length == 0
-        && wanted
-            .attributes
-            .iter()
-            .all(|attribute| found.attributes.contains(attribute))
+        && wanted.attributes.iter().all(|attribute| found.attributes.contains(attribute))
 }

@@ -25,9 +25,7 @@ pub(super) struct Written {
 
 /// Every sysctl with the value that capture wants.
 pub(super) fn wanted() -> Vec<(Sysctl, String)> {
-    Sysctl::ALL
-        .map(|sysctl| (sysctl, sysctl.wanted().to_owned()))
-        .to_vec()
+    Sysctl::ALL.map(|sysctl| (sysctl, sysctl.wanted().to_owned())).to_vec()
 }
 
 /// Writes those values that differ from what stands. One that cannot be written does not keep the others back.
@@ -44,9 +42,7 @@ pub(super) async fn write(netns: &Netns, values: Vec<(Sysctl, String)>) -> Resul
         .map_err(RedirectError::Thread)?;
     match result.await {
         Ok(written) => Ok(written?),
-        Err(_) => Err(RedirectError::Thread(io::Error::other(
-            "the sysctl thread panicked",
-        ))),
+        Err(_) => Err(RedirectError::Thread(io::Error::other("the sysctl thread panicked"))),
     }
 }
 
@@ -96,21 +92,9 @@ fn fresh_proc(netns: &Netns) -> Result<io::Result<()>, NetnsError> {
     let moved = || -> nix::Result<()> {
         unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS)?;
         let none = None::<&Path>;
-        mount(
-            none,
-            Path::new("/"),
-            none,
-            MsFlags::MS_REC | MsFlags::MS_PRIVATE,
-            none,
-        )?;
+        mount(none, Path::new("/"), none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-        mount(
-            Some(Path::new("proc")),
-            Path::new("/proc"),
-            Some(Path::new("proc")),
-            flags,
-            none,
-        )
+        mount(Some(Path::new("proc")), Path::new("/proc"), Some(Path::new("proc")), flags, none)
     };
     netns.run(|| moved().map_err(io::Error::from))
 }

@@ -189,10 +189,7 @@ impl Keeper {
             found.applied = Some(applied);
             found.left = self.not_tolerated(verify(&self.netns, &self.wanted).await?);
         }
-        found.repaired = before
-            .into_iter()
-            .filter(|drift| !found.left.contains(drift))
-            .collect();
+        found.repaired = before.into_iter().filter(|drift| !found.left.contains(drift)).collect();
         Ok(())
     }
 
@@ -233,11 +230,7 @@ impl Keeper {
     fn news(&mut self, found: Found) -> Option<Finding> {
         // Compared again in the next round until that succeeds.
         self.seen_generation = None;
-        self.unverified = if found.error.is_some() {
-            self.unverified.saturating_add(1)
-        } else {
-            0
-        };
+        self.unverified = if found.error.is_some() { self.unverified.saturating_add(1) } else { 0 };
         if let Some(error) = &found.error
             && found.left.is_empty()
             && self.unverified < UNVERIFIED_MAX
@@ -257,19 +250,15 @@ impl Keeper {
         };
         let was = std::mem::replace(&mut self.told, state);
         match &self.told {
-            Told::Broken(drift) if was != self.told => Some(Finding::Broken {
-                drift: drift.clone(),
-                error: found.error,
-            }),
+            Told::Broken(drift) if was != self.told => {
+                Some(Finding::Broken { drift: drift.clone(), error: found.error })
+            }
             Told::Broken(_) => None,
             Told::Sound | Told::OtherBackend if matches!(was, Told::Broken(_)) => Some(Finding::Mended),
             Told::OtherBackend if was == Told::Sound => Some(Finding::OtherBackend),
             Told::Sound | Told::OtherBackend => {
                 let applied = found.applied.filter(|_| !found.repaired.is_empty())?;
-                Some(Finding::Repaired {
-                    drift: found.repaired,
-                    applied,
-                })
+                Some(Finding::Repaired { drift: found.repaired, applied })
             }
         }
     }
@@ -295,7 +284,5 @@ async fn changed(socket: Option<&Announcements>) {
 /// Whether lo takes IPv6 routes.
 fn ipv6_is_on(netns: &Netns) -> bool {
     let read = || std::fs::read_to_string("/proc/sys/net/ipv6/conf/lo/disable_ipv6");
-    netns
-        .run(read)
-        .is_ok_and(|value| value.is_ok_and(|value| value.trim() == "0"))
+    netns.run(read).is_ok_and(|value| value.is_ok_and(|value| value.trim() == "0"))
 }

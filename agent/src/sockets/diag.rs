@@ -61,17 +61,7 @@ impl Socket {
     pub(crate) fn for_test(local: SocketAddr, remote: SocketAddr, mark: u32) -> Self {
         let state = SocketState::Established;
         let (cookie, interface, raw) = (COOKIE_ANY, 0, (local, remote));
-        Self {
-            local,
-            remote,
-            state,
-            uid: 0,
-            mark: Some(mark),
-            cgroup: None,
-            cookie,
-            interface,
-            raw,
-        }
+        Self { local, remote, state, uid: 0, mark: Some(mark), cgroup: None, cookie, interface, raw }
     }
 }
 
@@ -84,9 +74,7 @@ pub struct Diag {
 impl Diag {
     /// Opens it inside `netns`.
     pub fn open(netns: &Netns) -> io::Result<Self> {
-        Ok(Self {
-            netlink: Netlink::open(netns, SockProtocol::NetlinkSockDiag)?,
-        })
+        Ok(Self { netlink: Netlink::open(netns, SockProtocol::NetlinkSockDiag)? })
     }
 
     /// The socket with exactly these addresses, or, without one, whatever listens for them; 4–8 µs.
@@ -133,9 +121,7 @@ impl Diag {
             },
         )?;
         if too_many {
-            return Err(io::Error::other(format!(
-                "more than {LISTED_MAX} sockets in one namespace"
-            )));
+            return Err(io::Error::other(format!("more than {LISTED_MAX} sockets in one namespace")));
         }
         Ok(sockets)
     }
@@ -148,10 +134,7 @@ impl Diag {
         request.socket_id.cookie = socket.cookie;
         request.socket_id.interface_id = socket.interface;
         let message = SockDiagDestroy::new(SockDiagMessage::InetRequest(request));
-        match self
-            .netlink
-            .ask(message, Ask::One { flags: 0 }, |_: SockDiagMessage| {})
-        {
+        match self.netlink.ask(message, Ask::One { flags: 0 }, |_: SockDiagMessage| {}) {
             Ok(()) => Ok(true),
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
             Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {

@@ -19,8 +19,10 @@ use tokio::io::unix::AsyncFd;
 
 use crate::netns::Netns;
 
-/// What is read at once. The kernel fills at most 32 KiB for a dump (netlink_dump), and never cuts a message in two.
-const DATAGRAM_LEN_MAX: usize = 64 * 1024;
+/// What is read at once of a list: the kernel fills at most 32 KiB (netlink_dump), and never cuts a message in two.
+const LIST_DATAGRAM_LEN_MAX: usize = 64 * 1024;
+/// What is read at once of any other answer: one message, of a few hundred bytes, or an error with its question.
+const DATAGRAM_LEN_MAX: usize = 8 * 1024;
 /// How long the kernel may take for one datagram: it answers in microseconds, from within the send.
 const ANSWER_WAIT_MAX: Duration = Duration::from_secs(2);
 /// A header that says less than its own length ends the datagram.
@@ -43,22 +45,15 @@ pub(crate) enum Ask {
 pub(crate) struct Netlink {
     fd: OwnedFd,
     sequence: u32,
-    buffer: Vec<u8>,
 }
 
 impl Netlink {
     /// A socket of this protocol inside `netns`.
     pub(crate) fn open(netns: &Netns, protocol: SockProtocol) -> io::Result<Self> {
-        let fd = netns
-            .run(|| made(protocol, 0, SockFlag::SOCK_CLOEXEC))
-            .map_err(io::Error::other)??;
+        let fd = netns.run(|| made(protocol, 0, SockFlag::SOCK_CLOEXEC)).map_err(io::Error::other)??;
         let wait = TimeVal::new(ANSWER_WAIT_MAX.as_secs().try_into().unwrap_or(1), 0);
         setsockopt(&fd, sockopt::ReceiveTimeout, &wait)?;
-        Ok(Self {
-            fd,
-            sequence: 0,
-            buffer: vec![0; DATAGRAM_LEN_MAX],
-        })
+        Ok(Self { fd, sequence: 0 })
     }
 
     /// Sends one message and gives each message of the answer to `answer`. A refusal is the error that the kernel
@@ -80,16 +75,15 @@ impl Netlink {
         packet.finalize();
         let mut bytes = vec![0; packet.buffer_len()];
         packet.serialize(&mut bytes);
-        sendmsg::<NetlinkAddr>(
-            self.fd.as_raw_fd(),
-            &[IoSlice::new(&bytes)],
-            &[],
-            MsgFlags::empty(),
-            None,
-        )?;
+        sendmsg::<NetlinkAddr>(self.fd.as_raw_fd(), &[IoSlice::new(&bytes)], &[], MsgFlags::empty(), None)?;
+        // Not kept: there are as many of us as pods.
+        let mut buffer = match ask {
+            Ask::One { .. } => vec![0; DATAGRAM_LEN_MAX],
+            Ask::All => vec![0; LIST_DATAGRAM_LEN_MAX],
+        };
         loop {
-            let len = receive(self.fd.as_fd(), &mut self.buffer)?;
-            for message in messages(self.buffer.get(..len).unwrap_or_default()) {
+            let len = receive(self.fd.as_fd(), &mut buffer)?;
+            for message in messages(buffer.get(..len).unwrap_or_default()) {
                 let message = NetlinkMessage::<A>::deserialize(message).map_err(io::Error::other)?;
                 // An answer to a question that was given up on.
                 if message.header.sequence_number != self.sequence {
@@ -115,13 +109,8 @@ impl Announcements {
     /// Joins multicast groups (bit n-1 for group n) inside `netns`. To be called inside a tokio runtime.
     pub(crate) fn open(netns: &Netns, protocol: SockProtocol, groups: u32) -> io::Result<Self> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let fd = netns
-            .run(|| made(protocol, groups, flags))
-            .map_err(io::Error::other)??;
-        #[expect(
-            deprecated,
-            reason = "its successor is unsafe to call; an OwnedFd keeps what it asks for"
-        )]
+        let fd = netns.run(|| made(protocol, groups, flags)).map_err(io::Error::other)??;
+        #[expect(deprecated, reason = "its successor is unsafe to call; an OwnedFd keeps what it asks for")]
         Ok(Self(AsyncFd::new(fd)?))
     }
 
@@ -132,7 +121,7 @@ impl Announcements {
             let mut any = false;
             // Bounded: who writes faster than this is read on at the next call.
             for _ in 0..DRAIN_READS_MAX {
-                match receive(self.0.get_ref().as_fd(), &mut [0; 8192]) {
+                match receive(self.0.get_ref().as_fd(), &mut [0; DATAGRAM_LEN_MAX]) {
                     Ok(_) => any = true,
                     // That some were lost is news too.
                     Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => any = true,
@@ -178,11 +167,7 @@ fn messages(mut datagram: &[u8]) -> impl Iterator<Item = &[u8]> {
 }
 
 fn refusal(code: i32) -> io::Result<()> {
-    if code == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::from_raw_os_error(code.saturating_abs()))
-    }
+    if code == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(code.saturating_abs())) }
 }
 
 #[cfg(test)]

@@ -62,12 +62,10 @@ pub async fn probe(netns: &Netns, family: Family, port: u16) -> Result<Probed, N
         Ok(()) | Err(_) => Ok(socket),
     });
     Ok(match started {
-        Ok(socket) => finished(socket, to)
-            .await
-            .unwrap_or_else(|error| match error.kind() {
-                io::ErrorKind::ConnectionRefused => Probed::NotListening,
-                _ => Probed::NotCaptured,
-            }),
+        Ok(socket) => finished(socket, to).await.unwrap_or_else(|error| match error.kind() {
+            io::ErrorKind::ConnectionRefused => Probed::NotListening,
+            _ => Probed::NotCaptured,
+        }),
         Err(error) => match error.raw_os_error() {
             Some(
                 libc::ENETUNREACH
@@ -99,11 +97,7 @@ async fn finished(socket: Socket, to: SocketAddr) -> io::Result<Probed> {
             Err(error) => return Err(error),
         }
     }
-    Ok(if answer == answer_text(to).as_bytes() {
-        Probed::Captured
-    } else {
-        Probed::NotCaptured
-    })
+    Ok(if answer == answer_text(to).as_bytes() { Probed::Captured } else { Probed::NotCaptured })
 }
 
 fn answer_text(to: SocketAddr) -> String {

@@ -36,10 +36,7 @@ pub fn tcp_info(stream: &TcpStream) -> io::Result<TcpInfo> {
 
 /// The front of `struct tcp_info` (linux/tcp.h) as of Linux 4.6. Not libc's: that is as long as the newest kernel's,
 /// and an older one fills less of it.
-#[expect(
-    unreachable_pub,
-    reason = "nix makes the option that returns it a public type"
-)]
+#[expect(unreachable_pub, reason = "nix makes the option that returns it a public type")]
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct RawTcpInfo {
@@ -72,21 +69,9 @@ mod tests {
     fn each_field_lies_where_the_kernel_puts_it() {
         use std::mem::{offset_of, size_of};
         assert_eq!(offset_of!(RawTcpInfo, rtt), offset_of!(libc::tcp_info, tcpi_rtt));
-        assert_eq!(
-            offset_of!(RawTcpInfo, total_retrans),
-            offset_of!(libc::tcp_info, tcpi_total_retrans)
-        );
-        assert_eq!(
-            offset_of!(RawTcpInfo, rates_and_bytes),
-            offset_of!(libc::tcp_info, tcpi_pacing_rate)
-        );
-        assert_eq!(
-            offset_of!(RawTcpInfo, min_rtt),
-            offset_of!(libc::tcp_info, tcpi_min_rtt)
-        );
-        assert_eq!(
-            size_of::<RawTcpInfo>(),
-            offset_of!(libc::tcp_info, tcpi_delivery_rate)
-        );
+        assert_eq!(offset_of!(RawTcpInfo, total_retrans), offset_of!(libc::tcp_info, tcpi_total_retrans));
+        assert_eq!(offset_of!(RawTcpInfo, rates_and_bytes), offset_of!(libc::tcp_info, tcpi_pacing_rate));
+        assert_eq!(offset_of!(RawTcpInfo, min_rtt), offset_of!(libc::tcp_info, tcpi_min_rtt));
+        assert_eq!(size_of::<RawTcpInfo>(), offset_of!(libc::tcp_info, tcpi_delivery_rate));
     }
 }

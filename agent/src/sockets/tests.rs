@@ -25,10 +25,7 @@ async fn a_connection_is_made_measured_and_reset() {
     reset_on_close(&server).unwrap();
     drop(server);
     client.readable().await.unwrap();
-    assert_eq!(
-        client.try_read(&mut [0; 1]).unwrap_err().kind(),
-        io::ErrorKind::ConnectionReset
-    );
+    assert_eq!(client.try_read(&mut [0; 1]).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
 }
 
 #[test]
@@ -38,10 +35,7 @@ fn two_listeners_share_a_port_and_a_stranger_does_not() {
     let _second = listen(&own(), Family::V4, port, &Options::default()).unwrap();
     let stranger = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     assert_eq!(
-        stranger
-            .bind(&SocketAddr::from(([0, 0, 0, 0], port)).into())
-            .unwrap_err()
-            .kind(),
+        stranger.bind(&SocketAddr::from(([0, 0, 0, 0], port)).into()).unwrap_err().kind(),
         io::ErrorKind::AddrInUse
     );
 }
@@ -65,10 +59,6 @@ fn only_the_two_probe_addresses_are_probes() {
         ("[2001:db8:ad17::ad]:1", true),
         ("[::1]:1", false),
     ] {
-        assert_eq!(
-            probe::is_capture_probe(&OriginalDst(addr.parse().unwrap())),
-            is,
-            "{addr}"
-        );
+        assert_eq!(probe::is_capture_probe(&OriginalDst(addr.parse().unwrap())), is, "{addr}");
     }
 }

@@ -53,10 +53,7 @@ pub fn in_namespaces(name: &str, test: impl AsyncFn() + Sync) {
                 .expect("these tests need root, or a user namespace to be root in");
             let none = None::<&Path>;
             mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             tokio::task::LocalSet::new().block_on(&runtime, test());
         });
         if let Err(panic) = thread.join() {
@@ -84,15 +81,8 @@ fn run_in_user_namespace(filter: &[&str]) {
         .env(INSIDE, "1")
         .output()
         .expect("these tests need root, or unshare(1)");
-    let text = format!(
-        "{}{}",
-        String::from_utf8_lossy(&run.stdout),
-        String::from_utf8_lossy(&run.stderr)
-    );
-    assert!(
-        run.status.success(),
-        "in a user namespace (or it cannot be made):\n{text}"
-    );
+    let text = format!("{}{}", String::from_utf8_lossy(&run.stdout), String::from_utf8_lossy(&run.stderr));
+    assert!(run.status.success(), "in a user namespace (or it cannot be made):\n{text}");
     assert!(!text.contains("running 0 tests"), "nothing ran:\n{text}");
 }
 
@@ -102,14 +92,7 @@ pub fn make_proc_sys_read_only() {
     let sys = "/proc/sys";
     mount(Some(sys), sys, none, MsFlags::MS_BIND, none).unwrap();
     let kept = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    mount(
-        none,
-        sys,
-        none,
-        MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | kept,
-        none,
-    )
-    .unwrap();
+    mount(none, sys, none, MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | kept, none).unwrap();
 }
 
 pub fn one_id_is_mapped() -> bool {
@@ -151,10 +134,7 @@ impl Bench {
         let (seen_by_agent, seen) = mpsc::unbounded_channel();
         let (server_saw, saw) = mpsc::unbounded_channel();
         let path = format!("/proc/{}/fd/{}", std::process::id(), pod.as_fd().as_raw_fd());
-        within(
-            &outside,
-            &format!("ip link add eth0 type veth peer name eth0 netns {path}"),
-        );
+        within(&outside, &format!("ip link add eth0 type veth peer name eth0 netns {path}"));
         for (netns, last, gateway) in [(&outside, 1, None), (&pod, 2, Some(1))] {
             within(netns, "ip link set lo up");
             within(netns, &format!("ip address add 10.9.0.{last}/24 dev eth0"));
@@ -175,11 +155,9 @@ impl Bench {
                 Family::V4 => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
                 Family::V6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
             };
-            for (netns, ip, port) in [
-                (&outside, any, 7000),
-                (&pod, any, 8080),
-                (&pod, loopback(family), 8081),
-            ] {
+            for (netns, ip, port) in
+                [(&outside, any, 7000), (&pod, any, 8080), (&pod, loopback(family), 8081)]
+            {
                 let listener = listener(netns, SocketAddr::new(ip, port));
                 let saw = server_saw.clone();
                 servers.spawn_local(async move {
@@ -193,15 +171,8 @@ impl Bench {
         }
         let seen = RefCell::new(seen);
         let agent = JoinSet::new();
-        let mut bench = Self {
-            pod,
-            outside,
-            seen,
-            seen_by_agent,
-            saw: RefCell::new(saw),
-            agent,
-            _servers: servers,
-        };
+        let mut bench =
+            Self { pod, outside, seen, seen_by_agent, saw: RefCell::new(saw), agent, _servers: servers };
         bench.until_v6_is_up().await;
         bench.start_agent();
         if backend == Backend::Legacy {
@@ -215,12 +186,9 @@ impl Bench {
     /// A link-local address is tentative for a moment, and the link is not running at once.
     async fn until_v6_is_up(&self) {
         for netns in [&self.pod, &self.outside] {
-            self.until(|| !within(netns, "ip -6 address show dev eth0").contains("tentative"))
-                .await;
-            self.until(|| within(netns, "ip -6 address show dev eth0").contains("fe80::"))
-                .await;
-            self.until(|| within(netns, "ip link show dev eth0").contains("state UP"))
-                .await;
+            self.until(|| !within(netns, "ip -6 address show dev eth0").contains("tentative")).await;
+            self.until(|| within(netns, "ip -6 address show dev eth0").contains("fe80::")).await;
+            self.until(|| within(netns, "ip link show dev eth0").contains("state UP")).await;
         }
     }
 
@@ -254,18 +222,9 @@ impl Bench {
 
     pub fn outside_link_local(&self, port: u16) -> SocketAddr {
         let text = within(&self.outside, "ip -6 address show dev eth0 scope link");
-        let ip = text
-            .split_whitespace()
-            .skip_while(|word| *word != "inet6")
-            .nth(1)
-            .unwrap();
-        let index = self
-            .pod
-            .run(|| nix::net::if_::if_nametoindex("eth0").unwrap())
-            .unwrap();
-        format!("[{}%{index}]:{port}", ip.split('/').next().unwrap())
-            .parse()
-            .unwrap()
+        let ip = text.split_whitespace().skip_while(|word| *word != "inet6").nth(1).unwrap();
+        let index = self.pod.run(|| nix::net::if_::if_nametoindex("eth0").unwrap()).unwrap();
+        format!("[{}%{index}]:{port}", ip.split('/').next().unwrap()).parse().unwrap()
     }
 
     pub async fn connect(&self, from: &Netns, to: (IpAddr, u16)) -> io::Result<TcpStream> {
@@ -274,23 +233,15 @@ impl Bench {
 
     pub async fn connect_to(&self, from: &Netns, to: SocketAddr) -> io::Result<TcpStream> {
         let socket = from.run(|| socket(to)).unwrap();
-        tokio::time::timeout(WAIT_MAX, socket.connect(to))
-            .await
-            .expect("connect ends")
+        tokio::time::timeout(WAIT_MAX, socket.connect(to)).await.expect("connect ends")
     }
 
     pub async fn connect_from(&self, from: &Netns, port: u16, to: (IpAddr, u16)) -> TcpStream {
         let socket = from.run(|| socket(to.into())).unwrap();
-        let any = if to.0.is_ipv4() {
-            IpAddr::V4(Ipv4Addr::UNSPECIFIED)
-        } else {
-            Ipv6Addr::UNSPECIFIED.into()
-        };
+        let any =
+            if to.0.is_ipv4() { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { Ipv6Addr::UNSPECIFIED.into() };
         socket.bind(SocketAddr::new(any, port)).unwrap();
-        tokio::time::timeout(WAIT_MAX, socket.connect(to.into()))
-            .await
-            .expect("connect ends")
-            .unwrap()
+        tokio::time::timeout(WAIT_MAX, socket.connect(to.into())).await.expect("connect ends").unwrap()
     }
 
     pub async fn echo(&self, stream: &mut TcpStream, text: &str) -> String {
@@ -300,24 +251,17 @@ impl Bench {
             stream.read_exact(&mut bytes).await.unwrap();
             String::from_utf8(bytes).unwrap()
         };
-        tokio::time::timeout(WAIT_MAX, answered)
-            .await
-            .expect("an echo comes back")
+        tokio::time::timeout(WAIT_MAX, answered).await.expect("an echo comes back")
     }
 
     pub async fn read_error(&self, stream: &mut TcpStream) -> io::ErrorKind {
-        let read = tokio::time::timeout(WAIT_MAX, stream.read(&mut [0; 1]))
-            .await
-            .expect("a reset comes");
+        let read = tokio::time::timeout(WAIT_MAX, stream.read(&mut [0; 1])).await.expect("a reset comes");
         read.expect_err("a reset comes").kind()
     }
 
     pub async fn next_seen(&self) -> Seen {
         let mut seen = self.seen.borrow_mut();
-        tokio::time::timeout(WAIT_MAX, seen.recv())
-            .await
-            .expect("the agent sees it")
-            .unwrap()
+        tokio::time::timeout(WAIT_MAX, seen.recv()).await.expect("the agent sees it").unwrap()
     }
 
     /// Called after an echo came back: whatever was captured has been reported by then.
@@ -328,10 +272,8 @@ impl Bench {
     pub async fn server_saw(&self, port: u16) -> SocketAddr {
         let mut saw = self.saw.borrow_mut();
         loop {
-            let (at, client) = tokio::time::timeout(WAIT_MAX, saw.recv())
-                .await
-                .expect("a server sees it")
-                .unwrap();
+            let (at, client) =
+                tokio::time::timeout(WAIT_MAX, saw.recv()).await.expect("a server sees it").unwrap();
             if at == port {
                 return client;
             }
@@ -340,17 +282,12 @@ impl Bench {
 
     pub fn keeper(&self, wanted: &Wanted, applied: &Applied) -> Keeper {
         // A seed with an early first round: legacy sends no events.
-        let early = (0..)
-            .map(Seed)
-            .find(|seed| seed.clone().below(20_000) < 300)
-            .unwrap();
+        let early = (0..).map(Seed).find(|seed| seed.clone().below(20_000) < 300).unwrap();
         Keeper::new(self.pod.clone(), wanted.clone(), applied, Clock::real(), early).unwrap()
     }
 
     pub async fn next(&self, keeper: &mut Keeper) -> Finding {
-        tokio::time::timeout(WAIT_MAX, keeper.next())
-            .await
-            .expect("something is found")
+        tokio::time::timeout(WAIT_MAX, keeper.next()).await.expect("something is found")
     }
 
     pub async fn probe(&self, family: Family) -> probe::Probed {
@@ -362,10 +299,7 @@ impl Bench {
     }
 
     async fn probe_within(&self, family: Family, wait: Duration) -> Option<probe::Probed> {
-        tokio::time::timeout(wait, probe::probe(&self.pod, family, 4711))
-            .await
-            .ok()
-            .map(Result::unwrap)
+        tokio::time::timeout(wait, probe::probe(&self.pod, family, 4711)).await.ok().map(Result::unwrap)
     }
 
     pub async fn until(&self, holds: impl Fn() -> bool) {
@@ -375,9 +309,7 @@ impl Bench {
                 again.tick().await;
             }
         };
-        tokio::time::timeout(WAIT_MAX, held)
-            .await
-            .expect("it comes to hold");
+        tokio::time::timeout(WAIT_MAX, held).await.expect("it comes to hold");
     }
 
     pub fn bind_with_reuse_port(&self, family: Family, port: u16) -> io::Result<Socket> {
@@ -402,10 +334,7 @@ impl Bench {
         let lock = std::env::temp_dir().join("adit-test-xtables.lock");
         within(
             &self.pod,
-            &format!(
-                "env XTABLES_LOCKFILE={} {program}-{backend} -w 5 {args}",
-                lock.display()
-            ),
+            &format!("env XTABLES_LOCKFILE={} {program}-{backend} -w 5 {args}", lock.display()),
         );
     }
 
@@ -416,10 +345,8 @@ impl Bench {
             within(&self.pod, &format!("ip6tables-{backend}-save"))
         );
         // Without dates and counters.
-        let lines = text
-            .lines()
-            .filter(|line| !line.starts_with('#'))
-            .map(|line| line.split('[').next().unwrap());
+        let lines =
+            text.lines().filter(|line| !line.starts_with('#')).map(|line| line.split('[').next().unwrap());
         lines.collect::<Vec<_>>().join("\n")
     }
 
@@ -441,10 +368,7 @@ impl Bench {
     }
 
     pub fn write_sysctl(&self, path: &str, value: &str) {
-        self.pod
-            .run(|| std::fs::write(Path::new("/proc/sys").join(path), value))
-            .unwrap()
-            .unwrap();
+        self.pod.run(|| std::fs::write(Path::new("/proc/sys").join(path), value)).unwrap().unwrap();
     }
 
     /// Puts a script before a program of this name, for this thread's children only.
@@ -455,11 +379,8 @@ impl Bench {
             std::fs::write(dir.join(".shadows"), "").unwrap();
         }
         std::fs::write(dir.join(program), format!("#!/bin/sh\n{script}\n")).unwrap();
-        std::fs::set_permissions(
-            dir.join(program),
-            std::os::unix::fs::PermissionsExt::from_mode(0o755),
-        )
-        .unwrap();
+        std::fs::set_permissions(dir.join(program), std::os::unix::fs::PermissionsExt::from_mode(0o755))
+            .unwrap();
     }
 
     pub fn unshadow(&self) {
@@ -488,20 +409,12 @@ async fn carry(
     }
     let client = sockets::canonical(client).ip();
     // The bench may be gone.
-    let _gone = seen.send(Seen {
-        port,
-        original: original.0,
-        client,
-    });
+    let _gone = seen.send(Seen { port, original: original.0, client });
     if port == 15008 {
         return echo(stream).await;
     }
     let from = (port == 15006).then_some(client);
-    let dial = Dial {
-        mark: MARK.value(),
-        from,
-        options: Options::default(),
-    };
+    let dial = Dial { mark: MARK.value(), from, options: Options::default() };
     match sockets::dial(&pod, original.0, &dial).await {
         Ok(mut onward) => {
             let _ended = tokio::io::copy_bidirectional(&mut stream, &mut onward).await;
@@ -525,11 +438,7 @@ fn fresh() -> Netns {
 }
 
 fn socket(to: SocketAddr) -> tokio::net::TcpSocket {
-    let socket = if to.is_ipv4() {
-        tokio::net::TcpSocket::new_v4()
-    } else {
-        tokio::net::TcpSocket::new_v6()
-    };
+    let socket = if to.is_ipv4() { tokio::net::TcpSocket::new_v4() } else { tokio::net::TcpSocket::new_v6() };
     socket.unwrap()
 }
 
@@ -556,10 +465,6 @@ fn within(netns: &Netns, command: &str) -> String {
     let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
     let output = netns.run(|| program.env("PATH", path).output()).unwrap().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(
-        output.status.success(),
-        "{command}: {text}{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert!(output.status.success(), "{command}: {text}{}", String::from_utf8_lossy(&output.stderr));
     text
 }

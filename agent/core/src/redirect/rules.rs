@@ -25,12 +25,7 @@ pub(super) struct Chain {
 /// All chains of a family.
 pub(super) fn chains(family: Family, wanted: &Wanted) -> Vec<Chain> {
     let mark = format!("-m mark --mark {:#x}", wanted.mark.value());
-    let chain = |table, hook, name, rules| Chain {
-        table,
-        hook,
-        name,
-        rules,
-    };
+    let chain = |table, hook, name, rules| Chain { table, hook, name, rules };
     vec![
         // The dial that spoofs its client's address over lo gets conntrack entries of its own: the client's real
         // port may be the one that the kernel picked.
@@ -46,9 +41,7 @@ pub(super) fn chains(family: Family, wanted: &Wanted) -> Vec<Chain> {
             Table::Mangle,
             "PREROUTING",
             "ADIT_PREROUTING",
-            vec![format!(
-                "-i lo -p tcp {mark} -j CONNMARK --set-xmark {CONN_MARK:#x}/0xffffffff"
-            )],
+            vec![format!("-i lo -p tcp {mark} -j CONNMARK --set-xmark {CONN_MARK:#x}/0xffffffff")],
         ),
         chain(
             Table::Mangle,
@@ -60,12 +53,7 @@ pub(super) fn chains(family: Family, wanted: &Wanted) -> Vec<Chain> {
             )],
         ),
         chain(Table::Nat, "PREROUTING", "ADIT_PREROUTING", inbound(wanted)),
-        chain(
-            Table::Nat,
-            "OUTPUT",
-            "ADIT_OUTPUT",
-            outbound(family, &mark, wanted),
-        ),
+        chain(Table::Nat, "OUTPUT", "ADIT_OUTPUT", outbound(family, &mark, wanted)),
         chain(Table::Filter, "INPUT", "ADIT_INPUT", refused(wanted)),
     ]
 }
@@ -89,10 +77,7 @@ fn outbound(family: Family, mark: &str, wanted: &Wanted) -> Vec<String> {
     rules.extend(match family {
         Family::V4 => vec!["-d 127.0.0.0/8 -j RETURN".to_owned()],
         // A link-local destination has a scope that a redirected connection loses.
-        Family::V6 => vec![
-            "-d ::1/128 -j RETURN".to_owned(),
-            "-d fe80::/10 -j RETURN".to_owned(),
-        ],
+        Family::V6 => vec!["-d ::1/128 -j RETURN".to_owned(), "-d fe80::/10 -j RETURN".to_owned()],
     });
     rules.push(format!("-p tcp {mark} -j RETURN"));
     for net in &wanted.skip.outbound_cidrs {
@@ -107,9 +92,7 @@ fn outbound(family: Family, mark: &str, wanted: &Wanted) -> Vec<String> {
         }
     }
     rules.extend(ports_returned(&wanted.skip.outbound_ports));
-    rules.push(format!(
-        "-p tcp -m tcp {SYN} -j REDIRECT --to-ports {PORT_OUTBOUND}"
-    ));
+    rules.push(format!("-p tcp -m tcp {SYN} -j REDIRECT --to-ports {PORT_OUTBOUND}"));
     rules
 }
 
@@ -126,17 +109,11 @@ fn refused(wanted: &Wanted) -> Vec<String> {
 
 /// One rule a range: multiport takes 15 ports a rule, and a range counts as two.
 fn ports_returned(ranges: &[PortRange]) -> Vec<String> {
-    let nonempty = ranges
-        .iter()
-        .map(|range| (*range.start().max(&1), *range.end()))
-        .filter(|(from, to)| from <= to);
+    let nonempty =
+        ranges.iter().map(|range| (*range.start().max(&1), *range.end())).filter(|(from, to)| from <= to);
     nonempty
         .map(|(from, to)| {
-            let ports = if from == to {
-                from.to_string()
-            } else {
-                format!("{from}:{to}")
-            };
+            let ports = if from == to { from.to_string() } else { format!("{from}:{to}") };
             format!("-p tcp -m tcp --dport {ports} -j RETURN")
         })
         .collect()

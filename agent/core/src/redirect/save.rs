@@ -56,11 +56,7 @@ impl<'s> Save<'s> {
 impl<'s> SavedTable<'s> {
     /// The chains that have our prefix.
     pub(super) fn own_chains(&self) -> Vec<&'s str> {
-        self.chains
-            .iter()
-            .map(|(name, _)| *name)
-            .filter(|name| name.starts_with(PREFIX))
-            .collect()
+        self.chains.iter().map(|(name, _)| *name).filter(|name| name.starts_with(PREFIX)).collect()
     }
 
     /// The rules in others' chains that lead into ours: (chain, rule, our chain).
@@ -86,18 +82,11 @@ impl<'s> SavedTable<'s> {
     /// Whether `chain` holds its rules and no other, in order.
     pub(super) fn rules_are(&self, chain: &Chain) -> bool {
         let stands = self.chains.iter().any(|(name, _)| *name == chain.name);
-        let rules: Vec<&str> = self
-            .rules
-            .iter()
-            .filter(|(name, _)| *name == chain.name)
-            .map(|(_, rule)| *rule)
-            .collect();
+        let rules: Vec<&str> =
+            self.rules.iter().filter(|(name, _)| *name == chain.name).map(|(_, rule)| *rule).collect();
         stands
             && rules.len() == chain.rules.len()
-            && rules
-                .iter()
-                .zip(&chain.rules)
-                .all(|(saved, wanted)| canonical(saved) == canonical(wanted))
+            && rules.iter().zip(&chain.rules).all(|(saved, wanted)| canonical(saved) == canonical(wanted))
     }
 
     /// Whether somebody else made a chain, wrote a rule, or changed a policy.
@@ -148,11 +137,7 @@ fn canonical(rule: &str) -> Vec<String> {
         if word == "!" {
             negated = true;
         } else if word.starts_with('-') || options.is_empty() {
-            options.push(if std::mem::take(&mut negated) {
-                format!("! {word}")
-            } else {
-                word.to_owned()
-            });
+            options.push(if std::mem::take(&mut negated) { format!("! {word}") } else { word.to_owned() });
         } else if let Some(option) = options.last_mut() {
             option.push(' ');
             option.push_str(&value(word));

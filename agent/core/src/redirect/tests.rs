@@ -11,10 +11,7 @@ const APPLIED: [(&str, Family, &str); 4] = [
 ];
 
 /// A pod's own rules, of every kind that must survive us, printed by both back ends.
-const OWN_RULES: [&str; 2] = [
-    include_str!("golden/nft-own.save"),
-    include_str!("golden/legacy-own.save"),
-];
+const OWN_RULES: [&str; 2] = [include_str!("golden/nft-own.save"), include_str!("golden/legacy-own.save")];
 
 fn wanted() -> Wanted {
     let skip = Skip {
@@ -41,10 +38,7 @@ fn an_empty_namespace_gets_every_table_in_order() {
     ] {
         let edits = plan("", &wanted(), family);
         assert_eq!(text(&edits), golden);
-        assert_eq!(
-            tables(&edits),
-            [Table::Raw, Table::Mangle, Table::Nat, Table::Filter]
-        );
+        assert_eq!(tables(&edits), [Table::Raw, Table::Mangle, Table::Nat, Table::Filter]);
         assert!(edits.iter().all(|edit| edit.family == family));
     }
 }
@@ -61,12 +55,10 @@ fn a_namespace_that_is_as_wanted_gets_no_edit_whatever_back_end_printed_it() {
 #[test]
 fn another_version_s_way_of_printing_is_no_drift() {
     let (_, family, save) = APPLIED[0];
-    let other = save
-        .replace("--mark 0x89abcdef", "--mark 0x89ABCDEF/0xffffffff")
-        .replace(
-            "-m tcp ! --dport 15008 --tcp-flags FIN,SYN,RST,ACK SYN",
-            "-m tcp --tcp-flags FIN,SYN,RST,ACK SYN ! --dport 15008",
-        );
+    let other = save.replace("--mark 0x89abcdef", "--mark 0x89ABCDEF/0xffffffff").replace(
+        "-m tcp ! --dport 15008 --tcp-flags FIN,SYN,RST,ACK SYN",
+        "-m tcp --tcp-flags FIN,SYN,RST,ACK SYN ! --dport 15008",
+    );
     assert_ne!(other, save);
     assert_eq!(compare(&other, &wanted(), family), []);
 }
@@ -77,37 +69,19 @@ fn every_line_that_is_taken_away_or_changed_is_seen_and_its_table_written_again(
         let lines: Vec<&str> = save.lines().collect();
         let ours = |line: &str| line.contains("ADIT_") && line.starts_with("-A");
         for gone in (0..lines.len()).filter(|at| ours(lines[*at])) {
-            let without: Vec<&str> = lines
-                .iter()
-                .enumerate()
-                .filter(|(at, _)| *at != gone)
-                .map(|(_, line)| *line)
-                .collect();
+            let without: Vec<&str> =
+                lines.iter().enumerate().filter(|(at, _)| *at != gone).map(|(_, line)| *line).collect();
             let without = without.join("\n");
-            let table = lines[..gone]
-                .iter()
-                .rev()
-                .find_map(|line| line.strip_prefix('*'))
-                .unwrap();
+            let table = lines[..gone].iter().rev().find_map(|line| line.strip_prefix('*')).unwrap();
             let edits = plan(&without, &wanted(), family);
             assert_eq!(edits.len(), 1, "{backend} {family} without {}", lines[gone]);
             assert_eq!(edits[0].table.name(), table);
-            assert_eq!(
-                compare(&without, &wanted(), family).len(),
-                1,
-                "without {}",
-                lines[gone]
-            );
+            assert_eq!(compare(&without, &wanted(), family).len(), 1, "without {}", lines[gone]);
 
             let mut changed = lines.clone();
             let line = format!("{} -m comment --comment \"x\"", lines[gone]);
             changed[gone] = &line;
-            assert_eq!(
-                plan(&changed.join("\n"), &wanted(), family).len(),
-                1,
-                "changed {}",
-                lines[gone]
-            );
+            assert_eq!(plan(&changed.join("\n"), &wanted(), family).len(), 1, "changed {}", lines[gone]);
         }
     }
 }
@@ -121,41 +95,23 @@ fn a_right_jump_is_not_touched_when_rules_are_repaired() {
         .collect();
     let edits = plan(&flushed.join("\n"), &wanted(), family);
     assert_eq!(tables(&edits), [Table::Nat]);
-    assert!(
-        !edits[0].text.contains("-I ") && !edits[0].text.contains("-D "),
-        "{}",
-        edits[0].text
-    );
+    assert!(!edits[0].text.contains("-I ") && !edits[0].text.contains("-D "), "{}", edits[0].text);
 }
 
 #[test]
 fn a_doubled_or_displaced_jump_becomes_one_at_the_top() {
     let (_, family, save) = APPLIED[0];
     for (before, after) in [
-        (
-            "-A OUTPUT -j ADIT_OUTPUT\n",
-            "-A OUTPUT -j ADIT_OUTPUT\n-A OUTPUT -j ADIT_OUTPUT\n",
-        ),
-        (
-            "-A OUTPUT -j ADIT_OUTPUT\n",
-            "-A OUTPUT -p udp -j ACCEPT\n-A OUTPUT -j ADIT_OUTPUT\n",
-        ),
+        ("-A OUTPUT -j ADIT_OUTPUT\n", "-A OUTPUT -j ADIT_OUTPUT\n-A OUTPUT -j ADIT_OUTPUT\n"),
+        ("-A OUTPUT -j ADIT_OUTPUT\n", "-A OUTPUT -p udp -j ACCEPT\n-A OUTPUT -j ADIT_OUTPUT\n"),
         ("-A OUTPUT -j ADIT_OUTPUT\n", "-A OUTPUT -p tcp -j ADIT_OUTPUT\n"),
     ] {
         let nat = save.find("*nat").unwrap();
         let (head, tail) = save.split_at(nat);
-        let edits = plan(
-            &format!("{head}{}", tail.replacen(before, after, 1)),
-            &wanted(),
-            family,
-        );
+        let edits = plan(&format!("{head}{}", tail.replacen(before, after, 1)), &wanted(), family);
         assert_eq!(tables(&edits), [Table::Nat], "{after}");
         let written = &edits[0].text;
-        assert_eq!(
-            written.matches("-I OUTPUT 1 -j ADIT_OUTPUT").count(),
-            1,
-            "{written}"
-        );
+        assert_eq!(written.matches("-I OUTPUT 1 -j ADIT_OUTPUT").count(), 1, "{written}");
         assert_eq!(
             written.matches("-D OUTPUT").count(),
             after.matches("-j ADIT_OUTPUT").count(),
@@ -210,17 +166,11 @@ fn chains_of_another_version_of_ours_go_with_the_jumps_to_them() {
         "*nat\n:ADIT_OLD - [0:0]\n-A POSTROUTING -j ADIT_OLD\n-A ADIT_OLD -j ACCEPT\n",
         1,
     );
-    let stale = Drift::Stale {
-        family,
-        table: Table::Nat,
-        chain: "ADIT_OLD".to_owned(),
-    };
+    let stale = Drift::Stale { family, table: Table::Nat, chain: "ADIT_OLD".to_owned() };
     assert_eq!(compare(&older, &wanted(), family), [stale]);
     let edits = plan(&older, &wanted(), family);
     assert!(
-        edits[0]
-            .text
-            .contains("-D POSTROUTING -j ADIT_OLD\n-F ADIT_OLD\n-X ADIT_OLD\n"),
+        edits[0].text.contains("-D POSTROUTING -j ADIT_OLD\n-F ADIT_OLD\n-X ADIT_OLD\n"),
         "{}",
         edits[0].text
     );
@@ -230,10 +180,7 @@ fn chains_of_another_version_of_ours_go_with_the_jumps_to_them() {
 fn without_the_socket_match_every_port_is_redirected() {
     let edits = plan("", &wanted().without_socket_match(), Family::V4);
     assert!(!text(&edits).contains("-m socket"));
-    assert_eq!(
-        text(&plan("", &wanted(), Family::V4)).replace("-m socket --nowildcard ", ""),
-        text(&edits)
-    );
+    assert_eq!(text(&plan("", &wanted(), Family::V4)).replace("-m socket --nowildcard ", ""), text(&edits));
 }
 
 #[test]
@@ -243,11 +190,7 @@ fn skips_that_cover_all_or_nothing_are_written_as_iptables_prints_them() {
         outbound_cidrs: vec!["0.0.0.0/0".parse().unwrap()],
         inbound_ports: vec![1..=65535],
     };
-    let written = text(&plan(
-        "",
-        &Wanted::new(Mark::from_draw(0), Arc::new(skip)),
-        Family::V4,
-    ));
+    let written = text(&plan("", &Wanted::new(Mark::from_draw(0), Arc::new(skip)), Family::V4));
     assert!(written.contains("-A ADIT_OUTPUT -j RETURN\n"));
     assert!(written.contains("-A ADIT_OUTPUT -p tcp -m tcp --dport 1:3 -j RETURN\n"));
     assert!(written.contains("-A ADIT_INPUT -p tcp -m tcp --dport 1:65535 -j RETURN\n"));
