@@ -204,20 +204,14 @@ pub fn observe<'p>(policies: &'p PolicySet, request: &Request<'_>, mut seen: imp
             },
         };
         if let Some(outcome) = outcome {
-            seen(Observed {
-                policy: &policy.name,
-                outcome,
-            });
+            seen(Observed { policy: &policy.name, outcome });
         }
     }
 }
 
 /// The dry runs of ALLOW policies.
 fn dry_allows(policies: &PolicySet) -> impl Iterator<Item = &Arc<AuthorizationPolicy>> {
-    policies
-        .observed
-        .iter()
-        .filter(|policy| policy.dry_run && policy.action == Action::Allow)
+    policies.observed.iter().filter(|policy| policy.dry_run && policy.action == Action::Allow)
 }
 
 /// What a match leads to; decides how what was not understood counts.
@@ -256,8 +250,7 @@ impl<'r> Canonical<'r> {
     }
 
     fn has_namespace(&self, pattern: &Pattern) -> bool {
-        self.account
-            .is_some_and(|(namespace, _)| pattern.matches(namespace))
+        self.account.is_some_and(|(namespace, _)| pattern.matches(namespace))
     }
 
     fn has_account(&self, wanted: &ServiceAccount) -> bool {
@@ -279,19 +272,13 @@ fn first_match<'p>(
     request: &Canonical<'_>,
 ) -> Option<Ruling<'p>> {
     policies.into_iter().find_map(|policy| {
-        matching_rule(policy, effect, request).map(|rule| Ruling {
-            policy: &policy.name,
-            rule,
-        })
+        matching_rule(policy, effect, request).map(|rule| Ruling { policy: &policy.name, rule })
     })
 }
 
 /// The first rule of a policy that matches.
 fn matching_rule(policy: &AuthorizationPolicy, effect: Effect, request: &Canonical<'_>) -> Option<u32> {
-    let at = policy
-        .rules
-        .iter()
-        .position(|rule| rule_matches(rule, effect, request))?;
+    let at = policy.rules.iter().position(|rule| rule_matches(rule, effect, request))?;
     Some(u32::try_from(at).unwrap_or(u32::MAX))
 }
 
@@ -302,23 +289,14 @@ fn rule_matches(rule: &Rule, effect: Effect, request: &Canonical<'_>) -> bool {
     };
     counts
         && (rule.from.is_empty() || rule.from.iter().any(|source| source_matches(source, request)))
-        && (rule.to.is_empty()
-            || rule
-                .to
-                .iter()
-                .any(|operation| operation_matches(operation, request)))
-        && rule
-            .when
-            .iter()
-            .all(|condition| condition_holds(condition, request))
+        && (rule.to.is_empty() || rule.to.iter().any(|operation| operation_matches(operation, request)))
+        && rule.when.iter().all(|condition| condition_holds(condition, request))
 }
 
 fn source_matches(source: &Source, request: &Canonical<'_>) -> bool {
     source.principals.holds(|pattern| request.has_principal(pattern))
         && source.namespaces.holds(|pattern| request.has_namespace(pattern))
-        && source
-            .service_accounts
-            .holds(|wanted| request.has_account(wanted))
+        && source.service_accounts.holds(|wanted| request.has_account(wanted))
         && source.ip_blocks.holds(|block| request.comes_from(block))
 }
 
@@ -368,17 +346,11 @@ impl PeerModes {
 ///
 /// A port's own mode beats any other; then workload beats namespace beats mesh; none: permissive, by no policy.
 pub fn peer_mode(policies: &PeerModes, port: u16) -> (PeerMode, Option<&ObjectName>) {
-    let by_port = policies.policies().find_map(|policy| {
-        policy
-            .port_modes
-            .get(&port)
-            .map(|mode| (*mode, Some(&policy.name)))
-    });
-    let by_mode = || {
-        policies
-            .policies()
-            .find_map(|policy| policy.mode.map(|mode| (mode, Some(&policy.name))))
-    };
+    let by_port = policies
+        .policies()
+        .find_map(|policy| policy.port_modes.get(&port).map(|mode| (*mode, Some(&policy.name))));
+    let by_mode =
+        || policies.policies().find_map(|policy| policy.mode.map(|mode| (mode, Some(&policy.name))));
     by_port.or_else(by_mode).unwrap_or_default()
 }
 
@@ -401,10 +373,7 @@ pub fn losing<'p>(policies: impl Iterator<Item = &'p Arc<PeerAuthentication>>) -
     let mut losers = Vec::new();
     for policy in by_seniority {
         match winners.iter().find(|winner| winner.scope == policy.scope) {
-            Some(winner) => losers.push(Losing {
-                loser: policy.name.clone(),
-                winner: winner.name.clone(),
-            }),
+            Some(winner) => losers.push(Losing { loser: policy.name.clone(), winner: winner.name.clone() }),
             None => winners.push(policy),
         }
     }

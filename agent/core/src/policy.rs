@@ -33,10 +33,9 @@ impl Scope {
         match self {
             Self::Mesh => true,
             Self::Namespace(own) => &**own == namespace,
-            Self::Selected {
-                namespace: own,
-                labels: wanted,
-            } => own.as_deref().is_none_or(|own| own == namespace) && labels.contain(wanted),
+            Self::Selected { namespace: own, labels: wanted } => {
+                own.as_deref().is_none_or(|own| own == namespace) && labels.contain(wanted)
+            }
         }
     }
 
@@ -135,10 +134,7 @@ pub struct Among<T> {
 // Derived, it would ask for `T: Default`.
 impl<T> Default for Among<T> {
     fn default() -> Self {
-        Self {
-            any: Vec::new(),
-            none: Vec::new(),
-        }
+        Self { any: Vec::new(), none: Vec::new() }
     }
 }
 

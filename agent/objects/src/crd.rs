@@ -124,17 +124,11 @@ pub struct RuleSource {
     pub not_namespaces: Option<Vec<String>>,
     /// Service accounts: NAMESPACE/ACCOUNT, or ACCOUNT of the policy's namespace.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(
-        length(min = 1),
-        inner(length(min = 1, max = 320), regex(pattern = r"^([^*/]+/)?[^*/]+$"))
-    )]
+    #[schemars(length(min = 1), inner(length(min = 1, max = 320), regex(pattern = r"^([^*/]+/)?[^*/]+$")))]
     pub service_accounts: Option<Vec<String>>,
     /// None of these service accounts.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(
-        length(min = 1),
-        inner(length(min = 1, max = 320), regex(pattern = r"^([^*/]+/)?[^*/]+$"))
-    )]
+    #[schemars(length(min = 1), inner(length(min = 1, max = 320), regex(pattern = r"^([^*/]+/)?[^*/]+$")))]
     pub not_service_accounts: Option<Vec<String>>,
     /// Addresses and blocks of them.
     #[serde(skip_serializing_if = "Option::is_none")]

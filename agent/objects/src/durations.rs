@@ -31,12 +31,7 @@ pub fn parse(text: &str) -> Option<Duration> {
 /// Writes a duration so that [`parse`] reads it back; below a millisecond nothing is kept, above 99,999 hours neither.
 pub fn format(span: Duration) -> String {
     let ms = span.as_millis().min(99_999 * 3_600_000 + 3_599_999);
-    let parts = [
-        (ms / 3_600_000, "h"),
-        (ms / 60_000 % 60, "m"),
-        (ms / 1000 % 60, "s"),
-        (ms % 1000, "ms"),
-    ];
+    let parts = [(ms / 3_600_000, "h"), (ms / 60_000 % 60, "m"), (ms / 1000 % 60, "s"), (ms % 1000, "ms")];
     let text: String = parts
         .into_iter()
         .filter(|(number, _)| *number > 0)

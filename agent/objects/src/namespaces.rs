@@ -23,11 +23,7 @@ pub fn translate(namespace: &Namespace) -> Result<Translated, Rejected> {
     let mesh = skip::mesh_label(&namespace.metadata, &mut problems);
     let skip = skip::skip(&namespace.metadata, &mut problems);
     Ok(Translated {
-        change: Some(Change::Namespace(adit_core::workload::Namespace {
-            name,
-            mesh,
-            skip,
-        })),
+        change: Some(Change::Namespace(adit_core::workload::Namespace { name, mesh, skip })),
         problems,
     })
 }

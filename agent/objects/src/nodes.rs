@@ -41,9 +41,7 @@ struct Address {
 pub fn translate(node: &Node) -> Result<Translated, Rejected> {
     let name = cluster_name(Kind::Node, &node.metadata)?.name;
     let labels = node.metadata.labels.as_ref();
-    let zone = labels
-        .and_then(|labels| labels.get(ZONE_LABEL))
-        .filter(|zone| !zone.is_empty());
+    let zone = labels.and_then(|labels| labels.get(ZONE_LABEL)).filter(|zone| !zone.is_empty());
     let mut problems = Vec::new();
     let mut addresses = Vec::new();
     for (at, address) in node.status.addresses.iter().enumerate() {

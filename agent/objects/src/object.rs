@@ -116,15 +116,9 @@ impl Object {
         let Some((kind, api)) = kind_of(value, &object)? else {
             return Ok(None);
         };
-        let found = value
-            .get("apiVersion")
-            .and_then(Value::as_str)
-            .unwrap_or_default();
+        let found = value.get("apiVersion").and_then(Value::as_str).unwrap_or_default();
         if found != api {
-            let rule = Unreadable::ApiVersion {
-                found: found.to_owned(),
-                wanted: api,
-            };
+            let rule = Unreadable::ApiVersion { found: found.to_owned(), wanted: api };
             return Err(reject(&object, FieldPath::of(["apiVersion"]), rule));
         }
         let decoded = match kind {
@@ -192,16 +186,9 @@ fn kind_of(value: &Value, object: &ObjectRef) -> Result<Option<(Kind, &'static s
         "TrafficPolicy" => (Kind::TrafficPolicy, POLICY_API),
         "" => return Err(reject(object, FieldPath::of(["kind"]), Wrong::Missing.into())),
         other => {
-            let api = value
-                .get("apiVersion")
-                .and_then(Value::as_str)
-                .unwrap_or_default();
+            let api = value.get("apiVersion").and_then(Value::as_str).unwrap_or_default();
             return match api.starts_with("policy.adit.dev/") {
-                true => Err(reject(
-                    object,
-                    FieldPath::of(["kind"]),
-                    Unreadable::Kind(other.to_owned()),
-                )),
+                true => Err(reject(object, FieldPath::of(["kind"]), Unreadable::Kind(other.to_owned()))),
                 false => Ok(None),
             };
         }
@@ -221,25 +208,18 @@ pub(crate) fn named(value: &Value) -> ObjectRef {
 }
 
 fn reject(object: &ObjectRef, field: FieldPath, rule: Unreadable) -> Rejected {
-    Rejected {
-        object: Box::new(object.clone()),
-        field,
-        rule,
-    }
+    Rejected { object: Box::new(object.clone()), field, rule }
 }
 
 /// Decodes one of the pruned types, and says in which field that failed.
 fn decode<T: DeserializeOwned>(value: &Value) -> Result<T, (FieldPath, Unreadable)> {
     serde_path_to_error::deserialize(value).map_err(|error| {
-        let field = error
-            .path()
-            .iter()
-            .fold(FieldPath::ROOT, |field, segment| match segment {
-                serde_path_to_error::Segment::Seq { index } => field.index(*index),
-                serde_path_to_error::Segment::Map { key } => field.key(key),
-                serde_path_to_error::Segment::Enum { variant } => field.key(variant),
-                serde_path_to_error::Segment::Unknown => field,
-            });
+        let field = error.path().iter().fold(FieldPath::ROOT, |field, segment| match segment {
+            serde_path_to_error::Segment::Seq { index } => field.index(*index),
+            serde_path_to_error::Segment::Map { key } => field.key(key),
+            serde_path_to_error::Segment::Enum { variant } => field.key(variant),
+            serde_path_to_error::Segment::Unknown => field,
+        });
         (field, Unreadable::Shape(error.into_inner().to_string()))
     })
 }
@@ -247,10 +227,7 @@ fn decode<T: DeserializeOwned>(value: &Value) -> Result<T, (FieldPath, Unreadabl
 /// `metadata.namespace` (`default` where absent) and `metadata.name`.
 pub(crate) fn namespaced_name(kind: Kind, metadata: &ObjectMeta) -> Result<ObjectName, Rejected> {
     let name = cluster_name(kind, metadata)?.name;
-    let namespace = metadata
-        .namespace
-        .as_deref()
-        .filter(|namespace| !namespace.is_empty());
+    let namespace = metadata.namespace.as_deref().filter(|namespace| !namespace.is_empty());
     Ok(ObjectName::new(namespace.unwrap_or("default"), name))
 }
 
@@ -280,10 +257,7 @@ pub(crate) fn labels<'a>(
     pairs: impl IntoIterator<Item = (&'a String, &'a String)>,
 ) -> adit_core::workload::Labels {
     adit_core::workload::Labels(
-        pairs
-            .into_iter()
-            .map(|(key, value)| (Arc::from(key.as_str()), Arc::from(value.as_str())))
-            .collect(),
+        pairs.into_iter().map(|(key, value)| (Arc::from(key.as_str()), Arc::from(value.as_str()))).collect(),
     )
 }
 

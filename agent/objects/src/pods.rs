@@ -114,10 +114,7 @@ struct Dial {
 pub fn translate(pod: &Pod) -> Result<Translated, Rejected> {
     let name = namespaced_name(Kind::Pod, &pod.metadata)?;
     if matches!(pod.status.phase.as_str(), "Succeeded" | "Failed") {
-        return Ok(Translated {
-            change: None,
-            problems: Vec::new(),
-        });
+        return Ok(Translated { change: None, problems: Vec::new() });
     }
     let uid = pod.metadata.uid.as_deref().filter(|uid| !uid.is_empty());
     let uid = uid.ok_or_else(|| missing(Kind::Pod, &pod.metadata, FieldPath::of(["metadata", "uid"])))?;
@@ -125,26 +122,11 @@ pub fn translate(pod: &Pod) -> Result<Translated, Rejected> {
     let ips = ips(&pod.status, &mut problems);
     let mut ports = Ports::default();
     ports.read(pod, &ips, &mut problems);
-    let account = pod
-        .spec
-        .service_account_name
-        .as_deref()
-        .filter(|account| !account.is_empty());
-    let annotation = |key| {
-        pod.metadata
-            .annotations
-            .as_ref()
-            .and_then(|all| all.get(key))
-            .map(String::as_str)
-    };
+    let account = pod.spec.service_account_name.as_deref().filter(|account| !account.is_empty());
+    let annotation = |key| pod.metadata.annotations.as_ref().and_then(|all| all.get(key)).map(String::as_str);
     let change = Change::Pod(workload::Pod {
         uid: PodUid(uid.into()),
-        node: pod
-            .spec
-            .node_name
-            .as_deref()
-            .filter(|node| !node.is_empty())
-            .map(|node| NodeName(node.into())),
+        node: pod.spec.node_name.as_deref().filter(|node| !node.is_empty()).map(|node| NodeName(node.into())),
         ips,
         service_account: account.unwrap_or("default").into(),
         labels: pod.metadata.labels.as_ref().map_or_else(Labels::default, labels),
@@ -160,24 +142,17 @@ pub fn translate(pod: &Pod) -> Result<Translated, Rejected> {
         owner: owner(&pod.metadata, &name.name),
         name,
     });
-    Ok(Translated {
-        change: Some(change),
-        problems,
-    })
+    Ok(Translated { change: Some(change), problems })
 }
 
 /// `status.podIPs`, or the older `podIP`; no doubles.
 fn ips(status: &Status, problems: &mut Vec<Problem>) -> Vec<IpAddr> {
-    let many = status.pod_ips.iter().enumerate().map(|(at, ip)| {
-        (
-            FieldPath::of(["status", "podIPs"]).index(at).key("ip"),
-            ip.ip.as_str(),
-        )
-    });
-    let one = status
-        .pod_ip
+    let many = status
+        .pod_ips
         .iter()
-        .map(|ip| (FieldPath::of(["status", "podIP"]), ip.as_str()));
+        .enumerate()
+        .map(|(at, ip)| (FieldPath::of(["status", "podIPs"]).index(at).key("ip"), ip.ip.as_str()));
+    let one = status.pod_ip.iter().map(|ip| (FieldPath::of(["status", "podIP"]), ip.as_str()));
     let mut ips = Vec::new();
     for (field, text) in many.chain(one) {
         match parse::address(text) {
@@ -199,10 +174,7 @@ struct Ports {
 
 impl Ports {
     fn read(&mut self, pod: &Pod, ips: &[IpAddr], problems: &mut Vec<Problem>) {
-        let groups = [
-            ("containers", &pod.spec.containers),
-            ("initContainers", &pod.spec.init_containers),
-        ];
+        let groups = [("containers", &pod.spec.containers), ("initContainers", &pod.spec.init_containers)];
         for (group, containers) in groups {
             for (at, container) in containers.iter().enumerate() {
                 let runs_on = group == "containers" || container.restart_policy.as_deref() == Some("Always");
@@ -228,14 +200,10 @@ impl Ports {
                 continue;
             }
             match number(port.container_port) {
-                Ok(number) => self.named.push(NamedPort {
-                    name: port.name.as_str().into(),
-                    port: number,
-                }),
-                Err(wrong) => problems.push(Problem {
-                    field: field.key("ports").index(at).key("containerPort"),
-                    wrong,
-                }),
+                Ok(number) => self.named.push(NamedPort { name: port.name.as_str().into(), port: number }),
+                Err(wrong) => {
+                    problems.push(Problem { field: field.key("ports").index(at).key("containerPort"), wrong })
+                }
             }
         }
         let probes = [
@@ -248,10 +216,7 @@ impl Ports {
         }
         if let Some(lifecycle) = &container.lifecycle {
             let field = field.key("lifecycle");
-            for (name, action) in [
-                ("postStart", &lifecycle.post_start),
-                ("preStop", &lifecycle.pre_stop),
-            ] {
+            for (name, action) in [("postStart", &lifecycle.post_start), ("preStop", &lifecycle.pre_stop)] {
                 self.read_action(container, action.as_ref(), ips, &field.key(name), problems);
             }
         }
@@ -266,11 +231,8 @@ impl Ports {
         problems: &mut Vec<Problem>,
     ) {
         let Some(action) = action else { return };
-        let dials = [
-            ("httpGet", &action.http_get),
-            ("tcpSocket", &action.tcp_socket),
-            ("grpc", &action.grpc),
-        ];
+        let dials =
+            [("httpGet", &action.http_get), ("tcpSocket", &action.tcp_socket), ("grpc", &action.grpc)];
         for (name, dial) in dials {
             let Some(dial) = dial else { continue };
             if !reaches_pod(dial, ips) {
@@ -278,10 +240,7 @@ impl Ports {
             }
             match probe_port(container, dial) {
                 Ok(port) => self.probes.push(port),
-                Err(wrong) => problems.push(Problem {
-                    field: field.key(name).key("port"),
-                    wrong,
-                }),
+                Err(wrong) => problems.push(Problem { field: field.key(name).key("port"), wrong }),
             }
         }
     }
@@ -310,34 +269,21 @@ fn probe_port(container: &Container, dial: &Dial) -> Result<u16, Wrong> {
 
 fn number(port: Option<i32>) -> Result<u16, Wrong> {
     let port = port.ok_or(Wrong::Missing)?;
-    u16::try_from(port)
-        .ok()
-        .filter(|port| *port != 0)
-        .ok_or_else(|| Wrong::Port(port.to_string()))
+    u16::try_from(port).ok().filter(|port| *port != 0).ok_or_else(|| Wrong::Port(port.to_string()))
 }
 
 /// What made the pod. A ReplicaSet's name is its Deployment's with the hash that the pod's label repeats.
 fn owner(metadata: &ObjectMeta, pod: &str) -> Owner {
     let owners = metadata.owner_references.iter().flatten();
     let Some(made_by) = owners.into_iter().find(|owner| owner.controller == Some(true)) else {
-        return Owner {
-            kind: "Pod".into(),
-            name: pod.into(),
-        };
+        return Owner { kind: "Pod".into(), name: pod.into() };
     };
-    let hash = metadata
-        .labels
-        .as_ref()
-        .and_then(|labels| labels.get(TEMPLATE_HASH));
+    let hash = metadata.labels.as_ref().and_then(|labels| labels.get(TEMPLATE_HASH));
     let deployment = hash.and_then(|hash| made_by.name.strip_suffix(hash.as_str())?.strip_suffix('-'));
     match (made_by.kind.as_str(), deployment) {
-        ("ReplicaSet", Some(deployment)) if !deployment.is_empty() => Owner {
-            kind: "Deployment".into(),
-            name: deployment.into(),
-        },
-        (kind, _) => Owner {
-            kind: kind.into(),
-            name: made_by.name.as_str().into(),
-        },
+        ("ReplicaSet", Some(deployment)) if !deployment.is_empty() => {
+            Owner { kind: "Deployment".into(), name: deployment.into() }
+        }
+        (kind, _) => Owner { kind: kind.into(), name: made_by.name.as_str().into() },
     }
 }

@@ -43,20 +43,12 @@ impl Policy {
     /// Its spec, and whether anything in or beside it is unknown; no spec reads as an empty one.
     fn spec<'v>(&'v self, known: &'static [&'static str], problems: &mut Vec<Problem>) -> Spec<'v> {
         let before = problems.len();
-        unknown_fields(
-            &self.fields,
-            &At::ROOT,
-            &["apiVersion", "kind", "spec", "status"],
-            problems,
-        );
+        unknown_fields(&self.fields, &At::ROOT, &["apiVersion", "kind", "spec", "status"], problems);
         let fields = match present(&self.fields, "spec") {
             None => None,
             Some(value) => object(value, &At::ROOT.key("spec"), known, problems),
         };
-        Spec {
-            fields,
-            is_whole: problems.len() == before,
-        }
+        Spec { fields, is_whole: problems.len() == before }
     }
 }
 
@@ -88,23 +80,14 @@ enum Step<'a> {
 }
 
 impl<'a> At<'a> {
-    const ROOT: At<'static> = At {
-        parent: None,
-        step: Step::Root,
-    };
+    const ROOT: At<'static> = At { parent: None, step: Step::Root };
 
     fn key(&'a self, key: &'a str) -> Self {
-        At {
-            parent: Some(self),
-            step: Step::Key(key),
-        }
+        At { parent: Some(self), step: Step::Key(key) }
     }
 
     fn index(&'a self, at: usize) -> Self {
-        At {
-            parent: Some(self),
-            step: Step::Index(at),
-        }
+        At { parent: Some(self), step: Step::Index(at) }
     }
 
     fn path(&self) -> FieldPath {
@@ -117,10 +100,7 @@ impl<'a> At<'a> {
     }
 
     fn wrong(&self, wrong: Wrong, problems: &mut Vec<Problem>) {
-        problems.push(Problem {
-            field: self.path(),
-            wrong,
-        });
+        problems.push(Problem { field: self.path(), wrong });
     }
 }
 
@@ -181,9 +161,7 @@ fn unknown_fields(fields: &Map<String, Value>, at: &At<'_>, known: &[&str], prob
     for key in fields.keys().filter(|key| !known.contains(&key.as_str())) {
         let wrong = match HTTP_FIELDS.contains(&key.as_str()) {
             true => Wrong::Http,
-            false => Wrong::UnknownField {
-                known: known.join(", "),
-            },
+            false => Wrong::UnknownField { known: known.join(", ") },
         };
         at.key(key).wrong(wrong, problems);
     }
@@ -221,21 +199,14 @@ fn values<T>(
             Err(wrong) => at.index(index).wrong(wrong, problems),
         }
     }
-    if problems.len() == before {
-        read_ones
-    } else {
-        Vec::new()
-    }
+    if problems.len() == before { read_ones } else { Vec::new() }
 }
 
 /// A reader of strings from one of parsed text.
 fn text<T>(read: impl Fn(&str) -> Result<T, Wrong>) -> impl Fn(&Value) -> Result<T, Wrong> {
     move |value| match value.as_str() {
         Some(text) => read(text),
-        None => Err(Wrong::Type {
-            expected: "a string",
-            found: type_of(value),
-        }),
+        None => Err(Wrong::Type { expected: "a string", found: type_of(value) }),
     }
 }
 
@@ -244,10 +215,9 @@ fn port(value: &Value) -> Result<u16, Wrong> {
     match value {
         Value::String(text) => parse::port(text),
         Value::Number(number) => parse::port(&number.to_string()),
-        Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => Err(Wrong::Type {
-            expected: "a port",
-            found: type_of(value),
-        }),
+        Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => {
+            Err(Wrong::Type { expected: "a port", found: type_of(value) })
+        }
     }
 }
 
@@ -274,11 +244,7 @@ fn scope(
     }
     Scope::Selected {
         namespace: (!is_system).then(|| Arc::clone(namespace)),
-        labels: if problems.len() == before {
-            labels
-        } else {
-            Labels::default()
-        },
+        labels: if problems.len() == before { labels } else { Labels::default() },
     }
 }
 

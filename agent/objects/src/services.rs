@@ -109,10 +109,7 @@ pub fn translate(service: &Service) -> Result<Translated, Rejected> {
     let mut problems = Vec::new();
     let ports = ports(&spec.ports, &mut problems);
     if spec.kind == "ExternalName" || ports.is_empty() {
-        return Ok(Translated {
-            change: None,
-            problems,
-        });
+        return Ok(Translated { change: None, problems });
     }
     let change = Change::Service(service::Service {
         name,
@@ -123,16 +120,9 @@ pub fn translate(service: &Service) -> Result<Translated, Rejected> {
         distribution: distribution(spec, &mut problems),
         affinity: affinity(spec, &mut problems),
         publish_not_ready: spec.publish_not_ready_addresses,
-        selector: spec
-            .selector
-            .as_ref()
-            .filter(|selector| !selector.is_empty())
-            .map(labels),
+        selector: spec.selector.as_ref().filter(|selector| !selector.is_empty()).map(labels),
     });
-    Ok(Translated {
-        change: Some(change),
-        problems,
-    })
+    Ok(Translated { change: Some(change), problems })
 }
 
 fn spec(field: &str) -> FieldPath {
@@ -147,10 +137,9 @@ fn ports(ports: &[Port], problems: &mut Vec<Problem>) -> Vec<ServicePort> {
         }
         match service_port(port) {
             Ok(port) => read.push(port),
-            Err((field, wrong)) => problems.push(Problem {
-                field: spec("ports").index(at).key(field),
-                wrong,
-            }),
+            Err((field, wrong)) => {
+                problems.push(Problem { field: spec("ports").index(at).key(field), wrong })
+            }
         }
     }
     read
@@ -174,44 +163,23 @@ fn service_port(port: &Port) -> Result<ServicePort, (&'static str, Wrong)> {
         None | Some(0) => None,
         Some(node_port) => Some(number(node_port).map_err(|wrong| ("nodePort", wrong))?),
     };
-    Ok(ServicePort {
-        name: port.name.as_str().into(),
-        port: own,
-        target,
-        node_port,
-    })
+    Ok(ServicePort { name: port.name.as_str().into(), port: own, target, node_port })
 }
 
 fn number(port: i32) -> Result<u16, Wrong> {
-    u16::try_from(port)
-        .ok()
-        .filter(|port| *port != 0)
-        .ok_or_else(|| Wrong::Port(port.to_string()))
+    u16::try_from(port).ok().filter(|port| *port != 0).ok_or_else(|| Wrong::Port(port.to_string()))
 }
 
 /// Every address at which clients find it. A load balancer that says `ipMode: Proxy` wants to see the traffic itself.
 fn vips(service: &Service, problems: &mut Vec<Problem>) -> Vec<IpAddr> {
-    let Service {
-        spec: fields, status, ..
-    } = service;
-    let clusters = fields
-        .cluster_ips
-        .iter()
-        .enumerate()
-        .map(|(at, ip)| (spec("clusterIPs").index(at), ip));
+    let Service { spec: fields, status, .. } = service;
+    let clusters = fields.cluster_ips.iter().enumerate().map(|(at, ip)| (spec("clusterIPs").index(at), ip));
     let first = [(spec("clusterIP"), &fields.cluster_ip)].into_iter();
-    let external = fields
-        .external_ips
-        .iter()
-        .enumerate()
-        .map(|(at, ip)| (spec("externalIPs").index(at), ip));
+    let external = fields.external_ips.iter().enumerate().map(|(at, ip)| (spec("externalIPs").index(at), ip));
     let ingress = status.load_balancer.ingress.iter().enumerate();
-    let ingress = ingress
-        .filter(|(_, ingress)| ingress.ip_mode.as_deref() != Some("Proxy"))
-        .map(|(at, ingress)| {
-            let field = FieldPath::of(["status", "loadBalancer", "ingress"])
-                .index(at)
-                .key("ip");
+    let ingress =
+        ingress.filter(|(_, ingress)| ingress.ip_mode.as_deref() != Some("Proxy")).map(|(at, ingress)| {
+            let field = FieldPath::of(["status", "loadBalancer", "ingress"]).index(at).key("ip");
             (field, &ingress.ip)
         });
     let mut vips = Vec::new();
@@ -235,10 +203,7 @@ fn internal_local(fields: &Spec, problems: &mut Vec<Problem>) -> bool {
         Some(other) => {
             problems.push(Problem {
                 field: spec("internalTrafficPolicy"),
-                wrong: Wrong::UnknownValue {
-                    value: other.to_owned(),
-                    known: "Cluster, Local",
-                },
+                wrong: Wrong::UnknownValue { value: other.to_owned(), known: "Cluster, Local" },
             });
             false
         }
@@ -270,10 +235,7 @@ fn affinity(fields: &Spec, problems: &mut Vec<Problem>) -> Option<Duration> {
         Some(other) => {
             problems.push(Problem {
                 field: spec("sessionAffinity"),
-                wrong: Wrong::UnknownValue {
-                    value: other.to_owned(),
-                    known: "None, ClientIP",
-                },
+                wrong: Wrong::UnknownValue { value: other.to_owned(), known: "None, ClientIP" },
             });
             return None;
         }
@@ -286,14 +248,8 @@ fn affinity(fields: &Spec, problems: &mut Vec<Problem>) -> Option<Duration> {
         Ok(seconds @ 1..=86_400) => Some(Duration::from_secs(seconds)),
         Ok(_) | Err(_) => {
             problems.push(Problem {
-                field: spec("sessionAffinityConfig")
-                    .key("clientIP")
-                    .key("timeoutSeconds"),
-                wrong: Wrong::Range {
-                    value: seconds.into(),
-                    least: 1,
-                    most: 86_400,
-                },
+                field: spec("sessionAffinityConfig").key("clientIP").key("timeoutSeconds"),
+                wrong: Wrong::Range { value: seconds.into(), least: 1, most: 86_400 },
             });
             Some(AFFINITY_DEFAULT)
         }

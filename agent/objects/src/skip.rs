@@ -25,10 +25,7 @@ pub(crate) fn mesh_label(metadata: &ObjectMeta, problems: &mut Vec<Problem>) -> 
         other => {
             problems.push(Problem {
                 field: FieldPath::of(["metadata", "labels", MESH_LABEL]),
-                wrong: Wrong::UnknownValue {
-                    value: other.to_owned(),
-                    known: "enabled, disabled",
-                },
+                wrong: Wrong::UnknownValue { value: other.to_owned(), known: "enabled, disabled" },
             });
             None
         }
@@ -59,11 +56,7 @@ pub(crate) fn skip(metadata: &ObjectMeta, problems: &mut Vec<Problem>) -> Skip {
             problems.push(Problem { field, wrong });
         }
     }
-    if problems.len() == before {
-        skip
-    } else {
-        Skip::default()
-    }
+    if problems.len() == before { skip } else { Skip::default() }
 }
 
 fn collect<'a, T>(

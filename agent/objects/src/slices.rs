@@ -74,14 +74,9 @@ pub fn translate(slice: &EndpointSlice) -> Result<Translated, Rejected> {
     let name = namespaced_name(Kind::EndpointSlice, &slice.metadata)?;
     let mut problems = Vec::new();
     let labels = slice.metadata.labels.as_ref();
-    let service = labels
-        .and_then(|labels| labels.get(SERVICE_LABEL))
-        .filter(|service| !service.is_empty());
+    let service = labels.and_then(|labels| labels.get(SERVICE_LABEL)).filter(|service| !service.is_empty());
     let (Some(service), "IPv4" | "IPv6" | "") = (service, slice.address_type.as_str()) else {
-        return Ok(Translated {
-            change: None,
-            problems,
-        });
+        return Ok(Translated { change: None, problems });
     };
     let service = ObjectName::new(name.namespace.clone(), service.as_str());
     let endpoints = slice.endpoints.iter().enumerate();
@@ -120,10 +115,7 @@ fn ports(ports: &[Port], problems: &mut Vec<Problem>) -> Vec<SlicePort> {
                 }
             },
         };
-        read.push(SlicePort {
-            name: port.name.as_str().into(),
-            port: number,
-        });
+        read.push(SlicePort { name: port.name.as_str().into(), port: number });
     }
     read
 }
@@ -138,18 +130,12 @@ fn translate_endpoint(
     for (at, text) in endpoint.addresses.iter().enumerate() {
         match parse::address(text) {
             Ok(ip) => addresses.push(ip),
-            Err(wrong) => problems.push(Problem {
-                field: field.key("addresses").index(at),
-                wrong,
-            }),
+            Err(wrong) => problems.push(Problem { field: field.key("addresses").index(at), wrong }),
         }
     }
     let ready = endpoint.conditions.ready.unwrap_or(true);
     let text = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
-    let pod = endpoint
-        .target_ref
-        .as_ref()
-        .filter(|target| target.kind == "Pod" && !target.name.is_empty());
+    let pod = endpoint.target_ref.as_ref().filter(|target| target.kind == "Pod" && !target.name.is_empty());
     service::Endpoint {
         addresses,
         ready,

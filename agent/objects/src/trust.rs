@@ -179,16 +179,11 @@ fn bundles(text: &str, own: &TrustDomain) -> Result<(Roots, u64), TrustError> {
     let mut roots = Roots::new();
     let mut generation = None;
     for (name, bundle) in file.trust_domains.0 {
-        let domain: TrustDomain = name
-            .parse()
-            .map_err(|source| TrustError::Domain { name, source })?;
+        let domain: TrustDomain = name.parse().map_err(|source| TrustError::Domain { name, source })?;
         let mut certificates = Vec::new();
         for (index, key) in bundle.keys.iter().enumerate() {
-            let certificate = key.certificate().map_err(|rule| TrustError::Key {
-                domain: domain.clone(),
-                index,
-                rule,
-            })?;
+            let certificate =
+                key.certificate().map_err(|rule| TrustError::Key { domain: domain.clone(), index, rule })?;
             certificates.extend(certificate);
         }
         if domain == *own {
@@ -263,21 +258,14 @@ fn revoke(text: &str, bundle: &mut TrustBundle) -> Result<Vec<BadRevocation>, Tr
 
 /// A serial in lower-case hex without leading zeros; openssl writes it in capitals, some tools with colons.
 fn normal_serial(text: &str) -> Option<Arc<str>> {
-    let hex: String = text
-        .chars()
-        .filter(|c| *c != ':')
-        .collect::<String>()
-        .to_ascii_lowercase();
+    let hex: String = text.chars().filter(|c| *c != ':').collect::<String>().to_ascii_lowercase();
     let bare = hex.trim_start_matches('0');
     let is_hex = !hex.is_empty() && hex.bytes().all(|byte| byte.is_ascii_hexdigit());
     is_hex.then(|| if bare.is_empty() { "0".into() } else { bare.into() })
 }
 
 fn json<'t, T: Deserialize<'t>>(key: &'static str, text: &'t str) -> Result<T, TrustError> {
-    serde_json::from_str(text).map_err(|error| TrustError::Json {
-        key,
-        message: error.to_string(),
-    })
+    serde_json::from_str(text).map_err(|error| TrustError::Json { key, message: error.to_string() })
 }
 
 /// A JSON object whose keys must be unique: serde would keep the last, and so drop a trust domain's roots unseen.
@@ -303,9 +291,7 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for UniqueVisitor<T> {
         let mut pairs = Vec::new();
         while let Some(key) = map.next_key::<String>()? {
             if !seen.insert(key.clone()) {
-                return Err(serde::de::Error::custom(format_args!(
-                    "the key {key:?} comes twice"
-                )));
+                return Err(serde::de::Error::custom(format_args!("the key {key:?} comes twice")));
             }
             pairs.push((key, map.next_value()?));
         }

@@ -102,10 +102,7 @@ fn options() -> serde_saphyr::Options {
 }
 
 fn position(location: serde_saphyr::Location) -> Position {
-    Position {
-        line: location.line(),
-        column: location.column(),
-    }
+    Position { line: location.line(), column: location.column() }
 }
 
 fn one_line(text: &str) -> String {
@@ -115,23 +112,16 @@ fn one_line(text: &str) -> String {
 fn documents(placed: Placed) -> Vec<Document> {
     let Placed { node, at } = placed;
     let field = |pairs: &[(String, Placed)], name: &str| {
-        pairs
-            .iter()
-            .find(|(key, _)| key == name)
-            .map(|(_, value)| value.node.to_json())
+        pairs.iter().find(|(key, _)| key == name).map(|(_, value)| value.node.to_json())
     };
     match node {
         Node::Map(mut pairs)
             if field(&pairs, "kind").as_ref().and_then(|kind| kind.as_str()) == Some("List")
-                && field(&pairs, "apiVersion")
-                    .as_ref()
-                    .and_then(|version| version.as_str())
+                && field(&pairs, "apiVersion").as_ref().and_then(|version| version.as_str())
                     == Some("v1") =>
         {
-            let items = pairs
-                .iter()
-                .position(|(key, _)| key == "items")
-                .map(|at| pairs.swap_remove(at).1.node);
+            let items =
+                pairs.iter().position(|(key, _)| key == "items").map(|at| pairs.swap_remove(at).1.node);
             match items {
                 Some(Node::List(items)) => items.into_iter().map(document).collect(),
                 Some(Node::Leaf(_) | Node::Map(_)) | None => Vec::new(),
@@ -142,11 +132,7 @@ fn documents(placed: Placed) -> Vec<Document> {
 }
 
 fn document(placed: Placed) -> Document {
-    Document {
-        value: placed.node.to_json(),
-        at: placed.at,
-        tree: placed.node,
-    }
+    Document { value: placed.node.to_json(), at: placed.at, tree: placed.node }
 }
 
 /// A value and where it stands.
@@ -180,10 +166,7 @@ impl Node {
 impl<'de> Deserialize<'de> for Placed {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let spanned = Spanned::<Node>::deserialize(deserializer)?;
-        Ok(Self {
-            at: position(spanned.referenced),
-            node: spanned.value,
-        })
+        Ok(Self { at: position(spanned.referenced), node: spanned.value })
     }
 }
 

@@ -46,11 +46,7 @@ impl Copy {
         let keep: std::collections::BTreeSet<_> = files.filter_map(|file| self.path(file)).collect();
         for entry in fs::read_dir(&self.dir)?.flatten() {
             let path = entry.path();
-            if path
-                .extension()
-                .is_some_and(|extension| extension == &SUFFIX[1..])
-                && !keep.contains(&path)
-            {
+            if path.extension().is_some_and(|extension| extension == &SUFFIX[1..]) && !keep.contains(&path) {
                 fs::remove_file(path)?;
             }
         }
@@ -81,10 +77,7 @@ mod tests {
     fn what_is_kept_is_loaded_until_it_is_forgotten() {
         let dir = tempfile::tempdir().unwrap();
         let copy = Copy::open(dir.path().join("objects")).unwrap();
-        let (a, b) = (
-            Path::new("/mesh/objects/a.yaml"),
-            Path::new("/mesh/objects%2Fa.yaml"),
-        );
+        let (a, b) = (Path::new("/mesh/objects/a.yaml"), Path::new("/mesh/objects%2Fa.yaml"));
         copy.keep(a, "one").unwrap();
         copy.keep(a, "two").unwrap();
         copy.keep(b, "other").unwrap();

@@ -123,11 +123,7 @@ impl Directory {
 
     /// What cannot be followed or listed.
     pub(super) fn troubles(&self) -> impl Iterator<Item = Trouble> {
-        self.troubles.iter().map(|(file, what)| Trouble {
-            file: file.clone(),
-            at: None,
-            what: what.clone(),
-        })
+        self.troubles.iter().map(|(file, what)| Trouble { file: file.clone(), at: None, what: what.clone() })
     }
 
     /// Returns once an event was taken in. Cancel-safe: an event is taken in whole or not at all.
@@ -225,8 +221,7 @@ impl Directory {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return,
             Err(error) => {
-                self.troubles
-                    .insert(dir.to_path_buf(), Wrong::Unwatched(error.to_string()));
+                self.troubles.insert(dir.to_path_buf(), Wrong::Unwatched(error.to_string()));
                 return;
             }
         };
@@ -255,8 +250,7 @@ impl Directory {
             | WatchMask::EXCL_UNLINK;
         let watch = self.events.watches().add(dir, mask)?;
         // The same directory has the same number, and this is where it is now.
-        self.watched
-            .insert(watch.get_watch_descriptor_id(), (watch, dir.to_path_buf()));
+        self.watched.insert(watch.get_watch_descriptor_id(), (watch, dir.to_path_buf()));
         Ok(())
     }
 
@@ -266,14 +260,8 @@ impl Directory {
         if below == Path::new(BUNDLE) {
             return Some(Purpose::Bundle);
         }
-        let is_yaml = below
-            .extension()
-            .is_some_and(|extension| extension == "yaml" || extension == "yml");
-        if !is_yaml
-            || below
-                .components()
-                .any(|part| is_hidden(Path::new(part.as_os_str())))
-        {
+        let is_yaml = below.extension().is_some_and(|extension| extension == "yaml" || extension == "yml");
+        if !is_yaml || below.components().any(|part| is_hidden(Path::new(part.as_os_str()))) {
             return None;
         }
         let parts: Vec<_> = below.iter().collect();
@@ -297,8 +285,7 @@ fn is_whole(path: &Path) -> bool {
 }
 
 fn is_hidden(path: &Path) -> bool {
-    path.file_name()
-        .is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
+    path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
 }
 
 fn read(path: &Path) -> Reading {
@@ -312,10 +299,7 @@ fn read(path: &Path) -> Reading {
 /// Reads a regular file; one byte more than is allowed, so that the reader of YAML refuses it by its length.
 fn read_text(path: &Path) -> io::Result<String> {
     // A pipe would block for ever, and a device has no end.
-    let file = fs::OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK)
-        .open(path)?;
+    let file = fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
     if !file.metadata()?.is_file() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
     }

@@ -58,11 +58,7 @@ struct Entry {
 
 impl Files {
     pub(super) fn new(system_namespace: Arc<str>) -> Self {
-        Self {
-            system_namespace,
-            files: BTreeMap::new(),
-            places: BTreeMap::new(),
-        }
+        Self { system_namespace, files: BTreeMap::new(), places: BTreeMap::new() }
     }
 
     /// Takes what was read of some files, all as of one moment: an object that went from one of them to another did
@@ -85,9 +81,8 @@ impl Files {
                 },
             }
         }
-        let changed = before
-            .into_iter()
-            .filter_map(|(key, before)| self.change_since(&key, before.as_deref()));
+        let changed =
+            before.into_iter().filter_map(|(key, before)| self.change_since(&key, before.as_deref()));
         changed.collect()
     }
 
@@ -131,14 +126,7 @@ impl Files {
         let mut traffic: Vec<&TrafficPolicy> = Vec::new();
         for key in self.places.keys().filter(|key| is_policy(key.kind)) {
             let Some(entry) = self.winner(key) else { continue };
-            problems.insert(
-                key,
-                entry
-                    .problems
-                    .iter()
-                    .map(|(_, problem)| problem.to_string())
-                    .collect(),
-            );
+            problems.insert(key, entry.problems.iter().map(|(_, problem)| problem.to_string()).collect());
             match &entry.change {
                 Some(Change::PeerAuthentication(policy)) => peers.push(Arc::new(policy.clone())),
                 Some(Change::TrafficPolicy(policy)) => traffic.push(policy),
@@ -147,9 +135,7 @@ impl Files {
             }
         }
         let losing = adit_core::authz::losing(peers.iter());
-        let losing = losing
-            .into_iter()
-            .map(|losing| (Kind::PeerAuthentication, losing.loser, losing.winner));
+        let losing = losing.into_iter().map(|losing| (Kind::PeerAuthentication, losing.loser, losing.winner));
         for (kind, loser, winner) in losing.chain(losing_traffic(&traffic)) {
             if let Some(problems) = problems.get_mut(&Key { kind, name: loser }) {
                 let field = FieldPath::of(["spec"]);
@@ -157,10 +143,7 @@ impl Files {
                 problems.push(Problem { field, wrong }.to_string());
             }
         }
-        problems
-            .into_iter()
-            .map(|(key, problems)| status(key, problems))
-            .collect()
+        problems.into_iter().map(|(key, problems)| status(key, problems)).collect()
     }
 
     /// Reads the documents of a file; what cannot be read keeps the version that the file had of it.
@@ -184,9 +167,7 @@ impl Files {
                     let last = known
                         .and_then(|known| known.objects.iter().find(|(key, _)| key.is(&rejected.object)));
                     if let Some((key, entry)) = last {
-                        file.objects
-                            .entry(key.clone())
-                            .or_insert_with(|| Arc::clone(entry));
+                        file.objects.entry(key.clone()).or_insert_with(|| Arc::clone(entry));
                     }
                     file.troubles.push(Trouble {
                         file: path.to_path_buf(),
@@ -204,46 +185,28 @@ impl Files {
             return Ok(None);
         };
         let translated = object.translate(&self.system_namespace)?;
-        let placed = translated
-            .problems
-            .into_iter()
-            .map(|problem| (document.locate(&problem.field), problem));
-        let entry = Entry {
-            at: document.at,
-            change: translated.change,
-            problems: placed.collect(),
-        };
+        let placed =
+            translated.problems.into_iter().map(|problem| (document.locate(&problem.field), problem));
+        let entry = Entry { at: document.at, change: translated.change, problems: placed.collect() };
         Ok(Some((key, entry)))
     }
 
     /// Notes that a file cannot be used now; its objects stay.
     fn spoil(&mut self, path: &Path, at: Option<Position>, what: Wrong) {
         let file = self.files.entry(path.to_path_buf()).or_default();
-        file.troubles = vec![Trouble {
-            file: path.to_path_buf(),
-            at,
-            what,
-        }];
+        file.troubles = vec![Trouble { file: path.to_path_buf(), at, what }];
     }
 
     /// Puts a file in the place of the one that was known, and notes what its objects were before.
     fn replace(&mut self, path: &Path, new: Option<File>, before: &mut BTreeMap<Key, Option<Arc<Entry>>>) {
         let old = self.files.remove(path).unwrap_or_default();
         // The winners of before, while the places are still those of before; the old file's entries are at hand.
-        let keys: BTreeSet<Key> = old
-            .objects
-            .keys()
-            .chain(new.iter().flat_map(|file| file.objects.keys()))
-            .cloned()
-            .collect();
+        let keys: BTreeSet<Key> =
+            old.objects.keys().chain(new.iter().flat_map(|file| file.objects.keys())).cloned().collect();
         for key in &keys {
             before.entry(key.clone()).or_insert_with(|| {
                 let first = self.places.get(key)?.first()?;
-                let file = if first == path {
-                    &old
-                } else {
-                    self.files.get(first)?
-                };
+                let file = if first == path { &old } else { self.files.get(first)? };
                 file.objects.get(key).cloned()
             });
         }
@@ -316,8 +279,5 @@ fn losing_traffic(policies: &[&TrafficPolicy]) -> Vec<(Kind, ObjectName, ObjectN
             }
         }
     }
-    losing
-        .into_iter()
-        .map(|(loser, winner)| (Kind::TrafficPolicy, loser.clone(), winner.clone()))
-        .collect()
+    losing.into_iter().map(|(loser, winner)| (Kind::TrafficPolicy, loser.clone(), winner.clone())).collect()
 }

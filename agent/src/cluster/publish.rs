@@ -31,14 +31,7 @@ impl StatusFile {
         };
         // With a dot first, and its end no reader's: it is nobody's until it is in place.
         let fresh = dir.join(format!(".{node}.fresh"));
-        Ok((
-            Self {
-                path,
-                fresh,
-                written: None,
-            },
-            earlier,
-        ))
+        Ok((Self { path, fresh, written: None }, earlier))
     }
 
     /// Writes the file, if it would say something else than it does.
@@ -85,10 +78,6 @@ mod tests {
         file.write(&status).unwrap();
         let (_, earlier) = StatusFile::open(&status_dir, "n1").unwrap();
         assert_eq!(earlier, status);
-        assert_eq!(
-            fs::read_dir(&status_dir).unwrap().count(),
-            1,
-            "nothing is left lying about"
-        );
+        assert_eq!(fs::read_dir(&status_dir).unwrap().count(), 1, "nothing is left lying about");
     }
 }

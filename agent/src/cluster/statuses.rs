@@ -31,10 +31,7 @@ struct Status {
 
 impl Statuses {
     pub(super) fn new(own: NodeName) -> Self {
-        Self {
-            own,
-            known: BTreeMap::new(),
-        }
+        Self { own, known: BTreeMap::new() }
     }
 
     /// Takes what was read of one file. Returns what the World should be told.
@@ -46,12 +43,10 @@ impl Statuses {
         let wrong = match reading {
             Reading::Gone => {
                 let known = self.known.remove(path)?;
-                return (!known.captured.is_empty()).then(|| Change::Captured {
-                    node,
-                    pods: BTreeSet::new(),
-                });
+                return (!known.captured.is_empty())
+                    .then(|| Change::Captured { node, pods: BTreeSet::new() });
             }
-            Reading::Unreadable(message) => (None, Wrong::Unreadable(message)),
+            Reading::Unreadable(message) => fault(None, Wrong::Unreadable(message)),
             Reading::Text(text) => match parse(&text, &node) {
                 Err(wrong) => wrong,
                 Ok(pods) => {
@@ -65,13 +60,9 @@ impl Statuses {
                 }
             },
         };
-        let (at, what) = wrong;
+        let (at, what) = *wrong;
         let known = self.known.entry(path.to_path_buf()).or_default();
-        known.trouble = Some(Trouble {
-            file: path.to_path_buf(),
-            at,
-            what,
-        });
+        known.trouble = Some(Trouble { file: path.to_path_buf(), at, what });
         None
     }
 
@@ -86,28 +77,28 @@ impl Statuses {
     }
 }
 
+/// What is wrong with a file, and where. Boxed: a result that is nearly always good should not carry its size.
+pub(super) type Fault = Box<(Option<Position>, Wrong)>;
+
+fn fault(at: impl Into<Option<Position>>, what: Wrong) -> Fault {
+    Box::new((at.into(), what))
+}
+
 /// Reads a status file, and its captured pods.
-fn parse(text: &str, node: &NodeName) -> Result<BTreeSet<PodUid>, (Option<Position>, Wrong)> {
+fn parse(text: &str, node: &NodeName) -> Result<BTreeSet<PodUid>, Fault> {
     let status = read_status(text)?;
     if status.node != *node.0 {
-        return Err((
-            None,
-            Wrong::Status(format!("says that it is node {:?}'s", status.node)),
-        ));
+        return Err(fault(None, Wrong::Status(format!("says that it is node {:?}'s", status.node))));
     }
-    Ok(status
-        .captured
-        .into_iter()
-        .map(|uid| PodUid(uid.into()))
-        .collect())
+    Ok(status.captured.into_iter().map(|uid| PodUid(uid.into())).collect())
 }
 
 /// Reads a status file.
-pub(super) fn read_status(text: &str) -> Result<NodeStatus, (Option<Position>, Wrong)> {
-    let mut documents = yaml::read(text).map_err(|error| (Some(error.at), Wrong::Yaml(error.message)))?;
-    let document = documents.pop().ok_or((None, Wrong::Status("is empty".into())))?;
+pub(super) fn read_status(text: &str) -> Result<NodeStatus, Fault> {
+    let mut documents = yaml::read(text).map_err(|error| fault(error.at, Wrong::Yaml(error.message)))?;
+    let document = documents.pop().ok_or_else(|| fault(None, Wrong::Status("is empty".into())))?;
     serde_json::from_value(document.value)
-        .map_err(|error| (Some(document.at), Wrong::Status(error.to_string())))
+        .map_err(|error| fault(document.at, Wrong::Status(error.to_string())))
 }
 
 /// The trust bundle's file.
@@ -119,29 +110,23 @@ pub(super) struct Bundle {
 impl Bundle {
     /// Takes what was read of the file. A bundle that is gone is one that cannot be read: nobody is untrusted for it.
     pub(super) fn update(&mut self, path: &Path, reading: Reading, own: &TrustDomain) -> Option<Change> {
-        let trouble = |at, what| Trouble {
-            file: path.to_path_buf(),
-            at,
-            what,
-        };
+        let trouble = |at, what| Trouble { file: path.to_path_buf(), at, what };
         let read = match reading {
             Reading::Gone => {
                 self.troubles.clear();
                 return None;
             }
-            Reading::Unreadable(message) => Err((None, Wrong::Unreadable(message))),
+            Reading::Unreadable(message) => Err(fault(None, Wrong::Unreadable(message))),
             Reading::Text(text) => parse_bundle(&text, own),
         };
         match read {
             Ok((at, read)) => {
-                let bad = read
-                    .problems
-                    .into_iter()
-                    .map(|bad| trouble(Some(at), Wrong::Revocation(bad)));
+                let bad = read.problems.into_iter().map(|bad| trouble(Some(at), Wrong::Revocation(bad)));
                 self.troubles = bad.collect();
                 Some(Change::TrustBundle(read.bundle))
             }
-            Err((at, what)) => {
+            Err(fault) => {
+                let (at, what) = *fault;
                 self.troubles = vec![trouble(at, what)];
                 None
             }
@@ -154,16 +139,14 @@ impl Bundle {
     }
 }
 
-fn parse_bundle(text: &str, own: &TrustDomain) -> Result<(Position, trust::Read), (Option<Position>, Wrong)> {
-    let documents = yaml::read(text).map_err(|error| (Some(error.at), Wrong::Yaml(error.message)))?;
+fn parse_bundle(text: &str, own: &TrustDomain) -> Result<(Position, trust::Read), Fault> {
+    let documents = yaml::read(text).map_err(|error| fault(error.at, Wrong::Yaml(error.message)))?;
     let is_config_map = |kind: &serde_json::Value| kind.get("kind").is_some_and(|kind| kind == "ConfigMap");
-    let document = documents
-        .into_iter()
-        .find(|document| is_config_map(&document.value));
-    let document = document.ok_or((None, Wrong::NoConfigMap))?;
+    let document = documents.into_iter().find(|document| is_config_map(&document.value));
+    let document = document.ok_or_else(|| fault(None, Wrong::NoConfigMap))?;
     let at = document.at;
     let config_map: ConfigMap =
-        serde_json::from_value(document.value).map_err(|error| (Some(at), Wrong::Yaml(error.to_string())))?;
-    let read = trust::translate(&config_map, own).map_err(|error| (Some(at), Wrong::Trust(error)))?;
+        serde_json::from_value(document.value).map_err(|error| fault(at, Wrong::Yaml(error.to_string())))?;
+    let read = trust::translate(&config_map, own).map_err(|error| fault(at, Wrong::Trust(error)))?;
     Ok((at, read))
 }

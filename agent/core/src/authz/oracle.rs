@@ -39,18 +39,13 @@ fn allowed_in(world: &[(Action, bool)]) -> bool {
 /// Every reading of one policy.
 fn readings(policy: &AuthorizationPolicy, request: &Request<'_>) -> Vec<(Action, bool)> {
     let widest = policy.rules.iter().any(|rule| matches(rule, request));
-    let narrowest = policy
-        .rules
-        .iter()
-        .any(|rule| rule.understood == Understood::Fully && matches(rule, request));
+    let narrowest =
+        policy.rules.iter().any(|rule| rule.understood == Understood::Fully && matches(rule, request));
     let actions = match policy.action {
         Action::NotUnderstood => vec![Action::Allow, Action::Deny, Action::Audit],
         known @ (Action::Allow | Action::Deny | Action::Audit) => vec![known],
     };
-    actions
-        .into_iter()
-        .flat_map(|action| [(action, widest), (action, narrowest)])
-        .collect()
+    actions.into_iter().flat_map(|action| [(action, widest), (action, narrowest)]).collect()
 }
 
 /// Whether what was understood of a rule matches.
@@ -60,11 +55,7 @@ pub(super) fn matches(rule: &Rule, request: &Request<'_>) -> bool {
         clauses.push(rule.from.iter().any(|source| source_matches(source, request)));
     }
     if !rule.to.is_empty() {
-        clauses.push(
-            rule.to
-                .iter()
-                .any(|operation| operation_matches(operation, request)),
-        );
+        clauses.push(rule.to.iter().any(|operation| operation_matches(operation, request)));
     }
     for condition in &rule.when {
         clauses.push(match condition {
@@ -81,13 +72,7 @@ pub(super) fn matches(rule: &Rule, request: &Request<'_>) -> bool {
 fn source_matches(source: &Source, request: &Request<'_>) -> bool {
     let account = principal(request).and_then(|whole| {
         let mut parts = whole.split('/').skip(1);
-        match (
-            parts.next(),
-            parts.next(),
-            parts.next(),
-            parts.next(),
-            parts.next(),
-        ) {
+        match (parts.next(), parts.next(), parts.next(), parts.next(), parts.next()) {
             (Some("ns"), Some(namespace), Some("sa"), Some(name), None) => {
                 Some((namespace.to_owned(), name.to_owned()))
             }
@@ -126,10 +111,9 @@ fn text_matches(wanted: &Among<Pattern>, text: Option<&str>) -> bool {
             Pattern::Any => true,
             Pattern::Exact(whole) => text == &**whole,
             Pattern::Prefix(prefix) => text.get(..prefix.len()) == Some(prefix),
-            Pattern::Suffix(suffix) => text
-                .len()
-                .checked_sub(suffix.len())
-                .is_some_and(|at| text.get(at..) == Some(suffix)),
+            Pattern::Suffix(suffix) => {
+                text.len().checked_sub(suffix.len()).is_some_and(|at| text.get(at..) == Some(suffix))
+            }
         })
     })
 }

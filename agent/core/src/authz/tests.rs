@@ -22,17 +22,11 @@ fn compile(policies: &[AuthorizationPolicy]) -> PolicySet {
 }
 
 fn any<T>(values: impl IntoIterator<Item = T>) -> Among<T> {
-    Among {
-        any: values.into_iter().collect(),
-        none: Vec::new(),
-    }
+    Among { any: values.into_iter().collect(), none: Vec::new() }
 }
 
 fn none<T>(values: impl IntoIterator<Item = T>) -> Among<T> {
-    Among {
-        any: Vec::new(),
-        none: values.into_iter().collect(),
-    }
+    Among { any: Vec::new(), none: values.into_iter().collect() }
 }
 
 fn pattern(text: &str) -> Pattern {
@@ -58,11 +52,7 @@ struct Asked {
 
 impl Asked {
     fn request(&self) -> Request<'_> {
-        Request {
-            peer: self.peer.as_ref(),
-            source_ip: self.source_ip,
-            destination: self.destination,
-        }
+        Request { peer: self.peer.as_ref(), source_ip: self.source_ip, destination: self.destination }
     }
 }
 
@@ -110,15 +100,9 @@ fn small_rules() -> Vec<Rule> {
                 rules.push(Rule {
                     from: principal
                         .iter()
-                        .map(|principals| Source {
-                            principals: principals.clone(),
-                            ..Source::default()
-                        })
+                        .map(|principals| Source { principals: principals.clone(), ..Source::default() })
                         .collect(),
-                    to: port
-                        .iter()
-                        .map(|ports| Operation { ports: ports.clone() })
-                        .collect(),
+                    to: port.iter().map(|ports| Operation { ports: ports.clone() }).collect(),
                     when: Vec::new(),
                     understood,
                 });
@@ -130,79 +114,39 @@ fn small_rules() -> Vec<Rule> {
 
 /// Every field, in both forms, alone and beside others.
 fn every_rule() -> Vec<Rule> {
-    let web = || ServiceAccount {
-        namespace: "shop".into(),
-        name: "web".into(),
-    };
+    let web = || ServiceAccount { namespace: "shop".into(), name: "web".into() };
     let source = Source::default;
     let froms: Vec<Vec<Source>> = vec![
         vec![],
         vec![source()],
-        vec![Source {
-            principals: any([pattern("*")]),
-            ..source()
-        }],
-        vec![Source {
-            principals: any([pattern("cluster.local/ns/shop/*")]),
-            ..source()
-        }],
-        vec![Source {
-            namespaces: any([pattern("shop")]),
-            ..source()
-        }],
-        vec![Source {
-            namespaces: none([pattern("shop")]),
-            ..source()
-        }],
+        vec![Source { principals: any([pattern("*")]), ..source() }],
+        vec![Source { principals: any([pattern("cluster.local/ns/shop/*")]), ..source() }],
+        vec![Source { namespaces: any([pattern("shop")]), ..source() }],
+        vec![Source { namespaces: none([pattern("shop")]), ..source() }],
         vec![Source {
             namespaces: any([pattern("*er")]),
             principals: none([pattern("*/sa/bot")]),
             ..source()
         }],
-        vec![Source {
-            service_accounts: any([web()]),
-            ..source()
-        }],
-        vec![Source {
-            service_accounts: none([web()]),
-            ..source()
-        }],
-        vec![Source {
-            ip_blocks: any([block("10.0.0.0/24")]),
-            ..source()
-        }],
-        vec![Source {
-            ip_blocks: none([block("10.0.0.0/24"), block("fd00::/64")]),
-            ..source()
-        }],
+        vec![Source { service_accounts: any([web()]), ..source() }],
+        vec![Source { service_accounts: none([web()]), ..source() }],
+        vec![Source { ip_blocks: any([block("10.0.0.0/24")]), ..source() }],
+        vec![Source { ip_blocks: none([block("10.0.0.0/24"), block("fd00::/64")]), ..source() }],
         vec![
             Source {
                 principals: any([pattern("cluster.local/ns/shop/sa/web")]),
                 ip_blocks: any([block("10.1.0.0/16")]),
                 ..source()
             },
-            Source {
-                namespaces: any([pattern("other")]),
-                ..source()
-            },
+            Source { namespaces: any([pattern("other")]), ..source() },
         ],
     ];
     let tos: Vec<Vec<Operation>> = vec![
         vec![],
         vec![Operation { ports: any([80]) }],
         vec![Operation { ports: none([80]) }],
-        vec![
-            Operation { ports: any([443]) },
-            Operation {
-                ports: any([80, 8080]),
-            },
-        ],
-        vec![Operation {
-            ports: Among {
-                any: vec![80, 443],
-                none: vec![443],
-            },
-        }],
+        vec![Operation { ports: any([443]) }, Operation { ports: any([80, 8080]) }],
+        vec![Operation { ports: Among { any: vec![80, 443], none: vec![443] } }],
     ];
     let whens: Vec<Vec<Condition>> = vec![
         vec![],
@@ -216,22 +160,14 @@ fn every_rule() -> Vec<Rule> {
         vec![Condition::DestinationIp(none([block("10.9.0.0/16")]))],
         vec![Condition::DestinationPort(any([80]))],
         vec![Condition::DestinationPort(none([80]))],
-        vec![
-            Condition::SourceNamespace(any([pattern("shop")])),
-            Condition::DestinationPort(any([80])),
-        ],
+        vec![Condition::SourceNamespace(any([pattern("shop")])), Condition::DestinationPort(any([80]))],
     ];
     let mut rules = Vec::new();
     for from in &froms {
         for to in &tos {
             for when in &whens {
                 for understood in UNDERSTOOD {
-                    rules.push(Rule {
-                        from: from.clone(),
-                        to: to.clone(),
-                        when: when.clone(),
-                        understood,
-                    });
+                    rules.push(Rule { from: from.clone(), to: to.clone(), when: when.clone(), understood });
                 }
             }
         }
@@ -244,11 +180,7 @@ fn check_against_oracle(policies: &[AuthorizationPolicy], requests: &[Asked]) {
     for asked in requests {
         let request = asked.request();
         let verdict = decide(&set, &request);
-        assert_eq!(
-            verdict.allowed(),
-            oracle::allowed(policies, &request),
-            "{policies:#?} {request:?}"
-        );
+        assert_eq!(verdict.allowed(), oracle::allowed(policies, &request), "{policies:#?} {request:?}");
         check_names(policies, &request, verdict);
     }
 }
@@ -260,32 +192,18 @@ fn check_names(policies: &[AuthorizationPolicy], request: &Request<'_>, verdict:
         Verdict::Deny(DenyCause::By(ruling)) => (ruling, &[Action::Deny, Action::NotUnderstood]),
         Verdict::Allow(AllowCause::NoPolicies) | Verdict::Deny(DenyCause::NoneMatched) => return,
     };
-    let named = policies
-        .iter()
-        .find(|policy| policy.name == *ruling.policy)
-        .unwrap();
+    let named = policies.iter().find(|policy| policy.name == *ruling.policy).unwrap();
     assert!(actions.contains(&named.action) && !named.dry_run, "{named:?}");
     let rule = usize::try_from(ruling.rule).unwrap();
-    assert!(
-        oracle::matches(&named.rules[rule], request),
-        "{named:?} {request:?}"
-    );
-    let earlier = named.rules[..rule]
-        .iter()
-        .filter(|rule| rule.understood == Understood::Fully);
-    assert!(
-        !earlier.into_iter().any(|rule| oracle::matches(rule, request)),
-        "not the first: {named:?}"
-    );
+    assert!(oracle::matches(&named.rules[rule], request), "{named:?} {request:?}");
+    let earlier = named.rules[..rule].iter().filter(|rule| rule.understood == Understood::Fully);
+    assert!(!earlier.into_iter().any(|rule| oracle::matches(rule, request)), "not the first: {named:?}");
 }
 
 #[test]
 fn decide_agrees_with_the_oracle_on_every_two_policies() {
-    let requests = every_request(
-        &[None, Some(WEB), Some(BOT)],
-        &["10.0.0.1"],
-        &["10.9.0.1:80", "10.9.0.1:81"],
-    );
+    let requests =
+        every_request(&[None, Some(WEB), Some(BOT)], &["10.0.0.1"], &["10.9.0.1:80", "10.9.0.1:81"]);
     let mut rule_lists: Vec<Vec<Rule>> = small_rules().into_iter().map(|rule| vec![rule]).collect();
     rule_lists.push(Vec::new());
     let mut policies = Vec::new();
@@ -299,10 +217,7 @@ fn decide_agrees_with_the_oracle_on_every_two_policies() {
     check_against_oracle(&[], &requests);
     for first in &policies {
         for second in &policies {
-            let second = AuthorizationPolicy {
-                name: name("b"),
-                ..second.clone()
-            };
+            let second = AuthorizationPolicy { name: name("b"), ..second.clone() };
             check_against_oracle(&[first.clone(), second], &requests);
         }
     }
@@ -330,11 +245,8 @@ fn decide_agrees_with_the_oracle_on_every_field() {
 
 #[test]
 fn decide_agrees_with_the_oracle_on_every_policy_of_two_rules() {
-    let requests = every_request(
-        &[None, Some(WEB), Some(BOT)],
-        &["10.0.0.1"],
-        &["10.9.0.1:80", "10.9.0.1:81"],
-    );
+    let requests =
+        every_request(&[None, Some(WEB), Some(BOT)], &["10.0.0.1"], &["10.9.0.1:80", "10.9.0.1:81"]);
     for first in small_rules() {
         for second in small_rules() {
             for action in ACTIONS {
@@ -351,22 +263,13 @@ fn decide_agrees_with_the_oracle_on_every_policy_of_two_rules() {
 fn an_empty_spec_allows_nothing_and_an_empty_rule_everything() {
     let plain = asked(None, "10.9.0.1:80");
     let nothing = compile(&[policy("nothing", Action::Allow, false, vec![])]);
-    assert_eq!(
-        decide(&nothing, &plain.request()),
-        Verdict::Deny(DenyCause::NoneMatched)
-    );
+    assert_eq!(decide(&nothing, &plain.request()), Verdict::Deny(DenyCause::NoneMatched));
     let everything = compile(&[policy("everything", Action::Allow, false, vec![Rule::default()])]);
     assert_eq!(
         decide(&everything, &plain.request()),
-        Verdict::Allow(AllowCause::By(Ruling {
-            policy: &name("everything"),
-            rule: 0
-        }))
+        Verdict::Allow(AllowCause::By(Ruling { policy: &name("everything"), rule: 0 }))
     );
-    assert_eq!(
-        decide(&compile(&[]), &plain.request()),
-        Verdict::Allow(AllowCause::NoPolicies)
-    );
+    assert_eq!(decide(&compile(&[]), &plain.request()), Verdict::Allow(AllowCause::NoPolicies));
 }
 
 #[test]
@@ -377,22 +280,13 @@ fn the_first_policy_by_name_is_named_whatever_the_order_of_compiling() {
             "a",
             Action::Deny,
             false,
-            vec![
-                Rule {
-                    to: vec![Operation { ports: any([1]) }],
-                    ..Rule::default()
-                },
-                Rule::default(),
-            ],
+            vec![Rule { to: vec![Operation { ports: any([1]) }], ..Rule::default() }, Rule::default()],
         ),
     ];
     let set = compile(&all);
     assert_eq!(
         decide(&set, &asked(None, "10.9.0.1:80").request()),
-        Verdict::Deny(DenyCause::By(Ruling {
-            policy: &name("a"),
-            rule: 1
-        }))
+        Verdict::Deny(DenyCause::By(Ruling { policy: &name("a"), rule: 1 }))
     );
 }
 
@@ -407,10 +301,7 @@ fn outcomes(policies: &[AuthorizationPolicy], asked: &Asked) -> Vec<(String, Out
 
 fn from_web() -> Rule {
     Rule {
-        from: vec![Source {
-            principals: any([pattern("*/sa/web")]),
-            ..Source::default()
-        }],
+        from: vec![Source { principals: any([pattern("*/sa/web")]), ..Source::default() }],
         ..Rule::default()
     }
 }
@@ -423,10 +314,7 @@ fn dry_runs_and_audits_are_seen_and_change_nothing() {
         policy("dry-deny", Action::Deny, true, vec![Rule::default()]),
     ];
     let web = asked(Some(WEB), "10.9.0.1:80");
-    assert_eq!(
-        decide(&compile(&all), &web.request()),
-        Verdict::Allow(AllowCause::NoPolicies)
-    );
+    assert_eq!(decide(&compile(&all), &web.request()), Verdict::Allow(AllowCause::NoPolicies));
     assert_eq!(
         outcomes(&all, &web),
         [
@@ -437,10 +325,7 @@ fn dry_runs_and_audits_are_seen_and_change_nothing() {
     );
     assert_eq!(
         outcomes(&all, &asked(Some(BOT), "10.9.0.1:80")),
-        [
-            ("dry-allow".into(), Outcome::WouldMatchNone),
-            ("dry-deny".into(), Outcome::WouldDeny { rule: 0 }),
-        ]
+        [("dry-allow".into(), Outcome::WouldMatchNone), ("dry-deny".into(), Outcome::WouldDeny { rule: 0 }),]
     );
 }
 
@@ -449,19 +334,10 @@ fn a_dry_allow_is_not_blamed_where_something_else_decides() {
     let dry = policy("dry", Action::Allow, true, vec![from_web()]);
     let bot = asked(Some(BOT), "10.9.0.1:80");
     let beside = |other| outcomes(&[dry.clone(), other], &bot);
-    assert_eq!(
-        outcomes(&[dry.clone()], &bot),
-        [("dry".into(), Outcome::WouldMatchNone)]
-    );
-    assert_eq!(
-        beside(policy("allow", Action::Allow, false, vec![Rule::default()])),
-        []
-    );
+    assert_eq!(outcomes(&[dry.clone()], &bot), [("dry".into(), Outcome::WouldMatchNone)]);
+    assert_eq!(beside(policy("allow", Action::Allow, false, vec![Rule::default()])), []);
     assert_eq!(beside(policy("allow", Action::Allow, false, vec![])), []);
-    assert_eq!(
-        beside(policy("deny", Action::Deny, false, vec![Rule::default()])),
-        []
-    );
+    assert_eq!(beside(policy("deny", Action::Deny, false, vec![Rule::default()])), []);
     assert_eq!(
         beside(policy("dry-2", Action::Allow, true, vec![Rule::default()])),
         [("dry-2".into(), Outcome::WouldAllow { rule: 0 })]
@@ -470,26 +346,17 @@ fn a_dry_allow_is_not_blamed_where_something_else_decides() {
 
 #[test]
 fn an_audit_rule_that_was_not_understood_counts_nothing() {
-    let part = Rule {
-        understood: Understood::InPart,
-        ..Rule::default()
-    };
+    let part = Rule { understood: Understood::InPart, ..Rule::default() };
     assert_eq!(
-        outcomes(
-            &[policy("audit", Action::Audit, false, vec![part])],
-            &asked(Some(WEB), "10.9.0.1:80")
-        ),
+        outcomes(&[policy("audit", Action::Audit, false, vec![part])], &asked(Some(WEB), "10.9.0.1:80")),
         []
     );
 }
 
 #[test]
 fn dry_runs_say_what_enforcing_them_would_do() {
-    let requests = every_request(
-        &[None, Some(WEB), Some(BOT)],
-        &["10.0.0.1"],
-        &["10.9.0.1:80", "10.9.0.1:81"],
-    );
+    let requests =
+        every_request(&[None, Some(WEB), Some(BOT)], &["10.0.0.1"], &["10.9.0.1:80", "10.9.0.1:81"]);
     for rule in small_rules() {
         for action in ACTIONS {
             let dry = [policy("a", action, true, vec![rule.clone()])];
@@ -512,12 +379,9 @@ fn dry_runs_say_what_enforcing_them_would_do() {
 
 #[test]
 fn patterns_have_a_star_at_one_end_only() {
-    for (text, matching, other) in [
-        ("*", "", ""),
-        ("a/b", "a/b", "a/bc"),
-        ("a/*", "a/b", "b/a/"),
-        ("*/b", "a/b", "a/bc"),
-    ] {
+    for (text, matching, other) in
+        [("*", "", ""), ("a/b", "a/b", "a/bc"), ("a/*", "a/b", "b/a/"), ("*/b", "a/b", "a/bc")]
+    {
         let pattern = pattern(text);
         assert!(pattern.matches(matching), "{text}");
         assert!(pattern == Pattern::Any || !pattern.matches(other), "{text}");
@@ -534,13 +398,7 @@ fn peers(
     mode: Option<PeerMode>,
     ports: &[(u16, PeerMode)],
 ) -> PeerAuthentication {
-    PeerAuthentication {
-        name: name(text),
-        created,
-        scope,
-        mode,
-        port_modes: ports.iter().copied().collect(),
-    }
+    PeerAuthentication { name: name(text), created, scope, mode, port_modes: ports.iter().copied().collect() }
 }
 
 fn selected(key: &str) -> Scope {
@@ -565,19 +423,13 @@ fn port_beats_workload_beats_namespace_beats_mesh() {
     let workload = peers("wl", 9, selected("app"), Some(Strict), &[(80, Permissive)]);
     let silent = peers("wl", 9, selected("app"), None, &[]);
     assert_eq!(mode(&[], 80), (Permissive, None));
-    assert_eq!(
-        mode(std::slice::from_ref(&mesh), 80),
-        (Strict, Some("mesh".into()))
-    );
+    assert_eq!(mode(std::slice::from_ref(&mesh), 80), (Strict, Some("mesh".into())));
     let both = [mesh.clone(), namespace.clone()];
     assert_eq!(mode(&both, 80), (Permissive, Some("ns".into())));
     let three = [mesh.clone(), namespace.clone(), workload];
     assert_eq!(mode(&three, 443), (Strict, Some("wl".into())));
     assert_eq!(mode(&three, 80), (Permissive, Some("wl".into())));
-    assert_eq!(
-        mode(&[mesh, namespace, silent], 80),
-        (Permissive, Some("ns".into()))
-    );
+    assert_eq!(mode(&[mesh, namespace, silent], 80), (Permissive, Some("ns".into())));
 }
 
 #[test]
@@ -592,16 +444,11 @@ fn of_two_at_one_level_the_older_wins_then_the_name() {
         all.rotate_left(1);
         assert_eq!(mode(&all, 80), (Strict, Some("z-old".into())));
         let shared: Vec<_> = all.iter().cloned().map(Arc::new).collect();
-        let losers: Vec<_> = losing(shared.iter())
-            .into_iter()
-            .map(|losing| losing.loser.name.to_string())
-            .collect();
+        let losers: Vec<_> =
+            losing(shared.iter()).into_iter().map(|losing| losing.loser.name.to_string()).collect();
         assert_eq!(losers, ["z-twin", "a-new"]);
     }
-    let apart = [
-        peers("a", 0, selected("app"), None, &[]),
-        peers("b", 0, selected("tier"), None, &[]),
-    ];
+    let apart = [peers("a", 0, selected("app"), None, &[]), peers("b", 0, selected("tier"), None, &[])];
     let shared: Vec<_> = apart.into_iter().map(Arc::new).collect();
     assert_eq!(losing(shared.iter()), []);
 }
@@ -610,10 +457,7 @@ fn of_two_at_one_level_the_older_wins_then_the_name() {
 fn a_scope_selects_what_it_says() {
     let labels = crate::workload::Labels([("app".into(), "x".into())].into());
     let other = crate::workload::Labels::default();
-    let everywhere = Scope::Selected {
-        namespace: None,
-        labels: labels.clone(),
-    };
+    let everywhere = Scope::Selected { namespace: None, labels: labels.clone() };
     for (scope, own, unlabelled, elsewhere) in [
         (Scope::Mesh, true, true, true),
         (Scope::Namespace("shop".into()), true, true, false),

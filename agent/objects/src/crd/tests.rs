@@ -12,15 +12,8 @@ fn spec_of(crd: impl Serialize) -> Value {
 
 /// Asserts that a level of the schema has exactly the fields that are read, and keeps those that are not.
 fn check(schema: &Value, pointer: &str, known: &[&str]) {
-    let level = schema
-        .pointer(pointer)
-        .unwrap_or_else(|| panic!("{pointer} in {schema:#}"));
-    let mut fields: Vec<_> = level["properties"]
-        .as_object()
-        .unwrap()
-        .keys()
-        .map(String::as_str)
-        .collect();
+    let level = schema.pointer(pointer).unwrap_or_else(|| panic!("{pointer} in {schema:#}"));
+    let mut fields: Vec<_> = level["properties"].as_object().unwrap().keys().map(String::as_str).collect();
     fields.sort_unstable();
     assert_eq!(fields, known, "{pointer}");
     assert_eq!(level["x-kubernetes-preserve-unknown-fields"], true, "{pointer}");
@@ -33,27 +26,11 @@ fn the_schema_of_authorization_policies_has_the_fields_that_are_read() {
     check(&spec, "", authorization::SPEC);
     check(&spec, "/properties/selector", &["matchLabels"]);
     check(&spec, rule, authorization::RULE);
-    check(
-        &spec,
-        &format!("{rule}/properties/from/items"),
-        authorization::FROM,
-    );
-    check(
-        &spec,
-        &format!("{rule}/properties/from/items/properties/source"),
-        authorization::SOURCE,
-    );
+    check(&spec, &format!("{rule}/properties/from/items"), authorization::FROM);
+    check(&spec, &format!("{rule}/properties/from/items/properties/source"), authorization::SOURCE);
     check(&spec, &format!("{rule}/properties/to/items"), authorization::TO);
-    check(
-        &spec,
-        &format!("{rule}/properties/to/items/properties/operation"),
-        authorization::OPERATION,
-    );
-    check(
-        &spec,
-        &format!("{rule}/properties/when/items"),
-        authorization::WHEN,
-    );
+    check(&spec, &format!("{rule}/properties/to/items/properties/operation"), authorization::OPERATION);
+    check(&spec, &format!("{rule}/properties/when/items"), authorization::WHEN);
 }
 
 #[test]
@@ -61,11 +38,7 @@ fn the_schema_of_peer_authentications_has_the_fields_that_are_read() {
     let spec = spec_of(PeerAuthentication::crd());
     check(&spec, "", peers::SPEC);
     check(&spec, "/properties/mtls", peers::MTLS);
-    check(
-        &spec,
-        "/properties/portLevelMtls/additionalProperties",
-        peers::MTLS,
-    );
+    check(&spec, "/properties/portLevelMtls/additionalProperties", peers::MTLS);
 }
 
 #[test]
@@ -75,16 +48,8 @@ fn the_schema_of_traffic_policies_has_the_fields_that_are_read() {
     check(&spec, "/properties/targetRefs/items", traffic::TARGET);
     check(&spec, "/properties/retry", traffic::RETRY);
     check(&spec, "/properties/retryConstraint", traffic::CONSTRAINT);
-    check(
-        &spec,
-        "/properties/retryConstraint/properties/budget",
-        traffic::BUDGET,
-    );
-    check(
-        &spec,
-        "/properties/retryConstraint/properties/minRetryRate",
-        traffic::RATE,
-    );
+    check(&spec, "/properties/retryConstraint/properties/budget", traffic::BUDGET);
+    check(&spec, "/properties/retryConstraint/properties/minRetryRate", traffic::RATE);
     check(&spec, "/properties/ejection", traffic::EJECTION);
 }
 
@@ -96,10 +61,7 @@ fn what_the_types_write_is_read_without_a_problem() {
             action: Some(PolicyAction::Deny),
             rules: vec![PolicyRule {
                 from: Some(vec![RuleFrom {
-                    source: RuleSource {
-                        principals: Some(vec!["*/sa/web".into()]),
-                        ..RuleSource::default()
-                    },
+                    source: RuleSource { principals: Some(vec!["*/sa/web".into()]), ..RuleSource::default() },
                 }]),
                 to: Some(vec![RuleTo {
                     operation: RuleOperation {

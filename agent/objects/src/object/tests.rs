@@ -25,10 +25,7 @@ fn kinds_of_others_are_none_of_ours() {
 
 #[test]
 fn a_rejected_object_is_named_with_the_field_and_the_rule() {
-    assert_eq!(
-        rejected(json!({"metadata": {"name": "x"}})),
-        " x: kind: is missing"
-    );
+    assert_eq!(rejected(json!({"metadata": {"name": "x"}})), " x: kind: is missing");
     assert_eq!(rejected(json!([])), " : kind: is missing");
     assert_eq!(
         rejected(json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"namespace": "a"}})),
@@ -41,10 +38,7 @@ fn a_rejected_object_is_named_with_the_field_and_the_rule() {
     let typed = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "b"},
         "spec": {"containers": [{"ports": [{"containerPort": "http"}]}]}});
     let text = rejected(typed);
-    assert!(
-        text.starts_with("Pod b: spec.containers[0].ports[0].containerPort: invalid type"),
-        "{text}"
-    );
+    assert!(text.starts_with("Pod b: spec.containers[0].ports[0].containerPort: invalid type"), "{text}");
 }
 
 #[test]
@@ -80,26 +74,17 @@ fn namespaces_and_nodes_are_read() {
         let (_, object) = Object::read(&value).unwrap().unwrap();
         object.translate("adit-system").unwrap()
     };
-    let namespace = read(
-        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop",
-        "labels": {"adit.dev/mesh": "enabled"}, "annotations": {"adit.dev/skip-inbound-ports": "9000-9010, 22"}}}),
-    );
-    let Some(Change::Namespace(namespace)) = namespace.change else {
-        panic!()
-    };
+    let namespace = read(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop",
+        "labels": {"adit.dev/mesh": "enabled"}, "annotations": {"adit.dev/skip-inbound-ports": "9000-9010, 22"}}}));
+    let Some(Change::Namespace(namespace)) = namespace.change else { panic!() };
     assert_eq!(namespace.mesh, Some(adit_core::workload::MeshLabel::Enabled));
     assert_eq!(namespace.skip.inbound_ports, [9000..=9010, 22..=22]);
     let node = read(json!({"apiVersion": "v1", "kind": "Node",
         "metadata": {"name": "n1", "labels": {"topology.kubernetes.io/zone": "z1"}},
         "status": {"addresses": [{"type": "InternalIP", "address": "10.0.0.1"}, {"type": "Hostname", "address": "n1"},
             {"type": "ExternalIP", "address": "bad"}]}}));
-    assert_eq!(
-        node.problems[0].to_string(),
-        "status.addresses[2].address: is \"bad\", not an IP address"
-    );
-    let Some(Change::Node(node)) = node.change else {
-        panic!()
-    };
+    assert_eq!(node.problems[0].to_string(), "status.addresses[2].address: is \"bad\", not an IP address");
+    let Some(Change::Node(node)) = node.change else { panic!() };
     assert_eq!((node.zone.as_deref(), node.addresses.len()), (Some("z1"), 1));
 }
 

@@ -28,10 +28,7 @@ fn good(value: Value) -> workload::Pod {
 fn a_bare_pod_is_read() {
     let pod = good(base());
     assert_eq!(&*pod.service_account, "default");
-    assert_eq!(
-        (pod.node, pod.mesh, pod.captured, pod.terminating),
-        (None, None, false, false)
-    );
+    assert_eq!((pod.node, pod.mesh, pod.captured, pod.terminating), (None, None, false, false));
     assert_eq!((&*pod.owner.kind, &*pod.owner.name), ("Pod", "web-6d4cf-x1"));
 }
 
@@ -53,13 +50,7 @@ fn a_full_pod_is_read() {
     assert!(pod.host_network && pod.captured && pod.terminating && !pod.is_static);
     let ips: Vec<_> = pod.ips.iter().map(ToString::to_string).collect();
     assert_eq!(ips, ["10.0.0.1", "fd00::1", "10.0.0.2"]);
-    assert_eq!(
-        pod.ports,
-        [NamedPort {
-            name: "http".into(),
-            port: 8080
-        }]
-    );
+    assert_eq!(pod.ports, [NamedPort { name: "http".into(), port: 8080 }]);
 }
 
 #[test]
@@ -133,10 +124,7 @@ fn skip_annotations_hold_together_or_not_at_all() {
         "adit.dev/skip-inbound-ports": "22"});
     let skip = good(value.clone()).skip;
     assert_eq!(skip.outbound_ports, [25..=25, 8000..=8999]);
-    assert_eq!(
-        skip.outbound_cidrs,
-        ["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()]
-    );
+    assert_eq!(skip.outbound_cidrs, ["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()]);
     assert_eq!(skip.inbound_ports, [22..=22]);
     for (key, bad) in [
         ("skip-inbound-ports", "0"),
@@ -152,10 +140,7 @@ fn skip_annotations_hold_together_or_not_at_all() {
         let (pod, problems) = read(value);
         assert!(pod.unwrap().skip.is_empty(), "{key}: {bad}");
         assert_eq!(problems.len(), 1, "{problems:?}");
-        assert!(
-            problems[0].starts_with(&format!("metadata.annotations[{key:?}]: ")),
-            "{problems:?}"
-        );
+        assert!(problems[0].starts_with(&format!("metadata.annotations[{key:?}]: ")), "{problems:?}");
     }
 }
 
@@ -199,10 +184,7 @@ fn an_unknown_mesh_label_enrols_nothing_and_says_so() {
     value["metadata"]["labels"] = json!({"adit.dev/mesh": "true"});
     let (pod, problems) = read(value);
     assert_eq!(pod.unwrap().mesh, None);
-    assert_eq!(
-        problems,
-        ["metadata.labels[\"adit.dev/mesh\"]: is \"true\", not one of enabled, disabled"]
-    );
+    assert_eq!(problems, ["metadata.labels[\"adit.dev/mesh\"]: is \"true\", not one of enabled, disabled"]);
 }
 
 #[test]

@@ -52,11 +52,7 @@ pub fn translate(policy: &Policy, system_namespace: &str) -> Result<Translated, 
     let spec = policy.spec(SPEC, &mut problems);
     let scope = scope(&spec, &name.namespace, system_namespace, &mut problems);
     let dry_run = dry_run(&spec, &mut problems);
-    let whole = if problems.is_empty() {
-        Understood::Fully
-    } else {
-        Understood::InPart
-    };
+    let whole = if problems.is_empty() { Understood::Fully } else { Understood::InPart };
     let action = action(&spec, &mut problems);
     let mut rules = rules(&spec, &name, &mut problems);
     for rule in &mut rules {
@@ -88,10 +84,7 @@ fn action(spec: &Spec<'_>, problems: &mut Vec<Problem>) -> Action {
             "DENY" => Action::Deny,
             "AUDIT" => Action::Audit,
             other => {
-                let wrong = Wrong::UnknownValue {
-                    value: other.to_owned(),
-                    known: "ALLOW, DENY, AUDIT",
-                };
+                let wrong = Wrong::UnknownValue { value: other.to_owned(), known: "ALLOW, DENY, AUDIT" };
                 at.wrong(wrong, problems);
                 Action::NotUnderstood
             }
@@ -118,18 +111,12 @@ fn rules(spec: &Spec<'_>, name: &ObjectName, problems: &mut Vec<Problem>) -> Vec
     let root = At::ROOT.key("spec");
     let at = root.key("rules");
     // Stands for rules that were meant, but cannot be read.
-    let lost = || {
-        vec![Rule {
-            understood: Understood::InPart,
-            ..Rule::default()
-        }]
-    };
+    let lost = || vec![Rule { understood: Understood::InPart, ..Rule::default() }];
     match spec.get("rules") {
         Some(Value::Array(raw)) if !raw.is_empty() => {
             let reader = Reader { own: &name.namespace };
             let each = raw.iter().enumerate();
-            each.map(|(index, value)| reader.rule(value, &at.index(index), problems))
-                .collect()
+            each.map(|(index, value)| reader.rule(value, &at.index(index), problems)).collect()
         }
         None | Some(Value::Array(_)) if spec.is_whole => Vec::new(),
         None | Some(Value::Array(_)) => lost(),
@@ -178,20 +165,8 @@ impl Reader<'_> {
         let at = &at.key("source");
         let account = |text: &str| parse::service_account(text, self.own);
         Source {
-            principals: among(
-                fields,
-                ["principals", "notPrincipals"],
-                at,
-                text(parse::principal),
-                problems,
-            ),
-            namespaces: among(
-                fields,
-                ["namespaces", "notNamespaces"],
-                at,
-                text(parse::namespace),
-                problems,
-            ),
+            principals: among(fields, ["principals", "notPrincipals"], at, text(parse::principal), problems),
+            namespaces: among(fields, ["namespaces", "notNamespaces"], at, text(parse::namespace), problems),
             service_accounts: among(
                 fields,
                 ["serviceAccounts", "notServiceAccounts"],
@@ -199,13 +174,7 @@ impl Reader<'_> {
                 text(account),
                 problems,
             ),
-            ip_blocks: among(
-                fields,
-                ["ipBlocks", "notIpBlocks"],
-                at,
-                text(parse::cidr),
-                problems,
-            ),
+            ip_blocks: among(fields, ["ipBlocks", "notIpBlocks"], at, text(parse::cidr), problems),
         }
     }
 }
@@ -214,15 +183,7 @@ fn operation(value: &Value, at: &At<'_>, problems: &mut Vec<Problem>) -> Operati
     let Some(fields) = inner(value, at, (TO, "operation"), OPERATION, problems) else {
         return Operation::default();
     };
-    Operation {
-        ports: among(
-            fields,
-            ["ports", "notPorts"],
-            &at.key("operation"),
-            port,
-            problems,
-        ),
-    }
+    Operation { ports: among(fields, ["ports", "notPorts"], &at.key("operation"), port, problems) }
 }
 
 /// Reads one of `when`; none where its key is not understood: then it counts as true, and the rule as marked.
@@ -238,37 +199,19 @@ fn condition(value: &Value, at: &At<'_>, problems: &mut Vec<Problem>) -> Option<
     };
     let names = ["values", "notValues"];
     match key.as_str() {
-        Some("source.principal") => Some(Condition::SourcePrincipal(among(
-            fields,
-            names,
-            at,
-            text(parse::principal),
-            problems,
-        ))),
-        Some("source.namespace") => Some(Condition::SourceNamespace(among(
-            fields,
-            names,
-            at,
-            text(parse::namespace),
-            problems,
-        ))),
-        Some("source.ip") => Some(Condition::SourceIp(among(
-            fields,
-            names,
-            at,
-            text(parse::cidr),
-            problems,
-        ))),
-        Some("destination.ip") => Some(Condition::DestinationIp(among(
-            fields,
-            names,
-            at,
-            text(parse::cidr),
-            problems,
-        ))),
-        Some("destination.port") => Some(Condition::DestinationPort(among(
-            fields, names, at, port, problems,
-        ))),
+        Some("source.principal") => {
+            Some(Condition::SourcePrincipal(among(fields, names, at, text(parse::principal), problems)))
+        }
+        Some("source.namespace") => {
+            Some(Condition::SourceNamespace(among(fields, names, at, text(parse::namespace), problems)))
+        }
+        Some("source.ip") => Some(Condition::SourceIp(among(fields, names, at, text(parse::cidr), problems))),
+        Some("destination.ip") => {
+            Some(Condition::DestinationIp(among(fields, names, at, text(parse::cidr), problems)))
+        }
+        Some("destination.port") => {
+            Some(Condition::DestinationPort(among(fields, names, at, port, problems)))
+        }
         Some(http) if http.starts_with("request.") || matches!(http, "connection.sni" | "remote.ip") => {
             key_at.wrong(Wrong::Http, problems);
             None
@@ -294,8 +237,7 @@ fn each<T>(
 ) -> Vec<T> {
     let raw = list(value, at, problems).unwrap_or_default();
     let each = raw.iter().enumerate();
-    each.map(|(index, value)| read(value, &at.index(index), problems))
-        .collect()
+    each.map(|(index, value)| read(value, &at.index(index), problems)).collect()
 }
 
 /// The object inside `{source: {…}}` or `{operation: {…}}`. One that asks nothing is a problem: it could mean all or none.
@@ -327,8 +269,5 @@ fn among<T>(
     read: impl Fn(&Value) -> Result<T, Wrong>,
     problems: &mut Vec<Problem>,
 ) -> Among<T> {
-    Among {
-        any: values(fields, any, at, &read, problems),
-        none: values(fields, none, at, &read, problems),
-    }
+    Among { any: values(fields, any, at, &read, problems), none: values(fields, none, at, &read, problems) }
 }

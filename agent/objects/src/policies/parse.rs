@@ -23,9 +23,7 @@ pub(crate) fn port(text: &str) -> Result<u16, Wrong> {
 /// An address, IPv4-mapped IPv6 as IPv4. Leading zeros are refused: some read them as octal.
 pub(crate) fn address(text: &str) -> Result<IpAddr, Wrong> {
     let parsed: Result<IpAddr, _> = text.parse();
-    parsed
-        .map(|ip| ip.to_canonical())
-        .map_err(|_| Wrong::Address(text.to_owned()))
+    parsed.map(|ip| ip.to_canonical()).map_err(|_| Wrong::Address(text.to_owned()))
 }
 
 /// An address, or a block of them; host bits are cut off, IPv4-mapped IPv6 is IPv4.
@@ -92,10 +90,7 @@ pub(crate) fn service_account(text: &str, own: &Arc<str>) -> Result<ServiceAccou
         None => (Arc::clone(own), text),
     };
     match is_segment(&namespace) && is_segment(name) {
-        true => Ok(ServiceAccount {
-            namespace,
-            name: name.into(),
-        }),
+        true => Ok(ServiceAccount { namespace, name: name.into() }),
         false => Err(Wrong::ServiceAccount(text.to_owned())),
     }
 }
@@ -121,8 +116,7 @@ fn is_label(text: &str) -> bool {
 }
 
 fn is_name(text: &str) -> bool {
-    text.bytes()
-        .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_'))
+    text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_'))
 }
 
 /// One segment of an identity's path (SPIFFE-ID.md, 2.2).

@@ -22,9 +22,7 @@ pub fn translate(policy: &Policy, system_namespace: &str) -> Result<Translated, 
     let spec = policy.spec(SPEC, &mut problems);
     let scope = scope(&spec, &name.namespace, system_namespace, &mut problems);
     let root = At::ROOT.key("spec");
-    let mut mode = spec
-        .get("mtls")
-        .and_then(|value| mtls(value, &root.key("mtls"), &mut problems));
+    let mut mode = spec.get("mtls").and_then(|value| mtls(value, &root.key("mtls"), &mut problems));
     let ports_at = root.key("portLevelMtls");
     let mut port_modes = match spec.get("portLevelMtls") {
         None => BTreeMap::new(),
@@ -76,10 +74,7 @@ fn mtls(value: &Value, at: &At<'_>, problems: &mut Vec<Problem>) -> Option<PeerM
         Some("PERMISSIVE") => Some(PeerMode::Permissive),
         Some("UNSET") => None,
         Some(other) => {
-            let wrong = Wrong::UnknownValue {
-                value: other.to_owned(),
-                known: "STRICT, PERMISSIVE, UNSET",
-            };
+            let wrong = Wrong::UnknownValue { value: other.to_owned(), known: "STRICT, PERMISSIVE, UNSET" };
             at.wrong(wrong, problems);
             None
         }

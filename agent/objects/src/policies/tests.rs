@@ -90,22 +90,13 @@ spec:
   - {}
 "#,
     );
-    assert_eq!(
-        (policy.action, policy.dry_run, policy.created),
-        (Action::Deny, true, 1_767_225_600)
-    );
-    let Scope::Selected {
-        namespace: Some(namespace),
-        labels,
-    } = &policy.scope
-    else {
+    assert_eq!((policy.action, policy.dry_run, policy.created), (Action::Deny, true, 1_767_225_600));
+    let Scope::Selected { namespace: Some(namespace), labels } = &policy.scope else {
         panic!("{:?}", policy.scope)
     };
     assert_eq!((&**namespace, labels.0.len()), ("shop", 1));
-    let account = |namespace: &str, name: &str| ServiceAccount {
-        namespace: namespace.into(),
-        name: name.into(),
-    };
+    let account =
+        |namespace: &str, name: &str| ServiceAccount { namespace: namespace.into(), name: name.into() };
     let net = |text: &str| text.parse::<ipnet::IpNet>().unwrap();
     let source = Source {
         principals: Among {
@@ -117,10 +108,7 @@ spec:
             ],
             none: vec![pattern("cluster.local/ns/a/sa/b")],
         },
-        namespaces: Among {
-            any: vec![pattern("shop"), pattern("dev-*")],
-            none: vec![pattern("*-test")],
-        },
+        namespaces: Among { any: vec![pattern("shop"), pattern("dev-*")], none: vec![pattern("*-test")] },
         service_accounts: Among {
             any: vec![account("shop", "web"), account("other", "api")],
             none: vec![account("a", "b")],
@@ -130,49 +118,20 @@ spec:
             none: vec![net("fd00::/64")],
         },
     };
-    let [rule, everything] = &policy.rules[..] else {
-        panic!()
-    };
+    let [rule, everything] = &policy.rules[..] else { panic!() };
     assert_eq!(rule.from[0], source);
     assert_eq!(rule.from[1].namespaces.any, [Pattern::Any]);
-    assert_eq!(
-        rule.to,
-        [Operation {
-            ports: Among {
-                any: vec![80, 443],
-                none: vec![8080]
-            }
-        }]
-    );
+    assert_eq!(rule.to, [Operation { ports: Among { any: vec![80, 443], none: vec![8080] } }]);
     assert_eq!(rule.when.len(), 5);
-    assert_eq!(
-        rule.when[4],
-        Condition::DestinationPort(Among {
-            any: vec![80],
-            none: vec![]
-        })
-    );
-    assert_eq!(
-        (rule.understood, everything),
-        (Understood::Fully, &Rule::default())
-    );
+    assert_eq!(rule.when[4], Condition::DestinationPort(Among { any: vec![80], none: vec![] }));
+    assert_eq!((rule.understood, everything), (Understood::Fully, &Rule::default()));
 }
 
 #[test]
 fn nothing_and_everything_are_told_apart() {
-    for nothing in [
-        "spec: {}",
-        "spec:",
-        "",
-        "spec: {rules: []}",
-        "spec: {rules: null, selector: null}",
-    ] {
+    for nothing in ["spec: {}", "spec:", "", "spec: {rules: []}", "spec: {rules: null, selector: null}"] {
         let policy = good(nothing);
-        assert_eq!(
-            (policy.action, policy.rules.len()),
-            (Action::Allow, 0),
-            "{nothing}"
-        );
+        assert_eq!((policy.action, policy.rules.len()), (Action::Allow, 0), "{nothing}");
     }
     for everything in ["spec: {rules: [{}]}", "spec: {rules: [{from: null, when: []}]}"] {
         assert_eq!(good(everything).rules, [Rule::default()], "{everything}");
@@ -183,21 +142,12 @@ fn nothing_and_everything_are_told_apart() {
 fn the_scope_follows_namespace_and_selector() {
     let scope = |namespace, spec| authorization(namespace, spec).0.scope;
     assert_eq!(scope("shop", "spec: {}"), Scope::Namespace("shop".into()));
-    assert_eq!(
-        scope("shop", "spec: {selector: {}}"),
-        Scope::Namespace("shop".into())
-    );
-    assert_eq!(
-        scope("adit-system", "spec: {selector: {matchLabels: {}}}"),
-        Scope::Mesh
-    );
+    assert_eq!(scope("shop", "spec: {selector: {}}"), Scope::Namespace("shop".into()));
+    assert_eq!(scope("adit-system", "spec: {selector: {matchLabels: {}}}"), Scope::Mesh);
     let labels = Labels([("app".into(), "web".into())].into());
     assert_eq!(
         scope("adit-system", "spec: {selector: {matchLabels: {app: web}}}"),
-        Scope::Selected {
-            namespace: None,
-            labels
-        }
+        Scope::Selected { namespace: None, labels }
     );
 }
 
@@ -206,29 +156,17 @@ fn the_scope_follows_namespace_and_selector() {
 fn wrong_rule(rule: &str, field: &str, says: &str, left: Rule) {
     let (policy, problems) = authorization("shop", &format!("spec: {{action: DENY, rules: [{rule}, {{}}]}}"));
     assert_eq!(problems.len(), 1, "{problems:?}");
-    assert!(
-        problems[0].starts_with(&format!("spec.rules[0]{field}: ")),
-        "{problems:?}"
-    );
+    assert!(problems[0].starts_with(&format!("spec.rules[0]{field}: ")), "{problems:?}");
     assert!(problems[0].contains(says), "{problems:?}");
-    let left = Rule {
-        understood: Understood::InPart,
-        ..left
-    };
+    let left = Rule { understood: Understood::InPart, ..left };
     assert_eq!(policy.rules, [left, Rule::default()], "the other rule stands");
 }
 
 #[test]
 fn each_thing_wrong_is_named_and_only_it_is_left_out() {
     let nothing = Rule::default;
-    let one_source = || Rule {
-        from: vec![Source::default()],
-        ..Rule::default()
-    };
-    let one_operation = || Rule {
-        to: vec![Operation::default()],
-        ..Rule::default()
-    };
+    let one_source = || Rule { from: vec![Source::default()], ..Rule::default() };
+    let one_operation = || Rule { to: vec![Operation::default()], ..Rule::default() };
     // HTTP
     wrong_rule(
         "{to: [{operation: {methods: [GET]}}]}",
@@ -254,29 +192,16 @@ fn each_thing_wrong_is_named_and_only_it_is_left_out() {
         "inside HTTP",
         nothing(),
     );
-    wrong_rule(
-        "{when: [{key: connection.sni, values: [a]}]}",
-        ".when[0].key",
-        "inside HTTP",
-        nothing(),
-    );
+    wrong_rule("{when: [{key: connection.sni, values: [a]}]}", ".when[0].key", "inside HTTP", nothing());
     // unknown fields
-    wrong_rule(
-        "{form: [{source: {namespaces: [a]}}]}",
-        ".form",
-        "from, to, when",
-        nothing(),
-    );
+    wrong_rule("{form: [{source: {namespaces: [a]}}]}", ".form", "from, to, when", nothing());
     wrong_rule(
         "{from: [{sources: {}, source: {namespaces: ['*']}}]}",
         ".from[0].sources",
         "source",
         Rule {
             from: vec![Source {
-                namespaces: Among {
-                    any: vec![Pattern::Any],
-                    none: vec![],
-                },
+                namespaces: Among { any: vec![Pattern::Any], none: vec![] },
                 ..Source::default()
             }],
             ..Rule::default()
@@ -288,12 +213,7 @@ fn each_thing_wrong_is_named_and_only_it_is_left_out() {
         "principals",
         one_source(),
     );
-    wrong_rule(
-        "{to: [{operation: {port: ['80']}}]}",
-        ".to[0].operation.port",
-        "ports",
-        one_operation(),
-    );
+    wrong_rule("{to: [{operation: {port: ['80']}}]}", ".to[0].operation.port", "ports", one_operation());
     wrong_rule(
         "{when: [{key: source.ip, value: [a], values: ['10.0.0.1']}]}",
         ".when[0].value",
@@ -306,16 +226,9 @@ fn each_thing_wrong_is_named_and_only_it_is_left_out() {
             ..Rule::default()
         },
     );
-    wrong_rule(
-        "{when: [{key: source.port, values: ['1']}]}",
-        ".when[0].key",
-        "destination.port",
-        nothing(),
-    );
+    wrong_rule("{when: [{key: source.port, values: ['1']}]}", ".when[0].key", "destination.port", nothing());
     // ports
-    for bad in [
-        "0", "65536", "'080'", "'http'", "-1", "80.5", "'+80'", "''", "' 80'",
-    ] {
+    for bad in ["0", "65536", "'080'", "'http'", "-1", "80.5", "'+80'", "''", "' 80'"] {
         wrong_rule(
             &format!("{{to: [{{operation: {{ports: [80, {bad}]}}}}]}}"),
             ".to[0].operation.ports[1]",
@@ -352,10 +265,7 @@ fn each_thing_wrong_is_named_and_only_it_is_left_out() {
         "{when: [{key: destination.ip, values: [x]}]}",
         ".when[0].values[0]",
         "neither an address",
-        Rule {
-            when: vec![Condition::DestinationIp(Among::default())],
-            ..Rule::default()
-        },
+        Rule { when: vec![Condition::DestinationIp(Among::default())], ..Rule::default() },
     );
     // names
     for bad in ["a*b/c", "**", "*a*", ""] {
@@ -366,13 +276,7 @@ fn each_thing_wrong_is_named_and_only_it_is_left_out() {
             one_source(),
         );
     }
-    for bad in [
-        "web",
-        "cluster.local",
-        "cluster.local//x",
-        "a b/*",
-        "cluster.local/ns/a/",
-    ] {
+    for bad in ["web", "cluster.local", "cluster.local//x", "a b/*", "cluster.local/ns/a/"] {
         wrong_rule(
             &format!("{{from: [{{source: {{notPrincipals: ['{bad}']}}}}]}}"),
             ".from[0].source.notPrincipals[0]",
@@ -403,18 +307,8 @@ fn each_thing_wrong_is_named_and_only_it_is_left_out() {
     wrong_rule("{from: [x]}", ".from[0]", "not an object", one_source());
     wrong_rule("{from: [{}]}", ".from[0].source", "missing", one_source());
     wrong_rule("{from: [{source: {}}]}", ".from[0].source", "empty", one_source());
-    wrong_rule(
-        "{to: [{operation: {ports: null}}]}",
-        ".to[0].operation",
-        "empty",
-        one_operation(),
-    );
-    wrong_rule(
-        "{from: [{source: {principals: []}}]}",
-        ".from[0].source.principals",
-        "empty",
-        one_source(),
-    );
+    wrong_rule("{to: [{operation: {ports: null}}]}", ".to[0].operation", "empty", one_operation());
+    wrong_rule("{from: [{source: {principals: []}}]}", ".from[0].source.principals", "empty", one_source());
     wrong_rule(
         "{from: [{source: {principals: x}}]}",
         ".from[0].source.principals",
@@ -428,20 +322,12 @@ fn each_thing_wrong_is_named_and_only_it_is_left_out() {
         one_source(),
     );
     wrong_rule("{when: [{values: [a]}]}", ".when[0].key", "missing", nothing());
-    wrong_rule(
-        "{when: [{key: [a], values: [a]}]}",
-        ".when[0].key",
-        "not a string",
-        nothing(),
-    );
+    wrong_rule("{when: [{key: [a], values: [a]}]}", ".when[0].key", "not a string", nothing());
     wrong_rule(
         "{when: [{key: source.ip}]}",
         ".when[0].values",
         "missing",
-        Rule {
-            when: vec![Condition::SourceIp(Among::default())],
-            ..Rule::default()
-        },
+        Rule { when: vec![Condition::SourceIp(Among::default())], ..Rule::default() },
     );
 }
 
@@ -470,18 +356,12 @@ fn a_bad_selector_means_the_whole_namespace_and_marks_every_rule() {
         ("{matchExpressions: []}", "spec.selector.matchExpressions: "),
         ("{matchLabels: {app: 1}}", "spec.selector.matchLabels.app: "),
         ("{matchLabels: {app: '*'}}", "spec.selector.matchLabels.app: "),
-        (
-            "{matchLabels: {a/b/c: x}}",
-            "spec.selector.matchLabels[\"a/b/c\"]: ",
-        ),
+        ("{matchLabels: {a/b/c: x}}", "spec.selector.matchLabels[\"a/b/c\"]: "),
         ("{matchLabels: [app]}", "spec.selector.matchLabels: "),
         ("app", "spec.selector: "),
     ] {
         let policy = wrong_policy(&format!("spec: {{selector: {selector}, rules: [{{}}]}}"), field);
-        let scope = Scope::Selected {
-            namespace: Some("shop".into()),
-            labels: Labels::default(),
-        };
+        let scope = Scope::Selected { namespace: Some("shop".into()), labels: Labels::default() };
         assert_eq!(policy.scope, scope);
         assert_eq!(policy.rules[0].understood, Understood::InPart);
     }
@@ -490,10 +370,7 @@ fn a_bad_selector_means_the_whole_namespace_and_marks_every_rule() {
 #[test]
 fn an_unknown_action_is_kept_as_such() {
     for action in ["CUSTOM", "allow", "''", "1"] {
-        let policy = wrong_policy(
-            &format!("spec: {{action: {action}, rules: [{{}}]}}"),
-            "spec.action: ",
-        );
+        let policy = wrong_policy(&format!("spec: {{action: {action}, rules: [{{}}]}}"), "spec.action: ");
         assert_eq!(policy.action, Action::NotUnderstood);
         assert_eq!(policy.rules, [Rule::default()]);
     }
@@ -508,16 +385,10 @@ fn a_bad_dry_run_is_enforced_and_marks_every_rule() {
 
 #[test]
 fn an_unknown_field_of_the_spec_marks_every_rule_or_stands_for_one() {
-    let lost = [Rule {
-        understood: Understood::InPart,
-        ..Rule::default()
-    }];
+    let lost = [Rule { understood: Understood::InPart, ..Rule::default() }];
     for (spec, field) in [
         ("spec: {action: DENY, ruels: [{}]}", "spec.ruels: "),
-        (
-            "spec: {action: DENY, rules: [{}], targetRefs: []}",
-            "spec.targetRefs: ",
-        ),
+        ("spec: {action: DENY, rules: [{}], targetRefs: []}", "spec.targetRefs: "),
         ("spec: {action: DENY, rules: {from: []}}", "spec.rules: "),
         ("spec: x", "spec: "),
         ("sepc: {action: DENY}", "sepc: "),
@@ -551,17 +422,10 @@ fn peer_authentications_are_read() {
         "spec: {selector: {matchLabels: {app: web}}, mtls: {mode: STRICT}, portLevelMtls: {8080: {mode: PERMISSIVE}, '9': {mode: UNSET}}}",
     );
     assert_eq!(problems, [""; 0]);
-    assert_eq!(
-        (policy.mode, policy.port_modes),
-        (Some(Strict), [(8080, Permissive)].into())
-    );
+    assert_eq!((policy.mode, policy.port_modes), (Some(Strict), [(8080, Permissive)].into()));
     for unset in ["spec: {}", "", "spec: {mtls: {mode: UNSET}}", "spec: {mtls: {}}"] {
         let (policy, problems) = peers("adit-system", unset);
-        assert_eq!(
-            (policy.mode, policy.scope, problems),
-            (None, Scope::Mesh, vec![]),
-            "{unset}"
-        );
+        assert_eq!((policy.mode, policy.scope, problems), (None, Scope::Mesh, vec![]), "{unset}");
     }
 }
 
@@ -574,30 +438,14 @@ fn a_peer_authentication_that_is_not_understood_is_strict() {
         ("{mtls: PERMISSIVE}", "spec.mtls: "),
         ("{mtls: {mode: PERMISSIVE, x: 1}}", "spec.mtls.x: "),
         ("{mtsl: {mode: STRICT}}", "spec.mtsl: "),
-        (
-            "{mtls: {mode: PERMISSIVE}, portLevelMtls: {http: {mode: STRICT}}}",
-            "spec.portLevelMtls.http: ",
-        ),
-        (
-            "{portLevelMtls: {80: {mode: PERMISSIVE}, 0: {mode: STRICT}}}",
-            "spec.portLevelMtls.0: ",
-        ),
+        ("{mtls: {mode: PERMISSIVE}, portLevelMtls: {http: {mode: STRICT}}}", "spec.portLevelMtls.http: "),
+        ("{portLevelMtls: {80: {mode: PERMISSIVE}, 0: {mode: STRICT}}}", "spec.portLevelMtls.0: "),
         ("{portLevelMtls: []}", "spec.portLevelMtls: "),
-        (
-            "{selector: {matchLabels: {a: '*'}}, mtls: {mode: PERMISSIVE}}",
-            "spec.selector.matchLabels.a: ",
-        ),
+        ("{selector: {matchLabels: {a: '*'}}, mtls: {mode: PERMISSIVE}}", "spec.selector.matchLabels.a: "),
     ] {
         let (policy, problems) = peers("shop", &format!("spec: {spec}"));
-        assert!(
-            problems.len() == 1 && problems[0].starts_with(field),
-            "{spec}: {problems:?}"
-        );
-        assert_eq!(
-            (policy.mode, policy.port_modes.len()),
-            (Some(PeerMode::Strict), 0),
-            "{spec}"
-        );
+        assert!(problems.len() == 1 && problems[0].starts_with(field), "{spec}: {problems:?}");
+        assert_eq!((policy.mode, policy.port_modes.len()), (Some(PeerMode::Strict), 0), "{spec}");
     }
     let (policy, _) = peers("shop", "spec: {selector: {matchLabels: {a: '*'}}}");
     assert_eq!(policy.level(), adit_core::policy::Level::Workload);
@@ -616,27 +464,12 @@ fn traffic_policies_are_read() {
     let services: Vec<_> = policy.services.iter().map(ToString::to_string).collect();
     assert_eq!(services, ["shop/web", "shop/db"]);
     let settings = policy.settings;
-    assert_eq!(
-        (settings.connect_deadline, settings.attempt_timeout),
-        (ms(5000), ms(500))
-    );
-    assert_eq!(
-        (settings.retries_max, settings.backoff_base, settings.backoff_cap),
-        (3, ms(10), ms(1000))
-    );
-    assert_eq!(
-        (settings.budget_percent, settings.budget_interval),
-        (20, ms(20_000))
-    );
+    assert_eq!((settings.connect_deadline, settings.attempt_timeout), (ms(5000), ms(500)));
+    assert_eq!((settings.retries_max, settings.backoff_base, settings.backoff_cap), (3, ms(10), ms(1000)));
+    assert_eq!((settings.budget_percent, settings.budget_interval), (20, ms(20_000)));
     assert_eq!(settings.budget_floor_interval, Some(ms(500)));
-    assert_eq!(
-        (settings.ejection_failures, settings.ejection_percent_max),
-        (3, 10)
-    );
-    assert_eq!(
-        (settings.ejection_base, settings.ejection_cap),
-        (ms(2000), ms(60_000))
-    );
+    assert_eq!((settings.ejection_failures, settings.ejection_percent_max), (3, 10));
+    assert_eq!((settings.ejection_base, settings.ejection_cap), (ms(2000), ms(60_000)));
 }
 
 #[test]
@@ -646,14 +479,8 @@ fn a_traffic_policy_keeps_the_defaults_of_what_it_does_not_say() {
     );
     assert_eq!(problems, [""; 0]);
     let defaults = adit_core::traffic::TrafficSettings::default();
-    assert_eq!(
-        policy.settings.budget_floor_interval,
-        defaults.budget_floor_interval
-    );
-    assert_eq!(
-        policy.settings.backoff_cap, policy.settings.backoff_base,
-        "a base above the cap lifts it"
-    );
+    assert_eq!(policy.settings.budget_floor_interval, defaults.budget_floor_interval);
+    assert_eq!(policy.settings.backoff_cap, policy.settings.backoff_base, "a base above the cap lifts it");
     let (policy, _) =
         traffic("{targetRefs: [{kind: Service, name: web}], retryConstraint: {minRetryRate: {count: 0}}}");
     assert_eq!(policy.settings.budget_floor_interval, None);
@@ -666,10 +493,7 @@ fn what_a_traffic_policy_gets_wrong_is_named_and_keeps_its_default() {
           connectTimeout: 3, attemptTimeout: 0s, timeout: 1s, retry: {attempts: 11, backoff: 1.5s},
           retryConstraint: {budget: {percent: 101}}, ejection: {maxPercent: x}}",
     );
-    let fields: Vec<_> = problems
-        .iter()
-        .map(|problem| problem.split(": ").next().unwrap())
-        .collect();
+    let fields: Vec<_> = problems.iter().map(|problem| problem.split(": ").next().unwrap()).collect();
     assert_eq!(
         fields,
         [

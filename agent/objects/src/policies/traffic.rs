@@ -14,14 +14,8 @@ use crate::object::{Translated, namespaced_name};
 use crate::problem::{Problem, Rejected, Wrong};
 
 /// Fields of `spec`.
-pub(crate) const SPEC: &[&str] = &[
-    "attemptTimeout",
-    "connectTimeout",
-    "ejection",
-    "retry",
-    "retryConstraint",
-    "targetRefs",
-];
+pub(crate) const SPEC: &[&str] =
+    &["attemptTimeout", "connectTimeout", "ejection", "retry", "retryConstraint", "targetRefs"];
 /// Fields of `targetRefs[]`.
 pub(crate) const TARGET: &[&str] = &["group", "kind", "name"];
 /// Fields of `retry`.
@@ -50,10 +44,7 @@ pub fn translate(policy: &Policy) -> Result<Translated, Rejected> {
     let mut problems = Vec::new();
     let spec = policy.spec(SPEC, &mut problems);
     let empty = Map::new();
-    let fields = Fields {
-        map: spec.fields.unwrap_or(&empty),
-        at: &At::ROOT.key("spec"),
-    };
+    let fields = Fields { map: spec.fields.unwrap_or(&empty), at: &At::ROOT.key("spec") };
     let mut settings = TrafficSettings::default();
     read(&fields, &mut settings, &mut problems);
     let services = services(&fields, &name, &mut problems);
@@ -93,13 +84,7 @@ fn read(spec: &Fields<'_>, settings: &mut TrafficSettings, problems: &mut Vec<Pr
         });
     });
     spec.object("ejection", EJECTION, problems, |ejection, problems| {
-        ejection.number(
-            "consecutiveFailures",
-            0,
-            FAILURES_MOST,
-            &mut settings.ejection_failures,
-            problems,
-        );
+        ejection.number("consecutiveFailures", 0, FAILURES_MOST, &mut settings.ejection_failures, problems);
         ejection.span("baseTime", &mut settings.ejection_base, problems);
         ejection.span("maxTime", &mut settings.ejection_cap, problems);
         ejection.number("maxPercent", 0, 100, &mut settings.ejection_percent_max, problems);
@@ -131,24 +116,12 @@ fn target<'v>(value: &'v Value, at: &At<'_>, problems: &mut Vec<Problem>) -> Opt
     let word = |key: &'static str| present(fields, key).map(|value| value.as_str().unwrap_or_default());
     if !matches!(word("group"), None | Some("" | "core")) {
         let value = word("group").unwrap_or_default().to_owned();
-        at.key("group").wrong(
-            Wrong::UnknownValue {
-                value,
-                known: "\"\" (core)",
-            },
-            problems,
-        );
+        at.key("group").wrong(Wrong::UnknownValue { value, known: "\"\" (core)" }, problems);
         return None;
     }
     if word("kind") != Some("Service") {
         let value = word("kind").unwrap_or_default().to_owned();
-        at.key("kind").wrong(
-            Wrong::UnknownValue {
-                value,
-                known: "Service",
-            },
-            problems,
-        );
+        at.key("kind").wrong(Wrong::UnknownValue { value, known: "Service" }, problems);
         return None;
     }
     match word("name") {
@@ -208,14 +181,9 @@ impl Fields<'_> {
         };
         match u32::try_from(number) {
             Ok(number) if (least..=most).contains(&number) => *into = number,
-            Ok(_) | Err(_) => at.wrong(
-                Wrong::Range {
-                    value: number,
-                    least: least.into(),
-                    most: most.into(),
-                },
-                problems,
-            ),
+            Ok(_) | Err(_) => {
+                at.wrong(Wrong::Range { value: number, least: least.into(), most: most.into() }, problems)
+            }
         }
     }
 }

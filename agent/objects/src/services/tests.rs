@@ -26,11 +26,8 @@ fn ports_name_their_targets_by_number_or_by_name() {
         {"name": "a", "port": 80}, {"name": "b", "port": 81, "targetPort": 8081, "nodePort": 30081},
         {"name": "c", "port": 82, "targetPort": "http"}, {"name": "d", "port": 83, "targetPort": "8083"},
         {"name": "e", "port": 84, "protocol": "UDP"}, {"name": "f", "port": 85, "protocol": "TCP", "nodePort": 0}]}));
-    let ports: Vec<_> = service
-        .ports
-        .iter()
-        .map(|port| (&*port.name, port.target.clone(), port.node_port))
-        .collect();
+    let ports: Vec<_> =
+        service.ports.iter().map(|port| (&*port.name, port.target.clone(), port.node_port)).collect();
     assert_eq!(
         ports,
         [
@@ -52,10 +49,7 @@ fn every_address_of_a_service_is_a_vip_once() {
     let (service, problems) = read(spec, status);
     assert_eq!(problems, [""; 0]);
     let vips: Vec<_> = service.unwrap().vips.iter().map(ToString::to_string).collect();
-    assert_eq!(
-        vips,
-        ["10.96.0.1", "fd00::1", "192.0.2.1", "192.0.2.2", "192.0.2.4"]
-    );
+    assert_eq!(vips, ["10.96.0.1", "fd00::1", "192.0.2.1", "192.0.2.2", "192.0.2.4"]);
 }
 
 #[test]
@@ -65,26 +59,16 @@ fn a_headless_service_has_no_vip() {
     );
     assert!(service.headless && service.vips.is_empty());
     assert!(service.selector.is_some());
-    assert_eq!(
-        good(json!({"ports": [{"port": 80}], "selector": {}})).selector,
-        None
-    );
+    assert_eq!(good(json!({"ports": [{"port": 80}], "selector": {}})).selector, None);
 }
 
 #[test]
 fn services_by_name_or_without_tcp_are_none_of_ours() {
     assert_eq!(
-        read(
-            json!({"type": "ExternalName", "externalName": "x", "ports": [{"port": 1}]}),
-            Value::Null
-        )
-        .0,
+        read(json!({"type": "ExternalName", "externalName": "x", "ports": [{"port": 1}]}), Value::Null).0,
         None
     );
-    assert_eq!(
-        read(json!({"ports": [{"port": 53, "protocol": "UDP"}]}), Value::Null).0,
-        None
-    );
+    assert_eq!(read(json!({"ports": [{"port": 53, "protocol": "UDP"}]}), Value::Null).0, None);
     assert_eq!(read(Value::Null, Value::Null), (None, vec![]));
 }
 
@@ -112,10 +96,7 @@ fn what_is_not_understood_is_named_and_left_out() {
         Value::Null,
     );
     assert_eq!(service.unwrap().ports.len(), 1);
-    let fields: Vec<_> = problems
-        .iter()
-        .map(|problem| problem.split(": ").next().unwrap())
-        .collect();
+    let fields: Vec<_> = problems.iter().map(|problem| problem.split(": ").next().unwrap()).collect();
     assert_eq!(
         fields,
         [
@@ -132,8 +113,5 @@ fn what_is_not_understood_is_named_and_left_out() {
         json!({"ports": [{"port": 80}], "sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 0}}}),
         Value::Null,
     );
-    assert_eq!(
-        problems,
-        ["spec.sessionAffinityConfig.clientIP.timeoutSeconds: is 0, not within 1 to 86400"]
-    );
+    assert_eq!(problems, ["spec.sessionAffinityConfig.clientIP.timeoutSeconds: is 0, not within 1 to 86400"]);
 }

@@ -30,15 +30,8 @@ fn endpoints_are_read_with_kubernetes_defaults() {
     assert_eq!(slice.service, ObjectName::new("shop", "web"));
     let ports: Vec<_> = slice.ports.iter().map(|port| (&*port.name, port.port)).collect();
     assert_eq!(ports, [("http", Some(8080)), ("all", None)]);
-    let states: Vec<_> = slice
-        .endpoints
-        .iter()
-        .map(|e| (e.ready, e.serving, e.terminating))
-        .collect();
-    assert_eq!(
-        states,
-        [(true, true, false), (false, true, true), (false, false, false)]
-    );
+    let states: Vec<_> = slice.endpoints.iter().map(|e| (e.ready, e.serving, e.terminating)).collect();
+    assert_eq!(states, [(true, true, false), (false, true, true), (false, false, false)]);
     assert_eq!(slice.endpoints[0].pod, Some(ObjectName::new("shop", "web-x")));
     assert_eq!(slice.endpoints[0].node, Some(NodeName("n1".into())));
     assert_eq!(slice.endpoints[2].pod, None);
@@ -46,19 +39,15 @@ fn endpoints_are_read_with_kubernetes_defaults() {
 
 #[test]
 fn slices_of_names_or_of_no_service_are_none_of_ours() {
-    assert_eq!(
-        read(json!({"labels": {"kubernetes.io/service-name": "web"}, "addressType": "FQDN"})).0,
-        None
-    );
+    assert_eq!(read(json!({"labels": {"kubernetes.io/service-name": "web"}, "addressType": "FQDN"})).0, None);
     assert_eq!(read(json!({"addressType": "IPv4"})).0, None);
 }
 
 #[test]
 fn a_bad_address_or_port_is_named_and_left_out() {
-    let (slice, problems) = read(
-        json!({"labels": {"kubernetes.io/service-name": "web"}, "addressType": "IPv6",
-        "ports": [{"port": 0}], "endpoints": [{"addresses": ["fd00::1", "x"]}]}),
-    );
+    let (slice, problems) =
+        read(json!({"labels": {"kubernetes.io/service-name": "web"}, "addressType": "IPv6",
+        "ports": [{"port": 0}], "endpoints": [{"addresses": ["fd00::1", "x"]}]}));
     assert_eq!(
         problems,
         [

@@ -7,18 +7,9 @@ fn own() -> TrustDomain {
 }
 
 fn read(bundle: &str, crl: Option<&str>, revoked: Option<&str>) -> Result<Read, TrustError> {
-    let texts = [
-        ("bundle.json", Some(bundle)),
-        ("crl.pem", crl),
-        ("revoked.json", revoked),
-    ];
-    let data = texts
-        .into_iter()
-        .filter_map(|(key, text)| Some((key.to_owned(), text?.to_owned())));
-    let config_map = ConfigMap {
-        metadata: ObjectMeta::default(),
-        data: data.collect(),
-    };
+    let texts = [("bundle.json", Some(bundle)), ("crl.pem", crl), ("revoked.json", revoked)];
+    let data = texts.into_iter().filter_map(|(key, text)| Some((key.to_owned(), text?.to_owned())));
+    let config_map = ConfigMap { metadata: ObjectMeta::default(), data: data.collect() };
     translate(&config_map, &own())
 }
 
@@ -32,9 +23,7 @@ fn roots(keys: &str) -> Result<Vec<Arc<[u8]>>, TrustError> {
 
 fn key_error(keys: &str) -> KeyRule {
     let error = roots(keys).unwrap_err();
-    let TrustError::Key { rule, index: 0, .. } = error else {
-        panic!("{error}")
-    };
+    let TrustError::Key { rule, index: 0, .. } = error else { panic!("{error}") };
     rule
 }
 
@@ -61,18 +50,9 @@ fn keys_of_another_use_or_an_unknown_type_are_passed_over() {
 
 #[test]
 fn a_key_that_breaks_a_rule_refuses_the_bundle() {
-    assert_eq!(
-        key_error(r#"{"kty":"EC","use":"x509-svid","kid":"1","x5c":["AQ=="]}"#),
-        KeyRule::Kid
-    );
-    assert_eq!(
-        key_error(r#"{"kty":"EC","use":"x509-svid"}"#),
-        KeyRule::NoCertificate
-    );
-    assert_eq!(
-        key_error(r#"{"kty":"EC","use":"x509-svid","x5c":["?"]}"#),
-        KeyRule::Base64
-    );
+    assert_eq!(key_error(r#"{"kty":"EC","use":"x509-svid","kid":"1","x5c":["AQ=="]}"#), KeyRule::Kid);
+    assert_eq!(key_error(r#"{"kty":"EC","use":"x509-svid"}"#), KeyRule::NoCertificate);
+    assert_eq!(key_error(r#"{"kty":"EC","use":"x509-svid","x5c":["?"]}"#), KeyRule::Base64);
 }
 
 #[test]
@@ -101,25 +81,11 @@ fn the_kill_list_names_serials_and_identities_and_skips_what_is_neither() {
     let list = r#"[{"serial": "00:AB:0c", "at": 1}, {"identity": "spiffe://cluster.local/ns/a/sa/b", "at": "x"},
         {"serial": "xyz"}, {"identity": "web"}, {}, {"serial": "1", "identity": "spiffe://a/b"}, {"serial": "0"}]"#;
     let read = read(&bundle_of(""), None, Some(list)).unwrap();
-    let serials: Vec<_> = read
-        .bundle
-        .revoked_serials
-        .iter()
-        .map(|serial| &**serial)
-        .collect();
+    let serials: Vec<_> = read.bundle.revoked_serials.iter().map(|serial| &**serial).collect();
     assert_eq!(serials, ["0", "ab0c"]);
-    let identities: Vec<_> = read
-        .bundle
-        .revoked_identities
-        .iter()
-        .map(SpiffeId::as_str)
-        .collect();
+    let identities: Vec<_> = read.bundle.revoked_identities.iter().map(SpiffeId::as_str).collect();
     assert_eq!(identities, ["spiffe://cluster.local/ns/a/sa/b"]);
-    let bad: Vec<_> = read
-        .problems
-        .iter()
-        .map(|problem| (problem.index, problem.rule))
-        .collect();
+    let bad: Vec<_> = read.problems.iter().map(|problem| (problem.index, problem.rule)).collect();
     assert_eq!(
         bad,
         [
@@ -136,20 +102,14 @@ fn revocation_lists_are_read_from_pem() {
     let pem = "text\n-----BEGIN X509 CRL-----\nAQ\nI=\n-----END X509 CRL-----\n\n-----BEGIN X509 CRL-----\r\nAw==\r\n-----END X509 CRL-----\r\n";
     let crls = read(&bundle_of(""), Some(pem), None).unwrap().bundle.crls;
     assert_eq!(crls, [Arc::from([1, 2]), Arc::from([3])]);
-    for bad in [
-        "-----BEGIN X509 CRL-----\nAQI=\n",
-        "-----BEGIN X509 CRL-----\n?\n-----END X509 CRL-----",
-    ] {
+    for bad in ["-----BEGIN X509 CRL-----\nAQI=\n", "-----BEGIN X509 CRL-----\n?\n-----END X509 CRL-----"] {
         assert_eq!(read(&bundle_of(""), Some(bad), None), Err(TrustError::Crl(0)));
     }
 }
 
 #[test]
 fn a_config_map_without_a_bundle_is_refused() {
-    let empty = ConfigMap {
-        metadata: ObjectMeta::default(),
-        data: BTreeMap::new(),
-    };
+    let empty = ConfigMap { metadata: ObjectMeta::default(), data: BTreeMap::new() };
     assert_eq!(translate(&empty, &own()), Err(TrustError::NoBundle));
 }
 

@@ -4,11 +4,7 @@ use serde_json::json;
 use super::*;
 
 fn values(text: &str) -> Vec<(serde_json::Value, String)> {
-    read(text)
-        .unwrap()
-        .into_iter()
-        .map(|document| (document.value, document.at.to_string()))
-        .collect()
+    read(text).unwrap().into_iter().map(|document| (document.value, document.at.to_string())).collect()
 }
 
 #[test]
@@ -28,13 +24,7 @@ fn every_document_says_where_it_begins() {
 #[test]
 fn elements_of_a_list_are_documents() {
     let text = "apiVersion: v1\nkind: List\nitems:\n- kind: A\n- kind: B\n";
-    assert_eq!(
-        values(text),
-        [
-            (json!({"kind": "A"}), "4:3".into()),
-            (json!({"kind": "B"}), "5:3".into())
-        ]
-    );
+    assert_eq!(values(text), [(json!({"kind": "A"}), "4:3".into()), (json!({"kind": "B"}), "5:3".into())]);
 }
 
 #[test]
@@ -64,10 +54,7 @@ fn an_error_says_where_on_one_line() {
     ] {
         let error = read(text).unwrap_err();
         assert!(error.at.line.abs_diff(line) <= 1, "{text:?}: {error}");
-        assert!(
-            !error.message.is_empty() && !error.message.contains('\n'),
-            "{error}"
-        );
+        assert!(!error.message.is_empty() && !error.message.contains('\n'), "{error}");
     }
 }
 

@@ -1,0 +1,303 @@
+//! The loop that reads what changed, publishes what follows, and writes what this agent says.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use adit_core::net::PodUid;
+use adit_core::time::Mono;
+use adit_core::world::Change;
+use adit_core::world::builder::WorldBuilder;
+use adit_proto::status::NodeStatus;
+use arc_swap::ArcSwap;
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+
+use super::copy::Copy;
+use super::directory::{Directory, Readings};
+use super::files::{Files, Reading};
+use super::publish::StatusFile;
+use super::statuses::{Bundle, Statuses};
+use super::{Command, Config, Own, Shown, StartError};
+use crate::clock::Clock;
+use crate::view::Publisher;
+
+/// How long changes are gathered: longer than an editor takes from rename to rename, shorter than anybody notices.
+const FLUSH_AFTER: Duration = Duration::from_millis(20);
+/// How many changes are gathered at most: reading that many files takes about as long as [`FLUSH_AFTER`].
+const FLUSH_AT: usize = 256;
+/// How long after a failure the status file is tried again.
+const WRITE_AGAIN_AFTER: Duration = Duration::from_secs(1);
+
+/// DRIVER of the source of truth.
+pub(super) struct Driver {
+    own: Own,
+    clock: Clock,
+    publisher: Publisher,
+    shown: Arc<ArcSwap<Shown>>,
+    root: PathBuf,
+    directory: Directory,
+    files: Files,
+    statuses: Statuses,
+    bundle: Bundle,
+    copy: Option<Copy>,
+    builder: WorldBuilder,
+    status: NodeStatus,
+    status_file: StatusFile,
+    /// When the status file is tried again.
+    write_again: Option<Mono>,
+    is_synced: bool,
+}
+
+impl Driver {
+    pub(super) fn open(
+        config: Config,
+        own: Own,
+        clock: Clock,
+        publisher: Publisher,
+        shown: Arc<ArcSwap<Shown>>,
+    ) -> Result<Self, StartError> {
+        let root = config.directory;
+        if root.as_os_str().is_empty() {
+            return Err(StartError::NoDirectory);
+        }
+        let node = own.settings.node.clone();
+        if node.0.is_empty() || node.0.starts_with('.') || node.0.contains(['/', '\0']) {
+            return Err(StartError::NodeName(node.0.to_string()));
+        }
+        let directory =
+            Directory::open(&root).map_err(|source| StartError::Directory { path: root.clone(), source })?;
+        let dir = Directory::status_dir(&root);
+        let (status_file, earlier) = StatusFile::open(&dir, &node.0)
+            .map_err(|source| StartError::Status { node: node.0.to_string(), dir, source })?;
+        let copy = own
+            .copy_dir
+            .clone()
+            .map(|dir| Copy::open(dir.clone()).map_err(|source| StartError::Copy { dir, source }));
+        let copy = copy.transpose()?;
+        let status = NodeStatus {
+            node: node.0.to_string(),
+            version: own.version.clone(),
+            admin_socket: own.admin_socket.display().to_string(),
+            // Not the generation: what the agent before used is not yet what this one uses.
+            bundle_generation: 0,
+            // The rules of an earlier life are still in place, so its pods are still captured.
+            captured: earlier.captured,
+            policies: Vec::new(),
+        };
+        Ok(Self {
+            files: Files::new(Arc::clone(&own.settings.system_namespace)),
+            statuses: Statuses::new(node),
+            bundle: Bundle::default(),
+            builder: WorldBuilder::new(own.settings.clone()),
+            own,
+            clock,
+            publisher,
+            shown,
+            root,
+            directory,
+            copy,
+            status,
+            status_file,
+            write_again: None,
+            is_synced: false,
+        })
+    }
+
+    /// Every branch is cancel-safe: events stay with the kernel and commands in their queue until they are taken.
+    pub(super) async fn run(mut self, mut inbox: mpsc::Receiver<Command>) {
+        let mut flush_at = None;
+        loop {
+            tokio::select! {
+                changed = self.directory.changed() => {
+                    if let Err(error) = changed {
+                        // inotify itself fails only if its descriptor is gone; what is known stays in force.
+                        warn!(%error, "the mesh's directory is not followed any more");
+                        return self.serve_commands(inbox).await;
+                    }
+                    let now = self.clock.now().mono;
+                    flush_at = match self.directory.pending() {
+                        0 => None,
+                        1..FLUSH_AT => flush_at.or(Some(now + FLUSH_AFTER)),
+                        FLUSH_AT.. => Some(now),
+                    };
+                }
+                () = self.clock.sleep_until(flush_at) => {
+                    flush_at = None;
+                    self.flush();
+                }
+                () = self.clock.sleep_until(self.write_again) => {
+                    // What went wrong was said when it did.
+                    let _ = self.write_status();
+                }
+                command = inbox.recv() => match command {
+                    Some(command) => self.obey(command, &mut inbox),
+                    None => return,
+                },
+            }
+        }
+    }
+
+    /// Announces and acknowledges, as long as somebody asks.
+    async fn serve_commands(mut self, mut inbox: mpsc::Receiver<Command>) {
+        while let Some(command) = inbox.recv().await {
+            self.obey(command, &mut inbox);
+        }
+    }
+
+    /// Does this command and all that wait behind it, and writes the status file once for all of them.
+    fn obey(&mut self, first: Command, inbox: &mut mpsc::Receiver<Command>) {
+        let mut written = Vec::new();
+        let mut refreshed = Vec::new();
+        let mut next = Some(first);
+        while let Some(command) = next {
+            match command {
+                Command::Captured { uid, captured, done } => {
+                    if captured {
+                        self.status.captured.insert(uid.0.to_string());
+                    } else {
+                        self.status.captured.remove(&*uid.0);
+                    }
+                    written.push(done);
+                }
+                Command::Acknowledge(generation) => self.status.bundle_generation = generation,
+                Command::Refresh(done) => refreshed.push(done),
+            }
+            next = inbox.try_recv().ok();
+        }
+        if !written.is_empty() {
+            self.show_captured();
+            if self.is_synced {
+                self.publisher.publish(self.builder.freeze());
+            }
+        }
+        if !refreshed.is_empty() {
+            self.directory.mark_all();
+            self.flush();
+        }
+        let result = self.write_status();
+        // Who asked may be gone: the answer is for nobody then.
+        for done in written {
+            let _ = done.send(result.clone());
+        }
+        for done in refreshed {
+            let _ = done.send(());
+        }
+    }
+
+    /// Reads what changed, and publishes what follows.
+    pub(super) fn flush(&mut self) {
+        let known = || self.files.paths().chain(self.statuses.paths()).map(ToOwned::to_owned).collect();
+        let Readings { objects, status, bundle } = self.directory.read(known);
+        let is_first = !self.is_synced && self.directory.has_objects();
+        let mut changes = Vec::new();
+        if is_first {
+            changes.extend(self.recall(&objects));
+        }
+        changes.extend(self.take_objects(objects));
+        changes.extend(status.into_iter().filter_map(|(path, reading)| self.statuses.update(&path, reading)));
+        if let Some(reading) = bundle {
+            let path = self.root.join("trust-bundle.yaml");
+            changes.extend(self.bundle.update(&path, reading, &self.own.settings.trust_domain));
+        }
+        let has_changed = !changes.is_empty();
+        for change in changes {
+            self.builder.apply(change);
+        }
+        if is_first {
+            self.is_synced = true;
+            self.forget_strangers();
+            self.show_captured();
+        }
+        if self.is_synced && (has_changed || is_first) {
+            self.publisher.publish(self.builder.freeze());
+        }
+        self.show();
+        self.status.policies = self.files.policies();
+        // What went wrong was said when it did, and is tried again.
+        let _ = self.write_status();
+    }
+
+    /// What the files said that are broken now, when they were last good, in an earlier life.
+    fn recall(&mut self, objects: &[(PathBuf, Reading)]) -> Vec<Change> {
+        let Some(copy) = &self.copy else { return Vec::new() };
+        let earlier = objects.iter().filter(|(_, reading)| !matches!(reading, Reading::Gone));
+        let earlier = earlier.filter_map(|(path, _)| Some((path.clone(), Reading::Text(copy.load(path)?))));
+        let changes = self.files.update(earlier.collect::<Vec<_>>());
+        let there = objects.iter().map(|(path, _)| path.as_path());
+        if let Err(error) = copy.keep_only(there) {
+            warn!(%error, "cannot tidy the copy of the objects");
+        }
+        changes
+    }
+
+    /// Takes what was read, and keeps a copy of what is good.
+    fn take_objects(&mut self, objects: Vec<(PathBuf, Reading)>) -> Vec<Change> {
+        let Some(copy) = &self.copy else {
+            return self.files.update(objects);
+        };
+        let changes = self.files.update(objects.clone());
+        for (path, reading) in objects {
+            let kept = match reading {
+                Reading::Text(text) if self.files.is_good(&path) => copy.keep(&path, &text),
+                Reading::Text(_) | Reading::Unreadable(_) => Ok(()),
+                Reading::Gone => copy.forget(&path),
+            };
+            if let Err(error) = kept {
+                warn!(%error, file = %path.display(), "cannot keep a copy of the objects");
+            }
+        }
+        changes
+    }
+
+    /// Forgets pods that an earlier life had captured and that are no more.
+    fn forget_strangers(&mut self) {
+        let world = self.builder.freeze();
+        self.status.captured.retain(|uid| world.workload(&PodUid(uid.as_str().into())).is_some());
+    }
+
+    /// Lets the own World see what the status file says of the own node.
+    fn show_captured(&mut self) {
+        let pods = self.status.captured.iter().map(|uid| PodUid(uid.as_str().into()));
+        self.builder.apply(Change::Captured { node: self.own.settings.node.clone(), pods: pods.collect() });
+    }
+
+    /// Shows what is wrong; what was not wrong before is logged and counted, once.
+    fn show(&self) {
+        let mut troubles = self.files.troubles();
+        troubles.extend(self.directory.troubles());
+        troubles.extend(self.statuses.troubles());
+        troubles.extend(self.bundle.troubles());
+        let before = self.shown.load();
+        let said: BTreeSet<_> = before.troubles.iter().map(ToString::to_string).collect();
+        for trouble in troubles.iter().filter(|trouble| !said.contains(&trouble.to_string())) {
+            warn!("{trouble}");
+            metrics::counter!("adit_object_errors_total", "error" => trouble.what.label()).increment(1);
+        }
+        let broken: BTreeSet<_> = troubles.iter().map(|trouble| &trouble.file).collect();
+        let were_broken: BTreeSet<_> = before.troubles.iter().map(|trouble| &trouble.file).collect();
+        for file in were_broken.difference(&broken) {
+            info!("{}: mended", file.display());
+        }
+        // Where no recorder is installed, as in a test, nobody counts.
+        metrics::gauge!("adit_object_errors")
+            .set(f64::from(u32::try_from(troubles.len()).unwrap_or(u32::MAX)));
+        self.shown.store(Arc::new(Shown { is_synced: self.is_synced, troubles }));
+    }
+
+    fn write_status(&mut self) -> Result<(), Arc<io::Error>> {
+        let result = self.status_file.write(&self.status);
+        match &result {
+            Ok(()) => self.write_again = None,
+            Err(error) => {
+                if self.write_again.is_none() {
+                    warn!(%error, "cannot write the status file; trying again");
+                }
+                self.write_again = Some(self.clock.now().mono + WRITE_AGAIN_AFTER);
+            }
+        }
+        result.map_err(Arc::new)
+    }
+}
