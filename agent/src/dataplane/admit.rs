@@ -27,8 +27,60 @@ pub(super) struct Asked<'a> {
     pub(super) destination: SocketAddr,
 }
 
-/// Whether it may, as things stand in `world`; `Err` says why not. The report gets the decision.
+/// Whether it may, as things stand in `world`; `Err` says why not. Counted, and told to the report.
 pub(super) fn admit(world: &World, asked: &Asked<'_>, shard: &Shard, report: &Report) -> Result<(), Refusal> {
+    let judged = judge(world, asked)?;
+    if let Some(policies) = world.policies_for(asked.pod) {
+        let mut dry_run = Vec::new();
+        authz::observe(policies, &asked.request(), |seen| observe(&seen, shard, &mut dry_run));
+        report.edit(|report| report.dry_run = dry_run);
+    }
+    judged.told(shard, report)
+}
+
+/// Whether a connection that was admitted before still may go on. Counted only if not: it is the same connection.
+pub(super) fn still_admitted(
+    world: &World,
+    asked: &Asked<'_>,
+    shard: &Shard,
+    report: &Report,
+) -> Result<(), Refusal> {
+    let judged = judge(world, asked)?;
+    if judged.decision.allowed { Ok(()) } else { judged.told(shard, report) }
+}
+
+impl<'a> Asked<'a> {
+    fn request(&self) -> Request<'a> {
+        Request { peer: self.peer, source_ip: self.client, destination: self.destination }
+    }
+}
+
+/// What was decided, in the words of report, counter and refusal.
+struct Judged {
+    decision: Decision,
+    reason: Option<Reason>,
+}
+
+impl Judged {
+    fn told(self, shard: &Shard, report: &Report) -> Result<(), Refusal> {
+        let Self { decision, reason } = self;
+        let verdict = if decision.allowed { shard::Verdict::Allowed } else { shard::Verdict::Denied };
+        // Allowed by no policy at all is no policy's verdict.
+        if decision.policy.is_some() || !decision.allowed {
+            shard.verdict(decision.policy.as_ref(), verdict);
+        }
+        let refusal = reason.map(|reason| Refusal {
+            reason,
+            policy: decision.policy.as_ref().map(ToString::to_string),
+            rule: decision.rule,
+        });
+        report.edit(|report| report.decision = Some(decision));
+        refusal.map_or(Ok(()), Err)
+    }
+}
+
+/// `Err`: the policies are not known yet.
+fn judge(world: &World, asked: &Asked<'_>) -> Result<Judged, Refusal> {
     let (Some(policies), Some(modes)) = (world.policies_for(asked.pod), world.peer_modes_for(asked.pod))
     else {
         return Err(Refusal { reason: Reason::PolicyNotSynced, policy: None, rule: None });
@@ -36,41 +88,23 @@ pub(super) fn admit(world: &World, asked: &Asked<'_>, shard: &Shard, report: &Re
     if asked.peer.is_none() {
         let (mode, by) = authz::peer_mode(modes, asked.destination.port());
         if mode == PeerMode::Strict {
-            shard.verdict(by, shard::Verdict::Denied);
-            report.edit(|report| report.decision = Some(decision(false, by, None)));
-            return Err(refusal(Reason::PlaintextRefused, by, None));
+            let reason = Some(Reason::PlaintextRefused);
+            return Ok(Judged { decision: decision(false, by, None), reason });
         }
     }
-    let request =
-        Request { peer: asked.peer, source_ip: asked.client, destination: asked.destination };
-    let mut dry_run = Vec::new();
-    authz::observe(policies, &request, |seen| observe(&seen, shard, &mut dry_run));
-    let (result, decision, verdict) = match authz::decide(policies, &request) {
-        Verdict::Allow(AllowCause::NoPolicies) => (Ok(()), decision(true, None, None), None),
-        Verdict::Allow(AllowCause::By(by)) => (
-            Ok(()),
-            decision(true, Some(by.policy), Some(by.rule)),
-            Some((Some(by.policy), shard::Verdict::Allowed)),
-        ),
-        Verdict::Deny(DenyCause::By(by)) => (
-            Err(refusal(Reason::PolicyDenied, Some(by.policy), Some(by.rule))),
-            decision(false, Some(by.policy), Some(by.rule)),
-            Some((Some(by.policy), shard::Verdict::Denied)),
-        ),
-        Verdict::Deny(DenyCause::NoneMatched) => (
-            Err(refusal(Reason::PolicyNoneMatched, None, None)),
-            decision(false, None, None),
-            Some((None, shard::Verdict::Denied)),
-        ),
-    };
-    if let Some((policy, verdict)) = verdict {
-        shard.verdict(policy, verdict);
-    }
-    report.edit(|report| {
-        report.decision = Some(decision);
-        report.dry_run = dry_run;
-    });
-    result
+    Ok(match authz::decide(policies, &asked.request()) {
+        Verdict::Allow(AllowCause::NoPolicies) => Judged { decision: decision(true, None, None), reason: None },
+        Verdict::Allow(AllowCause::By(by)) => {
+            Judged { decision: decision(true, Some(by.policy), Some(by.rule)), reason: None }
+        }
+        Verdict::Deny(DenyCause::By(by)) => Judged {
+            decision: decision(false, Some(by.policy), Some(by.rule)),
+            reason: Some(Reason::PolicyDenied),
+        },
+        Verdict::Deny(DenyCause::NoneMatched) => {
+            Judged { decision: decision(false, None, None), reason: Some(Reason::PolicyNoneMatched) }
+        }
+    })
 }
 
 fn observe(seen: &Observed<'_>, shard: &Shard, dry_run: &mut Vec<Decision>) {
@@ -86,8 +120,4 @@ fn observe(seen: &Observed<'_>, shard: &Shard, dry_run: &mut Vec<Decision>) {
 
 fn decision(allowed: bool, policy: Option<&ObjectName>, rule: Option<u32>) -> Decision {
     Decision { allowed, policy: policy.cloned(), rule }
-}
-
-fn refusal(reason: Reason, policy: Option<&ObjectName>, rule: Option<u32>) -> Refusal {
-    Refusal { reason, policy: policy.map(ToString::to_string), rule }
 }

@@ -21,6 +21,9 @@ const SPARE_BLOCKS_MAX: usize = 4;
 pub(super) struct Buffers {
     scratch: RefCell<Box<[u8]>>,
     spare: RefCell<Vec<Box<[u8]>>>,
+    /// On its way into tunnels.
+    queued: Cell<usize>,
+    /// Waiting for readers that stall.
     held: Cell<usize>,
     limit: usize,
     waiting: RefCell<Vec<Waker>>,
@@ -37,6 +40,7 @@ impl Buffers {
         Self {
             scratch: RefCell::new(block()),
             spare: RefCell::default(),
+            queued: Cell::new(0),
             held: Cell::new(0),
             limit,
             waiting: RefCell::default(),
@@ -44,12 +48,18 @@ impl Buffers {
         }
     }
 
-    /// Bytes that wait for a slow reader, on either side.
+    /// Bytes that wait for readers that stall.
     pub(super) fn held(&self) -> usize {
         self.held.get()
     }
 
-    /// Whether the share is used up: nothing more is read from an app until something was written.
+    /// All that is buffered.
+    pub(super) fn used(&self) -> usize {
+        self.held.get() + self.queued.get()
+    }
+
+    /// Whether stalled readers alone use the share up: no new connection is taken on. What is queued for tunnels drains
+    /// by itself, and only makes apps wait ([`Buffers::poll_room`]).
     pub(super) fn is_full(&self) -> bool {
         self.held.get() >= self.limit
     }
@@ -61,7 +71,7 @@ impl Buffers {
 
     /// Ready while the share is not used up; otherwise wakes the task once it is not any more.
     pub(super) fn poll_room(&self, cx: &mut Context<'_>, enlisted: &mut Enlisted) -> Poll<()> {
-        if !self.is_full() {
+        if self.used() < self.limit {
             return Poll::Ready(());
         }
         if enlisted.0 != Some(self.round.get()) {
@@ -78,7 +88,7 @@ impl Buffers {
 
     /// A copy of exactly `bytes`, counted until it is dropped.
     pub(super) fn chunk(self: &Rc<Self>, bytes: &[u8]) -> Chunk {
-        self.held.set(self.held.get() + bytes.len());
+        self.queued.set(self.queued.get() + bytes.len());
         Chunk { bytes: bytes.into(), at: 0, buffers: Rc::clone(self) }
     }
 
@@ -89,9 +99,13 @@ impl Buffers {
 
     /// Ends what [`Buffers::hold`] counted.
     pub(super) fn release(&self, len: usize) {
-        let held = self.held.get().saturating_sub(len);
-        self.held.set(held);
-        if held < self.limit && !self.waiting.borrow().is_empty() {
+        self.held.set(self.held.get().saturating_sub(len));
+        self.wake();
+    }
+
+    /// Wakes those who wait for room, once there is some.
+    fn wake(&self) {
+        if self.used() < self.limit && !self.waiting.borrow().is_empty() {
             self.round.set(self.round.get().wrapping_add(1));
             let waiting = std::mem::take(&mut *self.waiting.borrow_mut());
             waiting.into_iter().for_each(Waker::wake);
@@ -141,7 +155,9 @@ impl Buf for Chunk {
 
 impl Drop for Chunk {
     fn drop(&mut self) {
-        self.buffers.release(self.bytes.len());
+        let buffers = &self.buffers;
+        buffers.queued.set(buffers.queued.get().saturating_sub(self.bytes.len()));
+        buffers.wake();
     }
 }
 
@@ -150,14 +166,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_chunk_counts_until_it_is_dropped() {
+    fn a_chunk_counts_until_it_is_dropped_and_makes_only_readers_of_apps_wait() {
         let buffers = Rc::new(Buffers::new(4));
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut enlisted = Enlisted::default();
         let mut chunk = buffers.chunk(b"abcd");
-        assert!(buffers.is_full());
         chunk.advance(3);
-        assert_eq!((chunk.chunk(), buffers.held()), (&b"d"[..], 4));
+        assert_eq!((chunk.chunk(), buffers.used(), buffers.is_full()), (&b"d"[..], 4, false));
+        assert!(buffers.poll_room(&mut cx, &mut enlisted).is_pending());
+        assert!(buffers.poll_room(&mut cx, &mut enlisted).is_pending());
+        assert_eq!(buffers.waiting.borrow().len(), 1, "enlisted once");
         drop(chunk);
-        assert!(!buffers.is_full());
+        assert!(buffers.waiting.borrow().is_empty(), "woken");
+        assert!(buffers.poll_room(&mut cx, &mut enlisted).is_ready());
+    }
+
+    #[test]
+    fn stalled_readers_fill_the_budget() {
+        let buffers = Buffers::new(4);
+        buffers.hold(2);
+        assert!(buffers.is_pressed() && !buffers.is_full());
+        buffers.hold(2);
+        assert!(buffers.is_full());
+        buffers.release(4);
+        assert!(!buffers.is_pressed());
     }
 
     #[test]

@@ -306,7 +306,7 @@ impl Phase<'_> {
         });
         let trace = self.report.edit(|report| report.trace);
         let span = self.pod.worker.seed.borrow_mut().draw();
-        let baggage = protocol::baggage(&self.local);
+        let baggage = self.pod.baggage(&self.local);
         let head = Head { destination, client: self.client, trace, span, baggage: &baggage };
         let stream = slot.open(protocol::request(&head)).await.map_err(CarryError::Stream)?;
         self.report.edit(|report| report.stages.set(Stage::Connect, self.now().since(leased)));

@@ -11,6 +11,7 @@ use std::time::Duration;
 use adit_core::net::OriginalDst;
 use adit_core::report::{Direction, End, Security, Stage, Transport};
 use adit_core::resolve;
+use adit_core::world::World;
 use adit_proto::Reason;
 use adit_proto::hbone::{Refusal, parse_authority};
 use h2::server::{Connection, SendResponse};
@@ -22,18 +23,19 @@ use tokio::time::timeout;
 use tokio_rustls::{TlsAcceptor, TlsStream};
 
 use super::account::{Account, Windows};
-use super::admit::{Asked, admit};
+use super::admit::{Asked, admit, still_admitted};
 use super::buffers::Chunk;
 use super::copy::Duplex;
 use super::error::{BrokenBy, ServeError, chain};
 use super::flow::{Flow, Near};
-use super::pod::{Pod, Reported, Seat};
+use super::pod::{Pod, Reported, Seat, TunnelSeat};
 use super::protocol::{self, RESET_REFUSED};
 use super::stream::{MeshStream, Socket, Wire};
 use super::tunnel::{HANDSHAKE_DEADLINE, reason_of, security, tcp_facts};
 use crate::identity::Peer;
 use crate::identity::tls;
 use crate::sockets;
+use crate::view::View;
 
 /// The app must answer the connection in this time: the client's agent waits 3 s in all.
 const APP_DEADLINE: Duration = Duration::from_millis(2500);
@@ -48,6 +50,7 @@ struct Tunnel {
     wire: Rc<Wire>,
     account: Rc<Account>,
     lost: Cell<Option<Reason>>,
+    _seat: TunnelSeat,
 }
 
 /// Why a peer got no tunnel.
@@ -79,6 +82,11 @@ async fn accept(
     client: SocketAddr,
 ) -> Result<(Connection<MeshStream, Chunk>, Tunnel), NoTunnel> {
     let worker = &pod.worker;
+    let Some(tunnel_seat) = pod.tunnel_seat() else {
+        let _ = sockets::reset_on_close(&tcp);
+        let detail = "the pod has too many tunnels".into();
+        return Err(NoTunnel { reason: Reason::AcceptLimit, detail });
+    };
     let Some(_entered) = worker.handshakes.enter(client.ip()) else {
         let _ = sockets::reset_on_close(&tcp);
         let detail = "too many handshakes at once".into();
@@ -124,6 +132,7 @@ async fn accept(
         wire,
         account,
         lost: Cell::new(None),
+        _seat: tunnel_seat,
     };
     Ok((connection, tunnel))
 }
@@ -242,7 +251,7 @@ async fn copy(
     dst: SocketAddr,
     app: TcpStream,
     stream: (SendStream<Chunk>, RecvStream),
-    mut view: crate::view::View,
+    mut view: View,
     reported: &Reported,
 ) -> Result<(), ServeError> {
     let worker = &tunnel.pod.worker;
@@ -258,7 +267,7 @@ async fn copy(
                 });
             }
             () = view.policies_changed() => {
-                if let Err(refusal) = tunnel.admit(&view.latest(), dst, reported) {
+                if let Err(refusal) = tunnel.still_admitted(&view.latest(), dst, reported) {
                     duplex.reset_with(RESET_REFUSED);
                     return Err(ServeError::NoLongerAllowed(refusal.reason));
                 }
@@ -271,7 +280,7 @@ async fn copy(
 async fn reach(
     tunnel: &Rc<Tunnel>,
     dst: Option<SocketAddr>,
-    view: &mut crate::view::View,
+    view: &mut View,
     reported: &Reported,
     refused: &RefCell<Option<Refusal>>,
 ) -> Result<(SocketAddr, Seat, TcpStream), ServeError> {
@@ -318,19 +327,22 @@ pub(super) async fn dial_app(
 }
 
 impl Tunnel {
-    fn admit(
+    fn admit(&self, world: &World, destination: SocketAddr, reported: &Reported) -> Result<(), Refusal> {
+        admit(world, &self.asked(destination), &self.pod.worker.shard, reported.get())
+    }
+
+    fn still_admitted(
         &self,
-        world: &adit_core::world::World,
+        world: &World,
         destination: SocketAddr,
         reported: &Reported,
     ) -> Result<(), Refusal> {
-        let asked = Asked {
-            pod: &self.pod.key.uid,
-            peer: Some(&self.peer.id),
-            client: self.client.ip(),
-            destination,
-        };
-        admit(world, &asked, &self.pod.worker.shard, reported.get())
+        still_admitted(world, &self.asked(destination), &self.pod.worker.shard, reported.get())
+    }
+
+    fn asked(&self, destination: SocketAddr) -> Asked<'_> {
+        let (peer, client) = (Some(&self.peer.id), self.client.ip());
+        Asked { pod: &self.pod.key.uid, peer, client, destination }
     }
 
     /// A stream that ends because its tunnel was ended says why the tunnel was.

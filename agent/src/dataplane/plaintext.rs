@@ -11,7 +11,7 @@ use adit_proto::Reason;
 use adit_proto::hbone::is_link_local_v6;
 use tokio::net::TcpStream;
 
-use super::admit::{Asked, admit};
+use super::admit::{Asked, admit, still_admitted};
 use super::error::{BrokenBy, ServeError, chain};
 use super::flow::{Flow, Near};
 use super::inbound::dial_app;
@@ -98,7 +98,9 @@ async fn copy(
                 return result.map_err(|broken| ServeError::Broken(BrokenBy::outbound(&broken, None)));
             }
             () = view.policies_changed(), if kind != Kind::Probe => {
-                may_enter(pod, &view.latest(), client, dst, reported).map_err(ServeError::NoLongerAllowed)?;
+                let (shard, report) = (&pod.worker.shard, reported.get());
+                still_admitted(&view.latest(), &asked(pod, client, dst), shard, report)
+                    .map_err(|refusal| ServeError::NoLongerAllowed(refusal.reason))?;
             }
         }
     }
@@ -123,22 +125,17 @@ async fn reach(
     let seat = pod.seat().map_err(ServeError::AcceptLimit)?;
     let target = resolve::inbound(world, &pod.local(world), &pod.ips, dst.0)?;
     if kind != Kind::Probe {
-        may_enter(pod, world, client, OriginalDst(target.addr), reported).map_err(ServeError::Denied)?;
+        let asked = asked(pod, client, OriginalDst(target.addr));
+        admit(world, &asked, &pod.worker.shard, reported.get())
+            .map_err(|refusal| ServeError::Denied(refusal.reason))?;
     }
     let app = dial_app(pod, target.addr, client, reported).await?;
     reported.get().carried();
     Ok((seat, app))
 }
 
-fn may_enter(
-    pod: &Pod,
-    world: &World,
-    client: SocketAddr,
-    dst: OriginalDst,
-    reported: &Reported,
-) -> Result<(), Reason> {
-    let asked = Asked { pod: &pod.key.uid, peer: None, client: client.ip(), destination: dst.0 };
-    admit(world, &asked, &pod.worker.shard, reported.get()).map_err(|refusal| refusal.reason)
+fn asked(pod: &Pod, client: SocketAddr, dst: OriginalDst) -> Asked<'_> {
+    Asked { pod: &pod.key.uid, peer: None, client: client.ip(), destination: dst.0 }
 }
 
 /// Asks the node whose socket this is, where everything else says that it may be the kubelet's.

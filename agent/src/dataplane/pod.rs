@@ -1,6 +1,6 @@
 //! One served pod on one worker: its listeners, its tunnels, and what all its connections share.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::rc::Rc;
@@ -15,10 +15,11 @@ use adit_core::workload::{Enrolment, Labels, Owner, Pod as PodModel, Skip, Workl
 use adit_core::world::World;
 use adit_proto::hbone::{PORT_INBOUND_HBONE, PORT_INBOUND_PLAINTEXT, PORT_OUTBOUND};
 use adit_proto::{Reason, SpiffeId};
+use http::HeaderValue;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{JoinSet, yield_now};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::legs::Legs;
 use super::pool::{Dialling, Pool};
@@ -29,6 +30,11 @@ use crate::telemetry::Report;
 
 /// Connections accepted in a row before the worker's other tasks get their turn.
 const ACCEPTS_IN_A_ROW: usize = 16;
+/// Tunnels that peers may have open to one pod on one worker: at some 30 KiB each 240 MiB. A peer pod has one per worker
+/// and 100 connections.
+const INBOUND_TUNNELS_MAX: usize = 8192;
+/// How long the end of a pod waits for its connections' tasks to be gone: they are told at once, some 60 a turn.
+const END_WAIT: Duration = Duration::from_secs(2);
 /// How long accepting pauses after an error that another attempt would only repeat (no descriptor left).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -47,6 +53,9 @@ pub(super) struct Pod {
     /// Why what is open is being ended.
     ending: Cell<Option<Reason>>,
     refusing: watch::Sender<bool>,
+    tunnels: Rc<Cell<usize>>,
+    /// What it says of itself in a CONNECT, for the workload that it was made of.
+    baggage: RefCell<Option<(Arc<Workload>, HeaderValue)>>,
 }
 
 /// How many connections a pod has, over all workers.
@@ -66,6 +75,15 @@ pub(super) struct Seat(Arc<Live>);
 impl Drop for Seat {
     fn drop(&mut self) {
         self.0.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A place among the tunnels that peers opened to the pod on this worker; given back when dropped.
+pub(super) struct TunnelSeat(Rc<Cell<usize>>);
+
+impl Drop for TunnelSeat {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
     }
 }
 
@@ -122,6 +140,8 @@ impl Pod {
             live,
             ending: Cell::new(None),
             refusing: watch::Sender::new(false),
+            tunnels: Rc::default(),
+            baggage: RefCell::default(),
         })
     }
 
@@ -135,6 +155,28 @@ impl Pod {
         let before = self.live.0.fetch_add(1, Ordering::Relaxed);
         let seat = Seat(Arc::clone(&self.live));
         if before < self.worker.config.connections_per_pod { Ok(seat) } else { Err(before) }
+    }
+
+    /// Takes a place for a tunnel that a peer opens; `None` where there are too many.
+    pub(super) fn tunnel_seat(&self) -> Option<TunnelSeat> {
+        if self.tunnels.get() >= INBOUND_TUNNELS_MAX {
+            return None;
+        }
+        self.tunnels.set(self.tunnels.get() + 1);
+        Some(TunnelSeat(Rc::clone(&self.tunnels)))
+    }
+
+    /// What the pod says of itself in a CONNECT; made anew when its object has changed.
+    pub(super) fn baggage(&self, local: &Arc<Workload>) -> HeaderValue {
+        let mut kept = self.baggage.borrow_mut();
+        match &*kept {
+            Some((made_of, value)) if Arc::ptr_eq(made_of, local) => value.clone(),
+            Some(_) | None => {
+                let value = protocol::baggage(local);
+                *kept = Some((Arc::clone(local), value.clone()));
+                value
+            }
+        }
     }
 
     /// Begins the report of a connection.
@@ -186,8 +228,14 @@ impl Serving {
         self.pod.refuse_new();
         self.tasks.shutdown().await;
         self.pod.pool.close();
-        // The connections were told with their listeners; one turn of the event loop and they are gone.
-        yield_now().await;
+        let gone = async {
+            while Rc::strong_count(&self.pod) > 1 {
+                yield_now().await;
+            }
+        };
+        if timeout(END_WAIT, gone).await.is_err() {
+            tracing::warn!(pod = %self.pod.key.uid, "connections of an ended pod are still being taken down");
+        }
     }
 }
 

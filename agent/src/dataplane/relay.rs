@@ -22,8 +22,9 @@ use super::pipes::{Pipe, Pipes};
 #[cfg(test)]
 mod tests;
 
-/// A read of at least this makes the next ones go through the kernel: below it, a copy is cheaper than two splices.
-const BULK: usize = 64 * 1024;
+/// What is copied at once. A read that fills it makes the next ones go through the kernel: below it, a copy is cheaper
+/// than two splices. Also what one stalled direction can hold.
+const COPY_LEN: usize = 64 * 1024;
 
 /// One connection between two sockets.
 pub(super) struct Relay {
@@ -45,7 +46,7 @@ struct Way {
     /// Copied, and not yet written.
     pending: Bytes,
     pipe: Option<Pipe>,
-    /// The last read filled the scratch.
+    /// The last read was as long as it could be.
     bulk: bool,
 }
 
@@ -109,26 +110,25 @@ impl Way {
         mut moved: impl FnMut(usize),
     ) -> Poll<Result<(), Failed>> {
         let mut quota = QUOTA;
-        loop {
+        while quota > 0 {
             let written = ready!(self.poll_write(cx, sink, buffers)).map_err(|_| Failed::Sink)?;
-            moved(written);
-            quota = quota.saturating_sub(written);
-            if quota == 0 {
-                cx.waker().wake_by_ref();
-                return Poll::Pending;
-            }
             if written > 0 {
+                moved(written);
+                quota = quota.saturating_sub(written);
                 continue;
             }
-            match self.poll_read(cx, source, buffers, pipes) {
-                Poll::Ready(Ok(0)) => {
+            match self.poll_read(cx, source, sink, buffers, pipes) {
+                Poll::Ready(Ok(Took::End)) => {
                     // The sink may have gone already; then writing or reading it says so.
                     let _ = ready!(Pin::new(sink).poll_shutdown(cx));
                     self.pipe = None;
                     return Poll::Ready(Ok(()));
                 }
-                Poll::Ready(Ok(_)) => {}
-                Poll::Ready(Err(_)) => return Poll::Ready(Err(Failed::Source)),
+                Poll::Ready(Ok(Took::Written(written))) => {
+                    moved(written);
+                    quota = quota.saturating_sub(written);
+                }
+                Poll::Ready(Err(failed)) => return Poll::Ready(Err(failed)),
                 Poll::Pending => {
                     // The source pauses: the pipe may serve another connection.
                     self.pipe = None;
@@ -137,6 +137,8 @@ impl Way {
                 }
             }
         }
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 
     /// Writes what was read; 0 once there is nothing left.
@@ -169,37 +171,56 @@ impl Way {
         }
     }
 
-    /// Reads once, into `pending` or the pipe; 0 at the end.
+    /// Reads once: into the pipe, or through the scratch straight to the sink, keeping what that does not take.
     fn poll_read(
         &mut self,
         cx: &mut Context<'_>,
         source: &mut TcpStream,
-        buffers: &Rc<Buffers>,
+        sink: &mut TcpStream,
+        buffers: &Buffers,
         pipes: &Rc<Pipes>,
-    ) -> Poll<io::Result<usize>> {
+    ) -> Poll<Result<Took, Failed>> {
         if self.bulk && self.pipe.is_none() {
             self.pipe = pipes.lend();
         }
         if let Some(pipe) = &mut self.pipe {
             loop {
-                ready!(source.poll_read_ready(cx))?;
+                ready!(source.poll_read_ready(cx)).map_err(|_| Failed::Source)?;
                 match source.try_io(Interest::READABLE, || pipe.fill(&*source)) {
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                    result => return Poll::Ready(result),
+                    Ok(0) => return Poll::Ready(Ok(Took::End)),
+                    Ok(_) => return Poll::Ready(Ok(Took::Written(0))),
+                    Err(_) => return Poll::Ready(Err(Failed::Source)),
                 }
             }
         }
-        ready!(source.poll_read_ready(cx))?;
         buffers.with_scratch(|scratch| {
-            let mut buf = ReadBuf::new(scratch);
-            ready!(Pin::new(source).poll_read(cx, &mut buf))?;
+            let mut buf = ReadBuf::new(&mut scratch[..COPY_LEN]);
+            ready!(Pin::new(source).poll_read(cx, &mut buf)).map_err(|_| Failed::Source)?;
             let read = buf.filled();
-            self.bulk = read.len() >= BULK;
-            buffers.hold(read.len());
-            self.pending = Bytes::copy_from_slice(read);
-            Poll::Ready(Ok(read.len()))
+            if read.is_empty() {
+                return Poll::Ready(Ok(Took::End));
+            }
+            self.bulk = read.len() == COPY_LEN;
+            let written = match Pin::new(sink).poll_write(cx, read) {
+                Poll::Ready(written) => written.map_err(|_| Failed::Sink)?,
+                Poll::Pending => 0,
+            };
+            if written < read.len() {
+                self.pending = Bytes::copy_from_slice(&read[written..]);
+                buffers.hold(self.pending.len());
+            }
+            Poll::Ready(Ok(Took::Written(written)))
         })
     }
+}
+
+/// What one read did.
+enum Took {
+    /// So many bytes reached the sink already.
+    Written(usize),
+    /// The source has no more.
+    End,
 }
 
 impl Future for Relay {

@@ -20,6 +20,7 @@ use adit_core::world::builder::WorldBuilder;
 use adit_core::world::{Change, Settings};
 use adit_proto::hbone::PORT_INBOUND_HBONE;
 use adit_proto::{Reason, SpiffeId};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{LocalSet, spawn_local, yield_now};
 
@@ -64,6 +65,14 @@ pub(super) async fn pair() -> (TcpStream, TcpStream) {
     (near.unwrap(), far.unwrap().0)
 }
 
+/// One byte each way: afterwards both sides know that they are connected.
+pub(super) async fn greet(near: &mut TcpStream, far: &mut TcpStream) {
+    near.write_all(b"?").await.unwrap();
+    assert_eq!(far.read_u8().await.unwrap(), b'?');
+    far.write_all(b"!").await.unwrap();
+    assert_eq!(near.read_u8().await.unwrap(), b'!');
+}
+
 /// A mesh of one node, on the loopback.
 pub(super) struct Rig {
     pub(super) worker: Rc<Worker>,
@@ -71,6 +80,9 @@ pub(super) struct Rig {
     builder: RefCell<WorldBuilder>,
     publisher: Publisher,
     said: Receiver<Said>,
+    unasked: RefCell<Vec<Said>>,
+    /// A pod that goes takes its tunnels with it, in the middle of whatever they carry.
+    pods: RefCell<Vec<Rc<Pod>>>,
 }
 
 impl Rig {
@@ -88,7 +100,7 @@ impl Rig {
         let (sink, said) = sync_channel(65_536);
         let handles = Handles { view, certs: source, reporter: Reporter::to(sink), clock, node: None };
         let worker = Worker::new(config, handles, NonZeroU32::MIN, Seed(7));
-        Self { worker, certs: RefCell::new(certs), builder: RefCell::new(builder), publisher, said }
+        Self { worker, certs: RefCell::new(certs), builder: RefCell::new(builder), publisher, said, unasked: RefCell::default(), pods: RefCell::default() }
     }
 
     /// Changes the world, and shows it.
@@ -111,7 +123,9 @@ impl Rig {
             identity: id(account),
         };
         let legs = Legs::here(self.worker.config.legs());
-        Pod::new(&self.worker, &served, legs, Arc::new(Live::default()))
+        let pod = Pod::new(&self.worker, &served, legs, Arc::new(Live::default()));
+        self.pods.borrow_mut().push(Rc::clone(&pod));
+        pod
     }
 
     /// A pod whose tunnels are accepted.
@@ -130,14 +144,16 @@ impl Rig {
         app
     }
 
-    /// The next closed report of a direction; others are skipped.
+    /// The next closed report of a direction.
     pub(super) async fn report(&self, direction: Direction) -> Said {
         loop {
-            match self.said.try_recv() {
-                Ok(said) if said.report.direction == direction && said.end != End::Open => return said,
-                Ok(_) => {}
-                Err(_) => yield_now().await,
+            self.unasked.borrow_mut().extend(self.said.try_iter().filter(|said| said.end != End::Open));
+            let mut unasked = self.unasked.borrow_mut();
+            if let Some(at) = unasked.iter().position(|said| said.report.direction == direction) {
+                return unasked.remove(at);
             }
+            drop(unasked);
+            yield_now().await;
         }
     }
 

@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 use super::super::Config;
-use super::super::testing::{Rig, on_worker};
+use super::super::testing::{Rig, greet, on_worker};
 
 #[test]
 fn bulk_and_small_bytes_pass_through_the_kernel_unchanged() {
@@ -45,15 +45,17 @@ fn a_reset_passes_through_both_ways() {
         let rig = Rig::new(Config::default());
         let pod = rig.pod("web");
         let outside = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let near = rig.connect(&pod, outside.local_addr().unwrap()).await;
+        let mut near = rig.connect(&pod, outside.local_addr().unwrap()).await;
         let (mut far, _) = outside.accept().await.unwrap();
+        greet(&mut near, &mut far).await;
         near.set_zero_linger().unwrap();
         drop(near);
         assert!(far.read(&mut [0; 1]).await.is_err());
         assert_eq!(rig.reason(Direction::Outbound).await, Some(Reason::ResetByClient));
 
         let mut near = rig.connect(&pod, outside.local_addr().unwrap()).await;
-        let (far, _) = outside.accept().await.unwrap();
+        let (mut far, _) = outside.accept().await.unwrap();
+        greet(&mut near, &mut far).await;
         far.set_zero_linger().unwrap();
         drop(far);
         assert!(near.read(&mut [0; 1]).await.is_err());
@@ -75,6 +77,6 @@ fn a_refused_destination_outside_resets_the_app() {
         let said = rig.report(Direction::Outbound).await;
         assert_eq!(said.end.reason(), Some(Reason::Refused));
         assert_eq!(said.report.destination, OriginalDst(addr));
-        assert_eq!(Rc::strong_count(&pod), 1, "the connection let go of its pod");
+        assert_eq!(Rc::strong_count(&pod), 2, "the test and its rig: the connection let go of its pod");
     });
 }
