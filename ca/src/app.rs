@@ -103,30 +103,16 @@ impl App {
         let store = Store::open(&config.store, Disk::real())?;
         let callers = Callers::open(&config.tokens)?;
         let state = keeper::open_state(&store, &config.trust_domain, config.leaf_life, now)?;
-        let listen = |source| StartError::Listen {
-            address: config.listen,
-            source,
-        };
+        let listen = |source| StartError::Listen { address: config.listen, source };
         let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
         let address = listener.local_addr().map_err(listen)?;
         let mut names = config.server_names;
         names.dns.insert(0, SERVER_NAME.to_owned());
-        let settings = Settings {
-            leaf_life: config.leaf_life,
-            patience: config.acknowledge_within,
-            names,
-        };
+        let settings = Settings { leaf_life: config.leaf_life, patience: config.acknowledge_within, names };
         let counts = Arc::new(Counts::default());
         let mesh = config.publish.map(|dir| Mesh::new(dir, Disk::real()));
-        let (keeper, shown) = Keeper::new(
-            settings,
-            store,
-            state,
-            mesh,
-            callers.clone(),
-            Arc::clone(&counts),
-            now,
-        )?;
+        let (keeper, shown) =
+            Keeper::new(settings, store, state, mesh, callers.clone(), Arc::clone(&counts), now)?;
         Ok(Self {
             listener,
             address,
@@ -216,10 +202,7 @@ async fn keep(
 
 /// Says where the CA serves, in a file for those who wait for it.
 fn announce(path: &Path, address: SocketAddr) -> Result<(), RunError> {
-    let failed = |source| RunError::ReadyFile {
-        path: path.to_owned(),
-        source,
-    };
+    let failed = |source| RunError::ReadyFile { path: path.to_owned(), source };
     let name = path
         .file_name()
         .and_then(|name| name.to_str())
@@ -230,7 +213,5 @@ fn announce(path: &Path, address: SocketAddr) -> Result<(), RunError> {
     };
     let mut line = Vec::new();
     writeln!(line, "{address}").map_err(failed)?;
-    Disk::real()
-        .replace(dir, name, &line, Access::Everybody)
-        .map_err(failed)
+    Disk::real().replace(dir, name, &line, Access::Everybody).map_err(failed)
 }

@@ -136,9 +136,7 @@ pub fn attest(
 
 #[cfg(test)]
 pub(crate) fn grant_for_test(identity: &str) -> Grant {
-    Grant {
-        identity: identity.parse().unwrap(),
-    }
+    Grant { identity: identity.parse().unwrap() }
 }
 
 #[cfg(test)]
@@ -173,10 +171,7 @@ mod tests {
             "spiffe://cluster.local/ns/shop/sa/web/x",
         ] {
             let refused = check(&[WEB], &[], wanted).unwrap_err();
-            assert_eq!(
-                refused,
-                format!("node node-a may not have {wanted}: its token does not allow it")
-            );
+            assert_eq!(refused, format!("node node-a may not have {wanted}: its token does not allow it"));
         }
         assert!(check(&[], &[], WEB).is_err());
     }
@@ -210,10 +205,7 @@ mod tests {
 
     #[test]
     fn a_revoked_identity_is_refused() {
-        assert_eq!(
-            check(&[WEB], &[WEB], WEB).unwrap_err(),
-            format!("{WEB} is revoked")
-        );
+        assert_eq!(check(&[WEB], &[WEB], WEB).unwrap_err(), format!("{WEB} is revoked"));
         // Who may not have it is not told that it is revoked.
         assert!(check(&[], &[WEB], WEB).unwrap_err().contains("does not allow"));
     }

@@ -129,10 +129,7 @@ fn jwk(root: &Certificate) -> Result<Value, Broken> {
 }
 
 fn without_zeros(number: &[u8]) -> &[u8] {
-    let from = number
-        .iter()
-        .position(|octet| *octet != 0)
-        .unwrap_or(number.len());
+    let from = number.iter().position(|octet| *octet != 0).unwrap_or(number.len());
     &number[from..]
 }
 
@@ -164,10 +161,7 @@ fn crls(state: &State, now: Stamp) -> Result<String, RootError> {
     let mut pem = String::new();
     for authority in state.authorities() {
         for signer in authority.crl_signers()? {
-            pem.push_str(&crate::root::pem_text(
-                "X509 CRL",
-                params.signed_by(&signer)?.der(),
-            ));
+            pem.push_str(&crate::root::pem_text("X509 CRL", params.signed_by(&signer)?.der()));
         }
     }
     Ok(pem)

@@ -6,7 +6,9 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokens::digest_of;
 
 use crate::attest::Caller;
 
@@ -77,8 +79,8 @@ pub struct Callers {
 #[derive(Debug)]
 struct Current {
     tokens: Arc<Tokens>,
-    /// The text that `tokens` was read from, or the last one that was refused.
-    seen: Vec<u8>,
+    /// Digest of the text that was last judged, or of why it could not be read. Not the text: it holds tokens.
+    seen: [u8; 32],
 }
 
 /// What reading the token file again brought.
@@ -95,12 +97,10 @@ pub enum Reloaded {
 impl Callers {
     /// Reads the token file; every mistake in it is reported at once.
     pub fn open(path: &Path) -> Result<Self, TokensError> {
-        let seen = read(path)?;
-        let tokens = Arc::new(parse(path, &seen)?);
-        Ok(Self {
-            path: path.into(),
-            current: Arc::new(Mutex::new(Current { tokens, seen })),
-        })
+        let text = read(path)?;
+        let tokens = Arc::new(parse(path, &text)?);
+        let seen = digest_of(&text);
+        Ok(Self { path: path.into(), current: Arc::new(Mutex::new(Current { tokens, seen })) })
     }
 
     /// Who sends this `authorization`.
@@ -115,22 +115,23 @@ impl Callers {
     ///
     /// A mistake is returned once for each content of the file.
     pub fn reload(&self) -> Reloaded {
-        let seen = match read(&self.path) {
-            Ok(seen) => seen,
+        let text = match read(&self.path) {
+            Ok(text) => text,
             Err(error) => {
                 let mut current = self.lock();
-                let note = error.to_string().into_bytes();
-                if current.seen == note {
+                let seen = digest_of(error.to_string().as_bytes());
+                if current.seen == seen {
                     return Reloaded::Same;
                 }
-                current.seen = note;
+                current.seen = seen;
                 return Reloaded::Refused(error);
             }
         };
+        let seen = digest_of(&text);
         if self.lock().seen == seen {
             return Reloaded::Same;
         }
-        let parsed = parse(&self.path, &seen);
+        let parsed = parse(&self.path, &text);
         let mut current = self.lock();
         current.seen = seen;
         match parsed {
@@ -143,7 +144,7 @@ impl Callers {
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Current> {
+    fn lock(&self) -> MutexGuard<'_, Current> {
         // Every update is one assignment, so a panic elsewhere cannot have left half of one.
         self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -157,36 +158,23 @@ fn bearer(header: &[u8]) -> Option<&[u8]> {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, TokensError> {
-    let failed = |source| TokensError::Io {
-        path: path.to_owned(),
-        source,
-    };
+    let failed = |source| TokensError::Io { path: path.to_owned(), source };
     let file = File::open(path).map_err(failed)?;
     let mode = file.metadata().map_err(failed)?.mode() & 0o7777;
     if mode & 0o077 != 0 {
-        return Err(TokensError::Open {
-            path: path.to_owned(),
-            mode,
-        });
+        return Err(TokensError::Open { path: path.to_owned(), mode });
     }
     let mut text = Vec::new();
-    file.take(FILE_LEN_MAX + 1)
-        .read_to_end(&mut text)
-        .map_err(failed)?;
+    file.take(FILE_LEN_MAX + 1).read_to_end(&mut text).map_err(failed)?;
     if u64::try_from(text.len()).is_ok_and(|len| len <= FILE_LEN_MAX) {
         Ok(text)
     } else {
-        Err(TokensError::TooLong {
-            path: path.to_owned(),
-        })
+        Err(TokensError::TooLong { path: path.to_owned() })
     }
 }
 
 fn parse(path: &Path, text: &[u8]) -> Result<Tokens, TokensError> {
-    Tokens::parse(text).map_err(|mistakes| TokensError::Mistakes {
-        path: path.to_owned(),
-        mistakes,
-    })
+    Tokens::parse(text).map_err(|mistakes| TokensError::Mistakes { path: path.to_owned(), mistakes })
 }
 
 #[cfg(test)]

@@ -97,10 +97,7 @@ impl Config {
             tokens,
             publish,
             leaf_life: Life::DEFAULT,
-            server_names: ServerNames {
-                dns: Vec::new(),
-                ips: Vec::new(),
-            },
+            server_names: ServerNames { dns: Vec::new(), ips: Vec::new() },
             acknowledge_within: Duration::from_secs(24 * 3600),
             poll: Duration::from_secs(1),
             ready_file: None,
@@ -113,20 +110,13 @@ impl Config {
     pub fn load(path: &Path) -> Result<Self, ConfigErrors> {
         let one = |what: String| ConfigErrors {
             path: path.to_owned(),
-            errors: vec![Mistake {
-                line: 0,
-                at: String::new(),
-                what,
-            }],
+            errors: vec![Mistake { line: 0, at: String::new(), what }],
         };
         let text = fs::read_to_string(path).map_err(|error| one(format!("cannot be read: {error}")))?;
         if text.len() > FILE_LEN_MAX {
             return Err(one(format!("is longer than {FILE_LEN_MAX} bytes")));
         }
-        Self::parse(&text).map_err(|errors| ConfigErrors {
-            path: path.to_owned(),
-            errors,
-        })
+        Self::parse(&text).map_err(|errors| ConfigErrors { path: path.to_owned(), errors })
     }
 
     /// Reads a configuration's text.
@@ -139,9 +129,7 @@ impl Config {
         entries.optional("trust-domain", parsed, |domain| config.trust_domain = domain);
         entries.optional("listen", parsed, |listen| config.listen = listen);
         entries.optional("leaf-life", leaf_life, |life| config.leaf_life = life);
-        entries.optional("acknowledge-within", duration, |within| {
-            config.acknowledge_within = within
-        });
+        entries.optional("acknowledge-within", duration, |within| config.acknowledge_within = within);
         entries.optional("poll", poll, |poll| config.poll = poll);
         entries.optional("ready-file", path, |file| config.ready_file = Some(file));
         entries.optional("log-level", log_level, |level| config.log_level = level);
@@ -165,11 +153,7 @@ fn parsed<T: std::str::FromStr<Err: fmt::Display>>(text: &str) -> Result<T, Stri
 }
 
 fn path(text: &str) -> Result<PathBuf, String> {
-    if text.is_empty() {
-        Err("is empty".to_owned())
-    } else {
-        Ok(text.into())
-    }
+    if text.is_empty() { Err("is empty".to_owned()) } else { Ok(text.into()) }
 }
 
 fn leaf_life(text: &str) -> Result<Life, String> {
@@ -222,10 +206,7 @@ fn duration(text: &str) -> Result<Duration, String> {
         "d" => 86_400_000,
         _ => return Err(wrong()),
     };
-    number
-        .checked_mul(ms)
-        .map(Duration::from_millis)
-        .ok_or_else(wrong)
+    number.checked_mul(ms).map(Duration::from_millis).ok_or_else(wrong)
 }
 
 impl fmt::Display for ConfigErrors {

@@ -29,12 +29,7 @@ pub enum Dropped {
 }
 
 impl Dropped {
-    const ALL: [Self; 4] = [
-        Self::TooMany,
-        Self::TooManyOfOne,
-        Self::HandshakeTimeout,
-        Self::Handshake,
-    ];
+    const ALL: [Self; 4] = [Self::TooMany, Self::TooManyOfOne, Self::HandshakeTimeout, Self::Handshake];
 
     /// One word for log and status.
     pub fn word(self) -> &'static str {
@@ -94,9 +89,7 @@ impl Counts {
         Counted {
             issued: self.issued.load(Ordering::Relaxed),
             refused: refused.filter_map(|(word, count)| some(word, count)).collect(),
-            dropped: dropped
-                .filter_map(|(why, count)| some(why.word(), count))
-                .collect(),
+            dropped: dropped.filter_map(|(why, count)| some(why.word(), count)).collect(),
         }
     }
 }

@@ -58,9 +58,7 @@ impl SubjectKey {
             return Err(CsrError::Key);
         }
         request.verify_signature().map_err(|_| CsrError::Signature)?;
-        SubjectPublicKeyInfo::from_der(spki.raw)
-            .map(Self)
-            .map_err(|_| CsrError::Key)
+        SubjectPublicKeyInfo::from_der(spki.raw).map(Self).map_err(|_| CsrError::Key)
     }
 }
 
@@ -76,10 +74,7 @@ impl PublicKeyData for SubjectKey {
 
 fn is_uncompressed_p256(spki: &x509::SubjectPublicKeyInfo<'_>) -> bool {
     let algorithm = &spki.algorithm;
-    let curve = algorithm
-        .parameters
-        .as_ref()
-        .and_then(|parameters| parameters.as_oid().ok());
+    let curve = algorithm.parameters.as_ref().and_then(|parameters| parameters.as_oid().ok());
     let point = &spki.subject_public_key;
     algorithm.algorithm == OID_KEY_TYPE_EC_PUBLIC_KEY
         && curve == Some(OID_EC_P256)
@@ -109,17 +104,9 @@ mod tests {
 
     #[test]
     fn every_other_kind_of_key_is_refused() {
-        for kind in [
-            &rcgen::PKCS_ECDSA_P384_SHA384,
-            &rcgen::PKCS_ED25519,
-            &rcgen::PKCS_RSA_SHA256,
-        ] {
+        for kind in [&rcgen::PKCS_ECDSA_P384_SHA384, &rcgen::PKCS_ED25519, &rcgen::PKCS_RSA_SHA256] {
             let key = KeyPair::generate_for(kind).unwrap();
-            assert_eq!(
-                SubjectKey::from_csr_pem(&request_of(&key)).err(),
-                Some(CsrError::Key),
-                "{kind:?}"
-            );
+            assert_eq!(SubjectKey::from_csr_pem(&request_of(&key)).err(), Some(CsrError::Key), "{kind:?}");
         }
     }
 
@@ -127,33 +114,20 @@ mod tests {
     fn a_request_signed_with_another_key_is_refused() {
         let key = KeyPair::generate().unwrap();
         let pem = request_of(&key);
-        let mut der = CertificateSigningRequestDer::from_pem_slice(pem.as_bytes())
-            .unwrap()
-            .to_vec();
+        let mut der = CertificateSigningRequestDer::from_pem_slice(pem.as_bytes()).unwrap().to_vec();
         let other = KeyPair::generate().unwrap();
-        let at = der
-            .windows(POINT_LEN)
-            .position(|window| window == key.public_key_raw())
-            .unwrap();
+        let at = der.windows(POINT_LEN).position(|window| window == key.public_key_raw()).unwrap();
         der[at..at + POINT_LEN].copy_from_slice(other.public_key_raw());
-        assert_eq!(
-            SubjectKey::from_csr_pem(&pem_of(&der)).err(),
-            Some(CsrError::Signature)
-        );
+        assert_eq!(SubjectKey::from_csr_pem(&pem_of(&der)).err(), Some(CsrError::Signature));
         // A point that is not on the curve.
         der[at + 1] ^= 0xff;
-        assert_eq!(
-            SubjectKey::from_csr_pem(&pem_of(&der)).err(),
-            Some(CsrError::Signature)
-        );
+        assert_eq!(SubjectKey::from_csr_pem(&pem_of(&der)).err(), Some(CsrError::Signature));
     }
 
     #[test]
     fn what_is_no_request_is_refused_by_name() {
         let good = request_of(&KeyPair::generate().unwrap());
-        let mut trailing = CertificateSigningRequestDer::from_pem_slice(good.as_bytes())
-            .unwrap()
-            .to_vec();
+        let mut trailing = CertificateSigningRequestDer::from_pem_slice(good.as_bytes()).unwrap().to_vec();
         trailing.push(0);
         for (pem, error) in [
             (String::new(), CsrError::Pem),

@@ -31,9 +31,7 @@ impl Disk {
 
     /// One on which nothing happens any more after `steps` steps, as if the process had been killed there.
     pub const fn dying_after(steps: u64) -> Self {
-        Self {
-            steps_left: Some(AtomicU64::new(steps)),
-        }
+        Self { steps_left: Some(AtomicU64::new(steps)) }
     }
 
     /// Replaces `dir/name` by `content`: temporary file in the same directory, fsync, rename, fsync of the directory.

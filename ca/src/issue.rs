@@ -118,10 +118,7 @@ pub fn leaf(
 ) -> Result<Leaf, IssueError> {
     let uri = grant.identity().as_str().try_into()?;
     let names = vec![SanType::URI(uri)];
-    let usages = vec![
-        ExtendedKeyUsagePurpose::ServerAuth,
-        ExtendedKeyUsagePurpose::ClientAuth,
-    ];
+    let usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
     sign(issuer, names, usages, key, serial, now, life)
 }
 
@@ -149,15 +146,7 @@ pub fn server(
         sans.push(SanType::DnsName(name.as_str().try_into()?));
     }
     sans.extend(names.ips.iter().map(|ip| SanType::IpAddress(*ip)));
-    sign(
-        issuer,
-        sans,
-        vec![ExtendedKeyUsagePurpose::ServerAuth],
-        key,
-        serial,
-        now,
-        life,
-    )
+    sign(issuer, sans, vec![ExtendedKeyUsagePurpose::ServerAuth], key, serial, now, life)
 }
 
 fn sign(
@@ -185,12 +174,7 @@ fn sign(
     params.extended_key_usages = usages;
     params.use_authority_key_identifier_extension = true;
     let certificate = params.signed_by(key, &issuer.signer)?;
-    Ok(Leaf {
-        pem: certificate.pem(),
-        der: certificate.into(),
-        serial,
-        not_after,
-    })
+    Ok(Leaf { pem: certificate.pem(), der: certificate.into(), serial, not_after })
 }
 
 #[cfg(test)]

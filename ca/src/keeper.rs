@@ -148,10 +148,7 @@ impl Keeper {
             complaints: BTreeMap::new(),
         };
         keeper.tick(now);
-        let shown = Shown {
-            signing: signing_shown,
-            tls: tls_shown,
-        };
+        let shown = Shown { signing: signing_shown, tls: tls_shown };
         Ok((keeper, shown))
     }
 
@@ -191,11 +188,7 @@ impl Keeper {
                     Ok(()) => tracing::info!(request = left.name, "request done"),
                     Err(why) => tracing::warn!(request = left.name, why, "request refused"),
                 }
-                self.outcomes.push(Outcome {
-                    request: left.name.clone(),
-                    at: now,
-                    refused: result.err(),
-                });
+                self.outcomes.push(Outcome { request: left.name.clone(), at: now, refused: result.err() });
                 let surplus = self.outcomes.len().saturating_sub(OUTCOMES_MAX);
                 self.outcomes.drain(..surplus);
             }

@@ -129,11 +129,7 @@ impl State {
         if self.authority.root_key.is_some() && now >= issuing.not_before.plus(half) {
             return Ok(Some(Due::RenewIntermediate));
         }
-        if self
-            .authorities()
-            .flat_map(|authority| &authority.retired)
-            .any(|retired| now > retired.until)
-        {
+        if self.authorities().flat_map(|authority| &authority.retired).any(|retired| now > retired.until) {
             return Ok(Some(Due::DropRetired));
         }
         if self.revoked.iter().any(|revocation| has_expired(revocation, now)) {
@@ -150,19 +146,14 @@ impl State {
                 let ends = self.authority.root_key.is_some() && root.not_after.since(now) < ROOT_LEFT_MIN;
                 ends.then_some(Due::AnnounceRoot)
             }
-            Rotation::Announced {
-                generation,
-                published: None,
-                ..
-            } => outside
+            Rotation::Announced { generation, published: None, .. } => outside
                 .published
                 .is_some_and(|published| published >= *generation)
                 .then_some(Due::NotePublished),
-            Rotation::Announced {
-                generation,
-                published: Some(published),
-                ..
-            } => match outside.agents.behind(*generation) {
+            Rotation::Announced { generation, published: Some(published), .. } => match outside
+                .agents
+                .behind(*generation)
+            {
                 Some(behind) if behind.is_empty() => Some(Due::SignWithNew),
                 Some(_) | None => (now >= published.plus(outside.patience)).then_some(Due::SignWithNewAnyway),
             },
@@ -259,10 +250,7 @@ impl State {
             Rotation::Steady if same(&self.authority) => return None,
             Rotation::Steady => {}
         }
-        let trusted = given
-            .roots
-            .first()
-            .is_some_and(|root| self.authority.roots.contains(root));
+        let trusted = given.roots.first().is_some_and(|root| self.authority.roots.contains(root));
         if !trusted {
             return Some(self.announcing(given.clone(), now));
         }
@@ -270,8 +258,7 @@ impl State {
         next.authority = if self.authority.chain == given.chain {
             self.authority.clone()
         } else {
-            self.authority
-                .reissued(given.chain.clone(), given.key.clone(), self.leaves_end(now))
+            self.authority.reissued(given.chain.clone(), given.key.clone(), self.leaves_end(now))
         };
         next.authority.root_key = None;
         if next.authority.roots != given.roots {
@@ -285,12 +272,7 @@ impl State {
         let generation = self.generation + 1;
         Self {
             generation,
-            rotation: Rotation::Announced {
-                next: Box::new(next),
-                generation,
-                since: now,
-                published: None,
-            },
+            rotation: Rotation::Announced { next: Box::new(next), generation, since: now, published: None },
             ..self.clone()
         }
     }
@@ -311,9 +293,7 @@ impl State {
     }
 
     fn is_revoked(&self, subject: &Subject) -> bool {
-        self.revoked
-            .iter()
-            .any(|revocation| revocation.subject == *subject)
+        self.revoked.iter().any(|revocation| revocation.subject == *subject)
     }
 
     fn check_subject(&self, subject: &Subject) -> Result<(), Declined> {

@@ -52,8 +52,7 @@ impl Mesh {
             return Ok(false);
         }
         fs::create_dir_all(&self.dir)?;
-        self.disk
-            .replace(&self.dir, BUNDLE, manifest.as_bytes(), Access::Everybody)?;
+        self.disk.replace(&self.dir, BUNDLE, manifest.as_bytes(), Access::Everybody)?;
         Ok(true)
     }
 
@@ -89,11 +88,7 @@ fn read_all(dir: &Path) -> io::Result<Vec<(String, u64)>> {
 
 fn acknowledged(path: &Path) -> Option<u64> {
     let mut text = String::new();
-    File::open(path)
-        .ok()?
-        .take(STATUS_LEN_MAX)
-        .read_to_string(&mut text)
-        .ok()?;
+    File::open(path).ok()?.take(STATUS_LEN_MAX).read_to_string(&mut text).ok()?;
     serde_saphyr::from_str::<Status>(&text).ok()?.bundle_generation
 }
 
@@ -125,10 +120,7 @@ mod tests {
             let dying = Mesh::new(mesh.dir.clone(), Disk::dying_after(steps));
             let done = dying.publish("a new one").is_ok();
             let found = fs::read_to_string(mesh.bundle_path()).unwrap();
-            assert!(
-                found == "a new one" || (found == "old" && !done),
-                "{steps}: {found}"
-            );
+            assert!(found == "a new one" || (found == "old" && !done), "{steps}: {found}");
             assert!(mesh.publish("a new one").is_ok());
         }
     }
@@ -140,10 +132,7 @@ mod tests {
         let status = mesh.dir.join(STATUS);
         fs::create_dir_all(&status).unwrap();
         for (name, text) in [
-            (
-                "a.yaml",
-                "bundle-generation: 7\ncaptured: [x]\nconditions: {y: {z: 1}}\n",
-            ),
+            ("a.yaml", "bundle-generation: 7\ncaptured: [x]\nconditions: {y: {z: 1}}\n"),
             ("b.yaml", "captured: []\n"),
             ("c.yaml", "bundle-generation: [broken\n"),
             (".d.yaml", "bundle-generation: 1\n"),

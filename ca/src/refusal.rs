@@ -116,9 +116,7 @@ impl Refusal {
     /// As the caller gets it: the code, the step and the text, and the word as metadata `adit-refusal`.
     pub fn status(&self) -> Status {
         let mut status = Status::new(self.code(), format!("{}: {self}", self.step()));
-        status
-            .metadata_mut()
-            .insert("adit-refusal", MetadataValue::from_static(self.word()));
+        status.metadata_mut().insert("adit-refusal", MetadataValue::from_static(self.word()));
         status
     }
 }

@@ -114,12 +114,7 @@ impl Authority {
             key: self.key.clone(),
             until: leaves_end,
         }));
-        Self {
-            chain,
-            key,
-            retired,
-            ..self.clone()
-        }
+        Self { chain, key, retired, ..self.clone() }
     }
 
     /// What signs leaves.
@@ -135,11 +130,7 @@ impl Authority {
             .filter(|certificate| !self.roots.contains(certificate))
             .map(|certificate| certificate.der().clone())
             .collect();
-        Ok(Issuer {
-            signer: signer(issuing, &self.key)?,
-            chain,
-            not_after,
-        })
+        Ok(Issuer { signer: signer(issuing, &self.key)?, chain, not_after })
     }
 
     /// What signs revocation lists: the issuing certificate and the retired ones.

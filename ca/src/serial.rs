@@ -46,10 +46,7 @@ impl Serial {
 
     /// The serial with these big-endian octets, as a certificate holds them.
     pub fn from_octets(octets: &[u8]) -> Result<Self, SerialError> {
-        let from = octets
-            .iter()
-            .position(|octet| *octet != 0)
-            .ok_or(SerialError::Zero)?;
+        let from = octets.iter().position(|octet| *octet != 0).ok_or(SerialError::Zero)?;
         let octets = &octets[from..];
         if octets.len() > OCTETS_MAX {
             return Err(SerialError::TooLong);
@@ -79,10 +76,7 @@ impl FromStr for Serial {
         if digits.len() % 2 == 1 {
             digits.insert(0, 0);
         }
-        let octets: Vec<u8> = digits
-            .chunks_exact(2)
-            .map(|pair| (pair[0] << 4) | pair[1])
-            .collect();
+        let octets: Vec<u8> = digits.chunks_exact(2).map(|pair| (pair[0] << 4) | pair[1]).collect();
         Self::from_octets(&octets)
     }
 }
@@ -107,9 +101,7 @@ impl Serialize for Serial {
 
 impl<'de> Deserialize<'de> for Serial {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?
-            .parse()
-            .map_err(serde::de::Error::custom)
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
 }
 
@@ -123,11 +115,7 @@ mod tests {
     fn a_drawn_serial_has_128_bits_is_positive_and_never_the_same() {
         let drawn: std::collections::BTreeSet<Serial> = (0..1000).map(|_| Serial::draw().unwrap()).collect();
         assert_eq!(drawn.len(), 1000);
-        assert!(
-            drawn
-                .iter()
-                .all(|serial| serial.octets().len() == 16 && serial.octets()[0] >> 6 == 1)
-        );
+        assert!(drawn.iter().all(|serial| serial.octets().len() == 16 && serial.octets()[0] >> 6 == 1));
     }
 
     #[test]

@@ -22,8 +22,8 @@ use tonic::transport::server::Connected;
 
 use crate::counts::{Counts, Dropped};
 
-/// How many connections may be open. An agent holds one; with 1 MiB each at the very worst (16 streams of a full
-/// message in both directions and TLS buffers) that is half a GiB for hostile peers, and 20 KiB each for idle ones.
+/// How many connections may be open. An agent holds one. A hostile one can make us hold 16 streams with a message of
+/// 16 KiB each, 64 KiB of HTTP/2 window and 48 KiB of TLS buffers: 368 KiB, 368 MiB for all; an idle one holds 20 KiB.
 pub const CONNECTIONS_MAX: usize = 1024;
 /// How many of them may come from one address: agents behind one NAT, or tests on loopback.
 pub const CONNECTIONS_PER_SOURCE_MAX: usize = 256;
@@ -74,15 +74,7 @@ pub(crate) async fn accept(
         handshakes.spawn(async move {
             match handshake(acceptor, stream).await {
                 // The receiver goes only when the server stops.
-                Ok(stream) => drop(
-                    ready
-                        .send(Ok(Connection {
-                            stream,
-                            from,
-                            _place: place,
-                        }))
-                        .await,
-                ),
+                Ok(stream) => drop(ready.send(Ok(Connection { stream, from, _place: place })).await),
                 Err((why, error)) => drop_connection(&counts, from, why, error),
             }
         });
@@ -90,10 +82,7 @@ pub(crate) async fn accept(
 }
 
 /// A channel for finished connections, of the size that [`accept`] expects.
-pub(crate) fn ready() -> (
-    mpsc::Sender<io::Result<Connection>>,
-    mpsc::Receiver<io::Result<Connection>>,
-) {
+pub(crate) fn ready() -> (mpsc::Sender<io::Result<Connection>>, mpsc::Receiver<io::Result<Connection>>) {
     mpsc::channel(READY_MAX)
 }
 
@@ -138,10 +127,7 @@ impl Open {
             return Err(Dropped::TooManyOfOne);
         }
         *of_one += 1;
-        Ok(Place {
-            open: Arc::clone(self),
-            from,
-        })
+        Ok(Place { open: Arc::clone(self), from })
     }
 }
 

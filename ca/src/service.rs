@@ -44,12 +44,7 @@ pub struct Service {
 impl Service {
     /// A service that answers `callers` with what `signing` signs.
     pub fn new(callers: Callers, signing: watch::Receiver<Arc<Signing>>, counts: Arc<Counts>) -> Self {
-        Self {
-            callers,
-            signing,
-            counts,
-            room: Arc::new(Semaphore::new(REQUESTS_MAX)),
-        }
+        Self { callers, signing, counts, room: Arc::new(Semaphore::new(REQUESTS_MAX)) }
     }
 
     /// As tonic routes to it, with its bounds.
@@ -68,14 +63,7 @@ impl Service {
         let life = signing.leaf_life.asked(asked.message.validity_duration)?;
         let key = SubjectKey::from_csr_pem(&asked.message.csr)?;
         let grant = self.attest(asked, &caller, wanted, &signing)?;
-        let leaf = issue::leaf(
-            &signing.issuer,
-            &grant,
-            &key,
-            Serial::draw()?,
-            Stamp::of(asked.now),
-            life,
-        )?;
+        let leaf = issue::leaf(&signing.issuer, &grant, &key, Serial::draw()?, Stamp::of(asked.now), life)?;
         Ok((leaf, signing))
     }
 
@@ -152,9 +140,8 @@ impl IstioCertificateService for Service {
 fn wanted(message: &IstioCertificateRequest) -> Result<SpiffeId, Refusal> {
     const KEY: &str = "ImpersonatedIdentity";
     let fields = message.metadata.as_ref().map(|metadata| &metadata.fields);
-    let kind = fields
-        .and_then(|fields: &BTreeMap<_, _>| fields.get(KEY))
-        .and_then(|value| value.kind.as_ref());
+    let kind =
+        fields.and_then(|fields: &BTreeMap<_, _>| fields.get(KEY)).and_then(|value| value.kind.as_ref());
     match kind {
         Some(prost_types::value::Kind::StringValue(uri)) => Ok(uri.parse()?),
         Some(_) | None => Err(Refusal::NoIdentity),
@@ -177,7 +164,7 @@ fn log(
         ),
         Err(refusal) => tracing::warn!(
             target: "access", peer, node, identity, step = refusal.step(), refusal = refusal.word(),
-            reason = %refusal, us, "refused"
+            reason = crate::report(refusal), us, "refused"
         ),
     }
 }

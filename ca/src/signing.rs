@@ -34,11 +34,7 @@ impl Signing {
     /// What signs in `state`.
     pub(crate) fn of(state: &State, leaf_life: Life) -> Result<Self, RootError> {
         let issuer = state.authority.issuer()?;
-        let mut tail: Vec<String> = issuer
-            .chain
-            .iter()
-            .map(|der| pem_text("CERTIFICATE", der))
-            .collect();
+        let mut tail: Vec<String> = issuer.chain.iter().map(|der| pem_text("CERTIFICATE", der)).collect();
         // While the root is changed, the last entry holds both, that of the leaf first: callers that take their roots
         // from the reply (Istio's) then learn the other in time.
         tail.push(state.roots().iter().map(|root| root.pem()).collect());

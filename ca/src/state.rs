@@ -44,12 +44,7 @@ pub struct State {
 
 /// Where a change of root stands.
 #[derive(Clone, Debug, Deserialize, Serialize)]
-#[serde(
-    deny_unknown_fields,
-    rename_all = "kebab-case",
-    rename_all_fields = "kebab-case",
-    tag = "step"
-)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", rename_all_fields = "kebab-case", tag = "step")]
 pub enum Rotation {
     /// There is one root.
     Steady,

@@ -101,12 +101,7 @@ impl Progress {
     ) -> Result<Self, Broken> {
         let rotation = match &state.rotation {
             Rotation::Steady => Step::Steady,
-            Rotation::Announced {
-                next,
-                generation,
-                since,
-                ..
-            } => Step::Announced {
+            Rotation::Announced { next, generation, since, .. } => Step::Announced {
                 since: *since,
                 next: Shown::of(next.root()?)?,
                 generation: *generation,
@@ -114,15 +109,9 @@ impl Progress {
                     .behind(*generation)
                     .map(|nodes| nodes.into_iter().map(str::to_owned).collect()),
             },
-            Rotation::Overlap {
-                previous,
-                since,
-                until,
-            } => Step::Overlap {
-                since: *since,
-                previous: Shown::of(previous.root()?)?,
-                until: *until,
-            },
+            Rotation::Overlap { previous, since, until } => {
+                Step::Overlap { since: *since, previous: Shown::of(previous.root()?)?, until: *until }
+            }
         };
         Ok(Self {
             trust_domain: state.trust_domain.clone(),
@@ -141,27 +130,14 @@ impl Progress {
 
 impl Shown {
     fn of(certificate: &Certificate) -> Result<Self, Broken> {
-        let Facts {
-            not_after,
-            serial,
-            subject,
-            ..
-        } = Facts::read(certificate)?;
-        Ok(Self {
-            subject,
-            serial,
-            not_after,
-        })
+        let Facts { not_after, serial, subject, .. } = Facts::read(certificate)?;
+        Ok(Self { subject, serial, not_after })
     }
 }
 
 impl fmt::Display for Shown {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} (serial {}, until {})",
-            self.subject, self.serial, self.not_after
-        )
+        write!(f, "{} (serial {}, until {})", self.subject, self.serial, self.not_after)
     }
 }
 
@@ -169,12 +145,7 @@ impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Steady => f.write_str("steady: one root"),
-            Self::Announced {
-                since,
-                next,
-                generation,
-                waiting_for,
-            } => {
+            Self::Announced { since, next, generation, waiting_for } => {
                 write!(
                     f,
                     "1 of 3, announced {since}: old and new root are published, the old one signs\n  new root      {next}\n  waiting       until every agent has acknowledged generation {generation}"
@@ -185,11 +156,7 @@ impl fmt::Display for Step {
                     Some(nodes) => write!(f, ": {} to go: {}", nodes.len(), nodes.join(", ")),
                 }
             }
-            Self::Overlap {
-                since,
-                previous,
-                until,
-            } => write!(
+            Self::Overlap { since, previous, until } => write!(
                 f,
                 "2 of 3, since {since}: the new root signs, the old one is still trusted\n  old root      {previous}\n  waiting       for its last leaf to expire, at {until}; then it is dropped"
             ),
@@ -208,21 +175,15 @@ impl fmt::Display for Progress {
         )?;
         writeln!(f, "issuing         {}", self.issuing)?;
         match self.published {
-            Some(published) => writeln!(
-                f,
-                "bundle          generation {}, published {published}",
-                self.generation
-            )?,
+            Some(published) => {
+                writeln!(f, "bundle          generation {}, published {published}", self.generation)?
+            }
             None => writeln!(f, "bundle          generation {}, not published", self.generation)?,
         }
         writeln!(f, "rotation        {}", self.rotation)?;
         writeln!(f, "revoked         {}", self.revoked)?;
         let refused: u64 = self.counted.refused.values().sum();
-        writeln!(
-            f,
-            "since start     {} issued, {refused} refused",
-            self.counted.issued
-        )?;
+        writeln!(f, "since start     {} issued, {refused} refused", self.counted.issued)?;
         for (word, count) in &self.counted.refused {
             writeln!(f, "  refused       {count} {word}")?;
         }

@@ -10,7 +10,9 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use adit_proto::TrustDomain;
-use nix::fcntl::{Flock, FlockArg};
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
 
 use crate::disk::{Access, Disk};
 use crate::root::PemError;
@@ -118,31 +120,19 @@ pub struct Store {
     dir: PathBuf,
     disk: Disk,
     /// Held as long as the store is.
-    _lock: Flock<File>,
+    _lock: File,
 }
 
 impl Store {
     /// Opens a store, makes its directory if need be, and locks it against other CAs.
     pub fn open(dir: &Path, disk: Disk) -> Result<Self, StoreError> {
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(dir)
-            .map_err(failed("make", dir))?;
+        DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed("make", dir))?;
         let mode = fs::metadata(dir).map_err(failed("look at", dir))?.mode() & 0o7777;
         if mode & 0o022 != 0 {
             let path = dir.to_owned();
-            return Err(StoreError::Open {
-                path,
-                mode,
-                wanted: 0o700,
-            });
+            return Err(StoreError::Open { path, mode, wanted: 0o700 });
         }
-        Ok(Self {
-            _lock: lock(dir)?,
-            dir: dir.to_owned(),
-            disk,
-        })
+        Ok(Self { _lock: lock(dir)?, dir: dir.to_owned(), disk })
     }
 
     /// The directory.
@@ -159,10 +149,7 @@ impl Store {
     pub fn load(&self, domain: &TrustDomain) -> Result<Option<State>, StoreError> {
         let state = peek(&self.dir)?;
         if let Some(state) = &state {
-            state.check(domain).map_err(|source| StoreError::State {
-                path: self.dir.join(STATE),
-                source,
-            })?;
+            state.check(domain).map_err(|source| StoreError::State { path: self.dir.join(STATE), source })?;
         }
         Ok(state)
     }
@@ -170,22 +157,16 @@ impl Store {
     /// Replaces the stored state. When this returns, the new one is on disk; when it fails, the old or the new is.
     pub fn save(&self, state: &State) -> Result<(), StoreError> {
         let path = self.dir.join(STATE);
-        let text = serde_json::to_vec_pretty(state).map_err(|source| StoreError::Json {
-            path: path.clone(),
-            source,
-        })?;
+        let text = serde_json::to_vec_pretty(state)
+            .map_err(|source| StoreError::Json { path: path.clone(), source })?;
         let failed = failed("write", &path);
-        self.disk
-            .replace(&self.dir, STATE, &text, Access::Owner)
-            .map_err(failed)?;
+        self.disk.replace(&self.dir, STATE, &text, Access::Owner).map_err(failed)?;
         let begun = self.dir.join(BEGUN);
         if begun.exists() {
             return Ok(());
         }
         let note = b"This store was begun. Without state.json beside it, the CA's keys are lost.\n";
-        self.disk
-            .replace(&self.dir, BEGUN, note, Access::Owner)
-            .map_err(self::failed("write", &begun))
+        self.disk.replace(&self.dir, BEGUN, note, Access::Owner).map_err(self::failed("write", &begun))
     }
 }
 
@@ -193,14 +174,10 @@ impl Store {
     /// Shows how the CA stands to `adit-ca status`.
     pub fn save_progress(&self, progress: &Progress) -> Result<(), StoreError> {
         let path = self.dir.join(PROGRESS);
-        let text = serde_json::to_vec_pretty(progress).map_err(|source| StoreError::Json {
-            path: path.clone(),
-            source,
-        })?;
+        let text = serde_json::to_vec_pretty(progress)
+            .map_err(|source| StoreError::Json { path: path.clone(), source })?;
         let failed = failed("write", &path);
-        self.disk
-            .replace(&self.dir, PROGRESS, &text, Access::Owner)
-            .map_err(failed)
+        self.disk.replace(&self.dir, PROGRESS, &text, Access::Owner).map_err(failed)
     }
 }
 
@@ -210,32 +187,26 @@ pub fn progress(dir: &Path) -> Result<Option<Progress>, StoreError> {
     let Some(text) = read(&path, Secret::No)? else {
         return Ok(None);
     };
-    serde_json::from_slice(&text)
-        .map(Some)
-        .map_err(|source| StoreError::Json { path, source })
+    serde_json::from_slice(&text).map(Some).map_err(|source| StoreError::Json { path, source })
 }
 
 /// Reads a store's state without holding it; `None` if there never was one.
 pub fn peek(dir: &Path) -> Result<Option<State>, StoreError> {
     let path = dir.join(STATE);
     let Some(text) = read(&path, Secret::Yes)? else {
-        return if dir.join(BEGUN).exists() {
-            Err(StoreError::Lost { path })
-        } else {
-            Ok(None)
-        };
+        return if dir.join(BEGUN).exists() { Err(StoreError::Lost { path }) } else { Ok(None) };
     };
-    serde_json::from_slice(&text)
-        .map(Some)
-        .map_err(|source| StoreError::Json { path, source })
+    serde_json::from_slice(&text).map(Some).map_err(|source| StoreError::Json { path, source })
 }
 
-/// Whether a CA holds this store now.
+/// Whether a CA holds this store now. Only looks: a lock taken to find out could keep a CA from starting just then.
 pub fn is_held(dir: &Path) -> bool {
-    matches!(
-        lock_file(dir).map(|file| Flock::lock(file, FlockArg::LockSharedNonblock)),
-        Ok(Err(_))
-    )
+    let Ok(file) = File::open(dir.join(LOCK)) else {
+        return false;
+    };
+    let mut found = whole_file(libc::F_WRLCK);
+    let asked = fcntl(&file, FcntlArg::F_OFD_GETLK(&mut found));
+    asked.is_ok() && i32::from(found.l_type) != libc::F_UNLCK
 }
 
 /// Whether a file holds keys, and so must not be open to others.
@@ -255,54 +226,53 @@ fn read(path: &Path, secret: Secret) -> Result<Option<Vec<u8>>, StoreError> {
     let mode = metadata.mode() & 0o7777;
     if secret == Secret::Yes && mode & 0o077 != 0 {
         let path = path.to_owned();
-        return Err(StoreError::Open {
-            path,
-            mode,
-            wanted: 0o600,
-        });
+        return Err(StoreError::Open { path, mode, wanted: 0o600 });
     }
     let mut content = Vec::new();
-    file.take(FILE_LEN_MAX + 1)
-        .read_to_end(&mut content)
-        .map_err(failed("read", path))?;
+    file.take(FILE_LEN_MAX + 1).read_to_end(&mut content).map_err(failed("read", path))?;
     if u64::try_from(content.len()).is_ok_and(|len| len <= FILE_LEN_MAX) {
         Ok(Some(content))
     } else {
-        Err(StoreError::TooLong {
-            path: path.to_owned(),
-        })
+        Err(StoreError::TooLong { path: path.to_owned() })
     }
 }
 
-fn lock(dir: &Path) -> Result<Flock<File>, StoreError> {
+/// Takes the lock; it is the open file's, so the kernel ends it with the process, however that ends.
+fn lock(dir: &Path) -> Result<File, StoreError> {
     let path = dir.join(LOCK);
-    let file = lock_file(dir)?;
-    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Ok(mut held) => {
-            // Only for the message that another process gives: the lock is the kernel's, and ends with this process.
-            let _ = held.set_len(0);
-            let _ = write!(&mut *held, "{}", std::process::id());
-            Ok(held)
-        }
-        Err((mut file, nix::errno::Errno::EWOULDBLOCK)) => {
-            let mut pid = String::new();
-            let _ = (&mut file).take(20).read_to_string(&mut pid);
-            Err(StoreError::Held { path, pid })
-        }
-        Err((_, error)) => Err(failed("lock", &path)(error.into())),
-    }
-}
-
-fn lock_file(dir: &Path) -> Result<File, StoreError> {
-    let path = dir.join(LOCK);
-    OpenOptions::new()
+    let mut file = OpenOptions::new()
         .read(true)
         .write(true)
         .create(true)
         .truncate(false)
         .mode(0o600)
         .open(&path)
-        .map_err(failed("open", &path))
+        .map_err(failed("open", &path))?;
+    match fcntl(&file, FcntlArg::F_OFD_SETLK(&whole_file(libc::F_WRLCK))) {
+        Ok(_) => {
+            // Only for the message that another process gives.
+            let _ = file.set_len(0);
+            let _ = write!(file, "{}", std::process::id());
+            Ok(file)
+        }
+        Err(Errno::EAGAIN | Errno::EACCES) => {
+            let mut pid = String::new();
+            let _ = file.take(20).read_to_string(&mut pid);
+            Err(StoreError::Held { path, pid })
+        }
+        Err(error) => Err(failed("lock", &path)(error.into())),
+    }
+}
+
+/// A lock of this kind on a whole file, however long. `l_pid` must be 0 (fcntl(2), open file description locks).
+fn whole_file(kind: i32) -> libc::flock {
+    libc::flock {
+        l_type: i16::try_from(kind).expect("the kinds of locks are 0, 1 and 2"),
+        l_whence: i16::try_from(libc::SEEK_SET).expect("SEEK_SET is 0"),
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    }
 }
 
 fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError + use<> {

@@ -60,11 +60,7 @@ impl Tokens {
             let line = error.location().map_or(0, |location| location.line());
             // The plain message: a rendered one quotes the file, and with it tokens.
             let what = first_line(&error.without_snippet().to_string());
-            vec![Mistake {
-                line,
-                at: String::new(),
-                what,
-            }]
+            vec![Mistake { line, at: String::new(), what }]
         })?;
         let mut tokens = Self::default();
         let mut mistakes = Vec::new();
@@ -83,11 +79,7 @@ impl Tokens {
         let line = entry.token.referenced.line();
         let mut mistaken = |line, at: String, what: String| mistakes.push(Mistake { line, at, what });
         if node.is_empty() || node.len() > 253 {
-            mistaken(
-                line,
-                format!("nodes.{node:?}"),
-                "a node's name has 1 to 253 characters".to_owned(),
-            );
+            mistaken(line, format!("nodes.{node:?}"), "a node's name has 1 to 253 characters".to_owned());
         }
         if !(TOKEN_LEN_MIN..=TOKEN_LEN_MAX).contains(&token.len())
             || !token.bytes().all(|b| b.is_ascii_graphic())
@@ -97,10 +89,7 @@ impl Tokens {
         }
         let digest = digest_of(token.as_bytes());
         if let Some((_, other)) = self.0.iter().find(|(known, _)| *known == digest) {
-            let what = format!(
-                "node {} has the same token: it could not be told who calls",
-                other.node
-            );
+            let what = format!("node {} has the same token: it could not be told who calls", other.node);
             mistaken(line, format!("nodes.{node}.token"), what);
         }
         let mut allowed = Vec::new();
@@ -114,13 +103,7 @@ impl Tokens {
                 ),
             }
         }
-        self.0.push((
-            digest,
-            Caller {
-                node: node.into(),
-                allowed: allowed.into(),
-            },
-        ));
+        self.0.push((digest, Caller { node: node.into(), allowed: allowed.into() }));
     }
 
     /// How many callers there are.
@@ -147,7 +130,7 @@ impl Tokens {
 }
 
 /// The digest, not the token, is compared and kept: its length is fixed, and memory holds no token.
-fn digest_of(token: &[u8]) -> [u8; 32] {
+pub(super) fn digest_of(token: &[u8]) -> [u8; 32] {
     let mut octets = [0; 32];
     octets.copy_from_slice(digest(&SHA256, token).as_ref());
     octets

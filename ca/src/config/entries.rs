@@ -18,19 +18,12 @@ impl Entries {
     /// Reads the map. Only what is no YAML, or no map, ends the reading here.
     pub(super) fn parse(text: &str) -> Result<Self, Vec<Mistake>> {
         match serde_saphyr::from_str::<Map>(text) {
-            Ok(map) => Ok(Self {
-                left: map.0,
-                mistakes: Vec::new(),
-            }),
+            Ok(map) => Ok(Self { left: map.0, mistakes: Vec::new() }),
             Err(error) => {
                 let line = error.location().map_or(0, |location| location.line());
                 let text = error.without_snippet().to_string();
                 let what = text.lines().next().unwrap_or_default().to_owned();
-                Err(vec![Mistake {
-                    line,
-                    at: String::new(),
-                    what,
-                }])
+                Err(vec![Mistake { line, at: String::new(), what }])
             }
         }
     }
@@ -76,11 +69,7 @@ impl Entries {
             return;
         };
         let Node::List(elements) = value.value else {
-            return self.mistake(
-                value.referenced.line(),
-                key.to_owned(),
-                "must be a list".to_owned(),
-            );
+            return self.mistake(value.referenced.line(), key.to_owned(), "must be a list".to_owned());
         };
         for (index, element) in elements.into_iter().enumerate() {
             match element.value.text().and_then(&read) {
@@ -93,11 +82,7 @@ impl Entries {
     /// All mistakes, if there were any; what was not taken is one each.
     pub(super) fn finish(mut self) -> Result<(), Vec<Mistake>> {
         for (key, _) in std::mem::take(&mut self.left) {
-            self.mistake(
-                key.referenced.line(),
-                key.value,
-                "there is no such key".to_owned(),
-            );
+            self.mistake(key.referenced.line(), key.value, "there is no such key".to_owned());
         }
         if self.mistakes.is_empty() {
             return Ok(());

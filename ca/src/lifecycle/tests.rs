@@ -1,1 +1,255 @@
+use super::*;
+use crate::issue::ServerNames;
+use crate::root::INTERMEDIATE_LIFE;
+use crate::serial::Serial;
 
+fn at(seconds: u64) -> Stamp {
+    Stamp::of(std::time::UNIX_EPOCH + Duration::from_secs(1_700_000_000 + seconds))
+}
+
+fn state() -> State {
+    let domain = "cluster.local".parse().unwrap();
+    let authority = Authority::make(&domain, at(0)).unwrap();
+    State::first(domain, authority, Life::DEFAULT)
+}
+
+/// What is stored is what comes back: every step in these tests goes through the file's form, as after a restart.
+fn restarted(state: &State) -> State {
+    let text = serde_json::to_string(state).unwrap();
+    let state: State = serde_json::from_str(&text).unwrap();
+    state.check(&"cluster.local".parse().unwrap()).unwrap();
+    state
+}
+
+fn outside(now: Stamp, published: Option<u64>, agents: &[(&str, u64)]) -> Outside {
+    Outside {
+        now,
+        published,
+        agents: Agents::Known(agents.iter().map(|(node, known)| ((*node).to_owned(), *known)).collect()),
+        patience: Duration::from_secs(3600),
+        leaf_life: Life::DEFAULT,
+    }
+}
+
+fn step(state: &State, expected: Due, outside: &Outside) -> State {
+    assert_eq!(state.due(outside).unwrap(), Some(expected));
+    restarted(&state.after(expected, outside).unwrap())
+}
+
+fn nothing(state: &State, outside: &Outside) {
+    assert_eq!(state.due(outside).unwrap(), None);
+}
+
+const DAY_S: u64 = 86_400;
+
+#[test]
+fn a_root_is_replaced_in_steps_each_of_which_survives_a_restart() {
+    let first = state();
+    nothing(&first, &outside(at(0), Some(1), &[("a", 1)]));
+    let old = first.authority.roots[0].clone();
+
+    let announced = restarted(&first.asked(&Request::RotateRoot, at(10)).unwrap());
+    assert_eq!(announced.generation, 2);
+    assert_eq!(announced.roots().len(), 2);
+    assert_eq!(announced.authority.roots[0], old, "the old root still signs");
+
+    // Not published yet: neither acknowledgement nor time counts.
+    nothing(&announced, &outside(at(20), Some(1), &[]));
+    nothing(&announced, &outside(at(99_999), None, &[("a", 2)]));
+    let published = step(&announced, Due::NotePublished, &outside(at(30), Some(2), &[("a", 1)]));
+    nothing(&published, &outside(at(40), Some(2), &[("a", 2), ("b", 1)]));
+
+    let overlap = step(&published, Due::SignWithNew, &outside(at(50), Some(2), &[("a", 2), ("b", 3)]));
+    assert_ne!(overlap.authority.roots[0], old, "the new root signs");
+    assert_eq!(overlap.roots().len(), 2);
+    assert_eq!(overlap.roots()[1], &old);
+    assert_eq!(overlap.generation, 2, "what is trusted has not changed");
+
+    // Until the last leaf of the old root has expired, to the second.
+    nothing(&overlap, &outside(at(50 + DAY_S + 1), Some(2), &[]));
+    let done = step(&overlap, Due::DropOld, &outside(at(50 + DAY_S + 2), Some(2), &[]));
+    assert_eq!(done.roots().len(), 1);
+    assert!(!done.roots().contains(&&old));
+    assert_eq!(done.generation, 3);
+    assert!(matches!(done.rotation, Rotation::Steady));
+}
+
+#[test]
+fn the_time_bound_counts_from_publication_and_is_told_apart() {
+    let announced = state().asked(&Request::RotateRoot, at(0)).unwrap();
+    let published = step(&announced, Due::NotePublished, &outside(at(500), Some(2), &[("gone", 0)]));
+    nothing(&published, &outside(at(500 + 3599), Some(2), &[("gone", 0)]));
+    step(&published, Due::SignWithNewAnyway, &outside(at(500 + 3600), Some(2), &[("gone", 0)]));
+    let unknown = Outside {
+        agents: Agents::Unknown("no mesh directory".to_owned()),
+        ..outside(at(500 + 3599), Some(2), &[])
+    };
+    nothing(&published, &unknown);
+    step(&published, Due::SignWithNewAnyway, &Outside { now: at(500 + 3600), ..unknown });
+}
+
+#[test]
+fn one_change_of_root_at_a_time() {
+    let announced = state().asked(&Request::RotateRoot, at(0)).unwrap();
+    assert!(matches!(announced.asked(&Request::RotateRoot, at(1)), Err(Declined::Rotating)));
+    let published = step(&announced, Due::NotePublished, &outside(at(2), Some(2), &[]));
+    let overlap = step(&published, Due::SignWithNew, &outside(at(3), Some(2), &[]));
+    assert!(matches!(overlap.asked(&Request::RotateRoot, at(4)), Err(Declined::Rotating)));
+}
+
+#[test]
+fn the_old_root_outlives_the_longest_leaf_ever_given_not_the_present_setting() {
+    let short =
+        Outside { leaf_life: Life::new(Duration::from_secs(10)).unwrap(), ..outside(at(2), Some(2), &[]) };
+    let announced = state().asked(&Request::RotateRoot, at(0)).unwrap();
+    let published = step(&announced, Due::NotePublished, &short);
+    let overlap = step(&published, Due::SignWithNew, &short);
+    nothing(&overlap, &Outside { now: at(1000), ..short.clone() });
+    let done = step(&overlap, Due::DropOld, &Outside { now: at(2 + DAY_S + 2), ..short });
+    assert_eq!(done.longest_leaf_s, 10, "from here on only short leaves are in use");
+    // A longer life is noted before anything is issued with it.
+    let noted = step(&done, Due::NoteLeafLife, &outside(at(3 + DAY_S), Some(3), &[]));
+    assert_eq!(noted.longest_leaf_s, DAY_S);
+}
+
+#[test]
+fn an_intermediate_is_renewed_at_half_its_life_and_its_predecessor_kept_for_revocation() {
+    let first = state();
+    let half = INTERMEDIATE_LIFE.as_secs() / 2;
+    nothing(&first, &outside(at(half - 200), Some(1), &[]));
+    let renewed = step(&first, Due::RenewIntermediate, &outside(at(half), Some(1), &[]));
+    assert_eq!(renewed.authority.roots, first.authority.roots);
+    assert_ne!(renewed.authority.chain, first.authority.chain);
+    assert_eq!(renewed.authority.retired.len(), 1);
+    assert_eq!(renewed.authority.retired[0].certificate, first.authority.chain[0]);
+    assert_eq!(renewed.generation, 1, "the roots are the same");
+    nothing(&renewed, &outside(at(half + DAY_S + 1), Some(1), &[]));
+    let dropped = step(&renewed, Due::DropRetired, &outside(at(half + DAY_S + 2), Some(1), &[]));
+    assert!(dropped.authority.retired.is_empty());
+}
+
+#[test]
+fn a_root_that_nears_its_end_is_replaced_without_being_asked() {
+    let ten_years = ROOT_LIFE.as_secs();
+    let mut late = state();
+    // The intermediate has been renewed all along.
+    late.authority = late.authority.renewed(&late.trust_domain, at(ten_years * 8 / 10), at(0)).unwrap();
+    late.authority.retired.clear();
+    nothing(&late, &outside(at(ten_years * 8 / 10), Some(1), &[]));
+    let announced = step(&late, Due::AnnounceRoot, &outside(at(ten_years * 8 / 10 + 1), Some(1), &[]));
+    assert_eq!(announced.roots().len(), 2);
+}
+
+#[test]
+fn an_intermediate_never_outlives_its_root() {
+    let first = state();
+    let late = first.authority.renewed(&first.trust_domain, at(ROOT_LIFE.as_secs() - 3600), at(0)).unwrap();
+    assert_eq!(
+        Facts::read(late.issuing().unwrap()).unwrap().not_after,
+        Facts::read(late.root().unwrap()).unwrap().not_after
+    );
+}
+
+#[test]
+fn a_revocation_counts_once_and_a_serial_leaves_the_list_when_its_leaf_has_expired() {
+    let serial = Subject::Serial(Serial::draw().unwrap());
+    let identity = Subject::Identity("spiffe://cluster.local/ns/shop/sa/web".parse().unwrap());
+    let first = state();
+    let one = first.asked(&Request::Revoke(serial.clone()), at(0)).unwrap();
+    assert!(matches!(one.asked(&Request::Revoke(serial.clone()), at(1)), Err(Declined::Already)));
+    let both = restarted(&one.asked(&Request::Revoke(identity.clone()), at(1)).unwrap());
+    assert_eq!((both.generation, both.revoked.len(), both.revoked_identities().len()), (3, 2, 1));
+    nothing(&both, &outside(at(DAY_S + 1), Some(3), &[]));
+    let left = step(&both, Due::DropRevoked, &outside(at(DAY_S + 2), Some(3), &[]));
+    assert_eq!(left.revoked.len(), 1);
+    nothing(&left, &outside(at(100 * DAY_S), Some(4), &[]));
+    let restored = left.asked(&Request::Restore(identity.clone()), at(DAY_S + 3)).unwrap();
+    assert!(restored.revoked.is_empty());
+    assert_eq!(restored.generation, 5);
+    assert!(matches!(restored.asked(&Request::Restore(identity), at(0)), Err(Declined::Already)));
+    let foreign = Subject::Identity("spiffe://other/ns/a/sa/b".parse().unwrap());
+    assert!(matches!(restored.asked(&Request::Revoke(foreign), at(0)), Err(Declined::TrustDomain(_))));
+}
+
+/// A root of our own making, as if a user had given it: with its intermediate, or to sign with directly.
+fn given_from(made: &Authority, directly: bool) -> Authority {
+    let (chain, key) = if directly {
+        (made.roots.clone(), made.root_key.clone().unwrap())
+    } else {
+        (made.chain.clone(), made.key.clone())
+    };
+    Authority { roots: made.roots.clone(), root_key: None, chain, key, retired: Vec::new() }
+}
+
+#[test]
+fn what_is_given_by_hand_is_announced_before_it_signs_unless_it_is_trusted_already() {
+    let domain = "cluster.local".parse().unwrap();
+    let theirs = Authority::make(&domain, at(0)).unwrap();
+    for directly in [false, true] {
+        let given = given_from(&theirs, directly);
+        given.check(&domain).unwrap();
+        let announced = restarted(&state().adopting(&given, at(5)).unwrap());
+        assert!(announced.adopting(&given, at(6)).is_none(), "once");
+        let published = step(&announced, Due::NotePublished, &outside(at(7), Some(2), &[]));
+        let signing = step(&published, Due::SignWithNew, &outside(at(8), Some(2), &[]));
+        assert_eq!(signing.authority.chain, given.chain);
+        let done = step(&signing, Due::DropOld, &outside(at(8 + DAY_S + 2), Some(2), &[]));
+        assert!(done.adopting(&given, at(9 + DAY_S)).is_none());
+        assert!(matches!(done.asked(&Request::RotateRoot, at(9 + DAY_S)), Err(Declined::ByHand)));
+        // Never renewed by us, however old.
+        nothing(&done, &outside(at(3000 * DAY_S), Some(3), &[]));
+    }
+    // Its intermediate is renewed by hand: it signs at once, the old one goes on to revoke.
+    let given = given_from(&theirs, false);
+    let own = State::first(domain.clone(), given, Life::DEFAULT);
+    let next = given_from(&theirs.renewed(&domain, at(100), at(0)).unwrap(), false);
+    let renewed = own.adopting(&next, at(100)).unwrap();
+    assert!(matches!(renewed.rotation, Rotation::Steady));
+    assert_eq!((renewed.authority.chain.clone(), renewed.authority.retired.len()), (next.chain.clone(), 1));
+    assert_eq!(renewed.generation, 1);
+    // A second root beside the first is published at once.
+    let mut two = next;
+    two.roots.push(Authority::make(&domain, at(0)).unwrap().roots[0].clone());
+    let with_two = renewed.adopting(&two, at(101)).unwrap();
+    assert_eq!((with_two.generation, with_two.roots().len(), with_two.authority.retired.len()), (2, 2, 1));
+}
+
+#[test]
+fn a_leaf_given_in_any_step_verifies_against_what_is_published_in_that_step_and_the_next() {
+    let verifies = |state: &State,
+                    leaf: &crate::issue::Leaf,
+                    chain: &[rustls_pki_types::CertificateDer<'_>]| {
+        let anchors: Vec<_> = state
+            .roots()
+            .iter()
+            .map(|root| webpki::anchor_from_trusted_cert(root.der()).unwrap().to_owned())
+            .collect();
+        let end = webpki::EndEntityCert::try_from(&leaf.der).unwrap();
+        let time = rustls_pki_types::UnixTime::since_unix_epoch(Duration::from_secs(1_700_000_000));
+        let usage = webpki::KeyUsage::client_auth();
+        end.verify_for_usage(webpki::ALL_VERIFICATION_ALGS, &anchors, chain, time, usage, None, None).is_ok()
+    };
+    let first = state();
+    let announced = first.asked(&Request::RotateRoot, at(0)).unwrap();
+    let published = step(&announced, Due::NotePublished, &outside(at(0), Some(2), &[]));
+    let overlap = step(&published, Due::SignWithNew, &outside(at(0), Some(2), &[]));
+    let done = step(&overlap, Due::DropOld, &outside(at(DAY_S + 2), Some(2), &[]));
+    let states = [first, announced, published, overlap, done];
+    let key = rcgen::KeyPair::generate().unwrap();
+    let names = ServerNames { dns: vec!["ca".to_owned()], ips: Vec::new() };
+    for (index, state) in states.iter().enumerate() {
+        let issuer = state.authority.issuer().unwrap();
+        let grant = crate::attest::grant_for_test("spiffe://cluster.local/ns/shop/sa/web");
+        let leaf =
+            crate::issue::leaf(&issuer, &grant, &key, Serial::draw().unwrap(), at(0), Life::DEFAULT).unwrap();
+        assert!(verifies(state, &leaf, &issuer.chain), "{index}");
+        if let Some(next) = states.get(index + 1) {
+            assert!(verifies(next, &leaf, &issuer.chain), "{index} in the next step");
+        }
+        crate::issue::server(&issuer, &names, &key, Serial::draw().unwrap(), at(0), Life::DEFAULT).unwrap();
+    }
+    let old = states[0].authority.issuer().unwrap();
+    let grant = crate::attest::grant_for_test("spiffe://cluster.local/ns/shop/sa/web");
+    let leaf = crate::issue::leaf(&old, &grant, &key, Serial::draw().unwrap(), at(0), Life::DEFAULT).unwrap();
+    assert!(!verifies(&states[4], &leaf, &old.chain), "a dropped root is not trusted any more");
+}

@@ -140,9 +140,7 @@ impl Authority {
 /// A signing certificate may carry a SPIFFE ID; if so, it must be that of the trust domain, without a path.
 fn check_names(certificate: &Certificate, domain: &TrustDomain) -> Result<(), Broken> {
     let parsed = parse(certificate)?;
-    let names = parsed
-        .subject_alternative_name()
-        .map_err(|_| Broken::Unreadable)?;
+    let names = parsed.subject_alternative_name().map_err(|_| Broken::Unreadable)?;
     let wanted = format!("spiffe://{domain}");
     let names = names.iter().flat_map(|names| &names.value.general_names);
     let spiffe = names.filter_map(|name| {
@@ -153,10 +151,7 @@ fn check_names(certificate: &Certificate, domain: &TrustDomain) -> Result<(), Br
     });
     for found in spiffe {
         if !found.eq_ignore_ascii_case(&wanted) {
-            return Err(Broken::TrustDomain {
-                found: found.to_owned(),
-                wanted: domain.clone(),
-            });
+            return Err(Broken::TrustDomain { found: found.to_owned(), wanted: domain.clone() });
         }
     }
     Ok(())
@@ -165,10 +160,7 @@ fn check_names(certificate: &Certificate, domain: &TrustDomain) -> Result<(), Br
 fn check_root_key(root: &Certificate) -> Result<(), Broken> {
     let parsed = parse(root)?;
     let algorithm = &parsed.public_key().algorithm;
-    let curve = algorithm
-        .parameters
-        .as_ref()
-        .and_then(|parameters| parameters.as_oid().ok());
+    let curve = algorithm.parameters.as_ref().and_then(|parameters| parameters.as_oid().ok());
     let known = if algorithm.algorithm == OID_KEY_TYPE_EC_PUBLIC_KEY {
         curve == Some(OID_EC_P256) || curve == Some(OID_NIST_EC_P384)
     } else {

@@ -31,13 +31,7 @@ impl Store {
         if let Some(at) = roots.iter().position(|root| leads_to(&root)) {
             roots.swap(0, at);
         }
-        Ok(Some(Authority {
-            roots,
-            root_key: None,
-            chain,
-            key,
-            retired: Vec::new(),
-        }))
+        Ok(Some(Authority { roots, root_key: None, chain, key, retired: Vec::new() }))
     }
 
     fn given_in_part(&self, name: &str) -> StoreError {

@@ -64,14 +64,8 @@ pub fn leave(dir: &Path, request: Request, now: SystemTime) -> Result<String, Re
         return Err(RequestError::NoStore(dir.to_owned()));
     }
     let requests = dir.join(DIR);
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(&requests)
-        .map_err(failed("make", &requests))?;
-    let millis = now
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_millis());
+    DirBuilder::new().recursive(true).mode(0o700).create(&requests).map_err(failed("make", &requests))?;
+    let millis = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
     let name = format!("{millis:015}-{}.{EXTENSION}", Serial::draw()?);
     let written = match request {
         Request::RotateRoot => Written::RotateRoot {},
