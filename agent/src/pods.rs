@@ -125,25 +125,14 @@ pub struct Pods {
 /// Takes up what the journal knows, then listens for the CNI plugin. Call it inside the control thread's runtime.
 pub fn start(config: Config, links: Links, seed: Seed) -> Result<Pods, StartError> {
     let boot = fs::read_to_string(BOOT_ID).map_err(StartError::Boot)?;
-    let unusable = |source| StartError::Journal {
-        path: config.journal.clone(),
-        source,
-    };
+    let unusable = |source| StartError::Journal { path: config.journal.clone(), source };
     let journal = Journal::open(&config.journal, boot.trim()).map_err(unusable)?;
     let entries = journal.load().map_err(unusable)?;
     // Last of what can fail: from here on the plugin gets answers from us, not from an agent before us.
     let listener = server::listen(&config.socket)?;
-    let limits = Limits {
-        add: config.add_deadline,
-        drain: config.drain_deadline,
-        ..Limits::default()
-    };
+    let limits = Limits { add: config.add_deadline, drain: config.drain_deadline, ..Limits::default() };
     let dataplane = links.dataplane.clone();
-    let performer = Performer {
-        dataplane: links.dataplane,
-        announcer: links.announcer,
-        clock: links.clock,
-    };
+    let performer = Performer { dataplane: links.dataplane, announcer: links.announcer, clock: links.clock };
     let namespaces = NamespacesFile::open(&config.state_dir);
     let (show, status) = watch::channel(Arc::from(Vec::new()));
     let (asks, requests) = mpsc::channel(ASKS_MAX);
@@ -185,11 +174,7 @@ impl Pods {
 
     /// Pods of the journal that are not verified yet, for readiness.
     pub fn adopting(&self) -> usize {
-        self.status
-            .borrow()
-            .iter()
-            .filter(|pod| pod.state == ADOPTED)
-            .count()
+        self.status.borrow().iter().filter(|pod| pod.state == ADOPTED).count()
     }
 
     /// Changes whenever [`Pods::status`] does, but for numbers of connections.
@@ -197,3 +182,6 @@ impl Pods {
         self.status.clone()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -52,16 +52,10 @@ mod tests {
 
     #[test]
     fn a_refusal_names_the_pod_what_it_lacks_and_where_to_look() {
-        let pod = PodRef {
-            namespace: "shop".into(),
-            name: "web-0".into(),
-            uid: "u1".into(),
-        };
+        let pod = PodRef { namespace: "shop".into(), name: "web-0".into(), uid: "u1".into() };
         let id = "spiffe://cluster.local/ns/shop/sa/web".parse().unwrap();
         let refusal = Refusal::Deadline(Lacking::Certificate(id));
-        let Reply::Failed(failure) = reply(&pod, Err(refusal)) else {
-            panic!("not a failure")
-        };
+        let Reply::Failed(failure) = reply(&pod, Err(refusal)) else { panic!("not a failure") };
         assert_eq!(failure.code, Code::TryAgainLater);
         assert_eq!(
             failure.message,

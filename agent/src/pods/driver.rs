@@ -149,6 +149,7 @@ impl Driver {
                 key: key.clone(),
             };
             self.sandboxes.insert(key, sandbox);
+            self.changed = true;
             self.feed(event);
         }
         self.show();
@@ -198,10 +199,7 @@ impl Driver {
                 continue;
             };
             match enrolment::wish(workload) {
-                Wish::In(want) => self.feed(Event::Wanted {
-                    uid: uid.clone(),
-                    want,
-                }),
+                Wish::In(want) => self.feed(Event::Wanted { uid: uid.clone(), want }),
                 Wish::Out => self.feed(Event::Unwanted { uid: uid.clone() }),
                 Wish::Unknown => {}
             }
@@ -240,11 +238,7 @@ impl Driver {
         let Some(sandbox) = self.sandboxes.get_mut(&key) else {
             return;
         };
-        if sandbox
-            .keeping
-            .as_ref()
-            .is_none_or(|keeping| keeping.serial != serial)
-        {
+        if sandbox.keeping.as_ref().is_none_or(|keeping| keeping.serial != serial) {
             return;
         }
         self.changed = true;
@@ -292,11 +286,7 @@ impl Driver {
                     return;
                 };
                 tracing::error!(pod = %key.uid, %error, "an operation panicked");
-                (
-                    key,
-                    ticket,
-                    Err(Failure::Failed("the agent failed; see its log".into())),
-                )
+                (key, ticket, Err(Failure::Failed("the agent failed; see its log".into())))
             }
         };
         self.feed(Event::Done { key, ticket, outcome });
@@ -304,12 +294,7 @@ impl Driver {
 
     /// Notes what an operation brought.
     fn performed(&mut self, performed: Performed) -> (PodKey, Ticket, Result<(), Failure>) {
-        let Performed {
-            key,
-            ticket,
-            op,
-            result,
-        } = performed;
+        let Performed { key, ticket, op, result } = performed;
         self.changed = true;
         let outcome = match (result, self.sandboxes.get_mut(&key)) {
             (Ok(brought), Some(sandbox)) => {
@@ -342,8 +327,7 @@ impl Driver {
 
     fn show(&mut self) {
         if std::mem::take(&mut self.changed) {
-            self.show
-                .send_replace(show::status(&self.machine, &self.sandboxes));
+            self.show.send_replace(show::status(&self.machine, &self.sandboxes));
         }
     }
 }

@@ -47,29 +47,20 @@ pub(super) fn known(
     let named = ObjectName::new(pod.namespace.as_str(), pod.name.as_str());
     // A static pod's object has another uid than the runtime knows.
     let is_static = source.is_some_and(|source| source != "api")
-        || world
-            .workload_by_name(&named)
-            .is_some_and(|workload| workload.pod.is_static);
+        || world.workload_by_name(&named).is_some_and(|workload| workload.pod.is_static);
     let settings = world.settings();
     let excluded = *settings.system_namespace == *pod.namespace
         || settings.excluded_namespaces.contains(pod.namespace.as_str());
     // As without the agent: a pod of a namespace in which nothing was enrolled does not wait for the API server.
     let let_through = !has_synced(world) && before.passes(&pod.namespace);
     let out = is_static || excluded || let_through;
-    Known {
-        wish: if out { Wish::Out } else { Wish::Unknown },
-        announced: false,
-        terminating: false,
-    }
+    Known { wish: if out { Wish::Out } else { Wish::Unknown }, announced: false, terminating: false }
 }
 
 /// Whether a pod is to be captured, and how.
 pub(super) fn wish(workload: &Workload) -> Wish {
     if workload.enrolment.is_enrolled() {
-        Wish::In(Want {
-            identity: workload.identity.clone(),
-            skip: Arc::clone(&workload.skip),
-        })
+        Wish::In(Want { identity: workload.identity.clone(), skip: Arc::clone(&workload.skip) })
     } else {
         Wish::Out
     }
@@ -122,10 +113,7 @@ impl NamespacesFile {
     pub(super) fn open(state_dir: &Path) -> Self {
         let path = state_dir.join(NAMESPACES_FILE);
         let kept = fs::read(&path).ok().and_then(|bytes| Namespaces::parse(&bytes));
-        Self {
-            path,
-            kept: kept.unwrap_or_default(),
-        }
+        Self { path, kept: kept.unwrap_or_default() }
     }
 
     /// Writes `now` in its place, if it differs.

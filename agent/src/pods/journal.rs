@@ -80,10 +80,7 @@ impl Journal {
     /// The journal in `dir`, which is made if need be (0700). `boot` names the kernel's present boot.
     pub(super) fn open(dir: &Path, boot: &str) -> io::Result<Self> {
         DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-        Ok(Self {
-            dir: dir.to_owned(),
-            boot: boot.to_owned(),
-        })
+        Ok(Self { dir: dir.to_owned(), boot: boot.to_owned() })
     }
 
     /// Every entry of this boot, oldest first; drops the files that are none.
@@ -116,20 +113,11 @@ impl Journal {
 
     /// Keeps `entry` in place of what was kept of its sandbox.
     pub(super) fn write(&self, entry: &Entry) -> io::Result<()> {
-        let text = serde_json::to_vec(&Kept {
-            version: VERSION,
-            boot: self.boot.clone(),
-            entry,
-        })?;
+        let text = serde_json::to_vec(&Kept { version: VERSION, boot: self.boot.clone(), entry })?;
         let name = entry.container_id.as_str();
         // The name of an entry begins with a letter or digit, so this is none.
         let temp = self.dir.join(format!(".{name}"));
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&temp)?;
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temp)?;
         file.write_all(&text)?;
         // No sync: what survives the process is in the page cache, and a reboot makes every entry void.
         fs::rename(&temp, self.dir.join(format!("{name}{SUFFIX}")))
@@ -158,11 +146,7 @@ mod tests {
         Entry {
             container_id: ContainerId::try_from(container.to_owned()).unwrap(),
             ifname: IfName::try_from("eth0".to_owned()).unwrap(),
-            pod: PodRef {
-                namespace: "shop".into(),
-                name: "web".into(),
-                uid: "u1".into(),
-            },
+            pod: PodRef { namespace: "shop".into(), name: "web".into(), uid: "u1".into() },
             netns: "/run/netns/x".into(),
             inode: 4_026_531_840,
             ips: vec!["10.0.0.7".parse().unwrap()],
@@ -179,10 +163,8 @@ mod tests {
     }
 
     fn names(dir: &Path) -> Vec<String> {
-        let mut names: Vec<_> = fs::read_dir(dir)
-            .unwrap()
-            .map(|file| file.unwrap().file_name().into_string().unwrap())
-            .collect();
+        let mut names: Vec<_> =
+            fs::read_dir(dir).unwrap().map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
         names
     }
@@ -192,10 +174,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let journal = Journal::open(&dir.path().join("journal"), "boot-1").unwrap();
         journal.write(&entry("a")).unwrap();
-        let changed = Entry {
-            mark: 8,
-            ..entry("a")
-        };
+        let changed = Entry { mark: 8, ..entry("a") };
         journal.write(&changed).unwrap();
         let next = Journal::open(&dir.path().join("journal"), "boot-1").unwrap();
         assert_eq!(next.load().unwrap(), [changed]);
@@ -207,10 +186,7 @@ mod tests {
     #[test]
     fn an_entry_of_another_boot_is_dropped() {
         let dir = tempfile::tempdir().unwrap();
-        Journal::open(dir.path(), "boot-1")
-            .unwrap()
-            .write(&entry("a"))
-            .unwrap();
+        Journal::open(dir.path(), "boot-1").unwrap().write(&entry("a")).unwrap();
         let journal = Journal::open(dir.path(), "boot-2").unwrap();
         assert_eq!(journal.load().unwrap(), []);
         assert_eq!(names(dir.path()), [""; 0]);

@@ -74,20 +74,12 @@ impl Performer {
             | Op::RestoreSysctls => None,
         };
         async move {
-            let Performer {
-                dataplane,
-                announcer,
-                clock,
-            } = performer;
+            let Self { dataplane, announcer, clock } = performer;
             let nothing = |()| Brought::Nothing;
             let result = match &op {
                 Op::OpenSockets(_) => {
                     let served = served.expect("made above for this operation");
-                    dataplane
-                        .open(served)
-                        .await
-                        .map(nothing)
-                        .map_err(|error| words(&error))
+                    dataplane.open(served).await.map(nothing).map_err(|error| words(&error))
                 }
                 Op::Redirect(want) => {
                     let wanted = Wanted::new(mark, Arc::clone(&want.skip));
@@ -131,12 +123,7 @@ impl Performer {
                     refused.map(Brought::Restored).map_err(|error| words(&error))
                 }
             };
-            Performed {
-                key,
-                ticket,
-                op,
-                result,
-            }
+            Performed { key, ticket, op, result }
         }
     }
 }
@@ -166,9 +153,6 @@ mod tests {
             path: "/run/netns/x".into(),
             source: io::Error::from(io::ErrorKind::NotFound),
         };
-        assert_eq!(
-            &*words(&error),
-            "cannot open the network namespace /run/netns/x: entity not found"
-        );
+        assert_eq!(&*words(&error), "cannot open the network namespace /run/netns/x: entity not found");
     }
 }

@@ -81,14 +81,7 @@ impl Sandbox {
             return Err(Stale::Other);
         }
         let mark = Mark::new(entry.mark).ok_or(Stale::Mark)?;
-        Ok(Self {
-            entry,
-            netns,
-            mark,
-            applied: None,
-            trouble: None,
-            keeping: None,
-        })
+        Ok(Self { entry, netns, mark, applied: None, trouble: None, keeping: None })
     }
 
     pub(super) fn key(&self) -> PodKey {
@@ -129,9 +122,7 @@ impl Sandbox {
     pub(super) fn sysctls_before(&self) -> Vec<(Sysctl, String)> {
         let known = |path: &str| Sysctl::ALL.into_iter().find(|sysctl| sysctl.path() == path);
         let before = self.entry.sysctls_before.iter();
-        before
-            .filter_map(|(path, value)| Some((known(path)?, value.clone())))
-            .collect()
+        before.filter_map(|(path, value)| Some((known(path)?, value.clone()))).collect()
     }
 
     /// Nothing of ours stands in it any more.
@@ -151,10 +142,7 @@ pub(super) fn sandbox_id(container: &ContainerId) -> SandboxId {
 impl From<&Want> for Captured {
     fn from(want: &Want) -> Self {
         let ends = |ranges: &[adit_core::workload::PortRange]| {
-            ranges
-                .iter()
-                .map(|range| (*range.start(), *range.end()))
-                .collect()
+            ranges.iter().map(|range| (*range.start(), *range.end())).collect()
         };
         Self {
             identity: want.identity.clone(),
@@ -191,11 +179,7 @@ mod tests {
             container_id: ContainerId::try_from("c0ffee".to_owned()).unwrap(),
             netns: netns.into(),
             ifname: IfName::try_from("eth0".to_owned()).unwrap(),
-            pod: PodRef {
-                namespace: "shop".into(),
-                name: "web".into(),
-                uid: "u1".into(),
-            },
+            pod: PodRef { namespace: "shop".into(), name: "web".into(), uid: "u1".into() },
             ips: vec![],
             annotations: None,
             cgroup: None,
@@ -212,15 +196,9 @@ mod tests {
         let again = Sandbox::recalled(sandbox.entry.clone()).unwrap();
         assert_eq!((again.key(), again.mark), (sandbox.key(), sandbox.mark));
         assert!(again.is_there());
-        let other = Entry {
-            inode: sandbox.entry.inode + 1,
-            ..sandbox.entry.clone()
-        };
+        let other = Entry { inode: sandbox.entry.inode + 1, ..sandbox.entry.clone() };
         assert!(matches!(Sandbox::recalled(other), Err(Stale::Other)));
-        let gone = Entry {
-            netns: "/run/netns/none".into(),
-            ..sandbox.entry
-        };
+        let gone = Entry { netns: "/run/netns/none".into(), ..sandbox.entry };
         assert!(matches!(Sandbox::recalled(gone), Err(Stale::Gone(_))));
     }
 
@@ -253,10 +231,7 @@ mod tests {
         };
         sandbox.applied(applied("0"));
         sandbox.applied(applied("2"));
-        assert_eq!(
-            sandbox.sysctls_before(),
-            [(Sysctl::TcpMigrateReq, "0".to_owned())]
-        );
+        assert_eq!(sandbox.sysctls_before(), [(Sysctl::TcpMigrateReq, "0".to_owned())]);
         sandbox.restored();
         assert_eq!(sandbox.sysctls_before(), []);
     }

@@ -59,10 +59,7 @@ enum ClientError {
 
 /// Listens at `path`: mode 0600, in place of whoever listened there before.
 pub(super) fn listen(path: &Path) -> Result<UnixListener, ListenError> {
-    let failed = |source| ListenError {
-        path: path.to_owned(),
-        source,
-    };
+    let failed = |source| ListenError { path: path.to_owned(), source };
     if let Some(dir) = path.parent() {
         fs::create_dir_all(dir).map_err(failed)?;
     }
@@ -113,19 +110,13 @@ async fn client(mut stream: UnixStream, asks: &mpsc::Sender<Asked>) -> Result<()
     if uid != 0 && uid != nix::unistd::geteuid().as_raw() {
         return Err(ClientError::NotRoot(uid));
     }
-    let request = timeout(CLIENT_WAIT, read(&mut stream))
-        .await
-        .map_err(|_| ClientError::Slow)??;
+    let request = timeout(CLIENT_WAIT, read(&mut stream)).await.map_err(|_| ClientError::Slow)??;
     let (reply, answer) = oneshot::channel();
-    asks.send(Asked { request, reply })
-        .await
-        .map_err(|_| ClientError::Gone)?;
+    asks.send(Asked { request, reply }).await.map_err(|_| ClientError::Gone)?;
     // Bounded by the deadlines of the pod machine. A plugin that has given up meanwhile is found out by the write.
     let answer = answer.await.map_err(|_| ClientError::Gone)?;
     let frame = cni::encode(&answer)?;
-    timeout(CLIENT_WAIT, stream.write_all(&frame))
-        .await
-        .map_err(|_| ClientError::Slow)??;
+    timeout(CLIENT_WAIT, stream.write_all(&frame)).await.map_err(|_| ClientError::Slow)??;
     Ok(())
 }
 
@@ -135,10 +126,7 @@ async fn read(stream: &mut UnixStream) -> Result<Request, ClientError> {
         if let Some((request, _)) = cni::decode(&bytes)? {
             return Ok(request);
         }
-        debug_assert!(
-            bytes.len() < HEADER_LEN + FRAME_LEN_MAX,
-            "a longer frame does not decode"
-        );
+        debug_assert!(bytes.len() < HEADER_LEN + FRAME_LEN_MAX, "a longer frame does not decode");
         // Never more than one frame.
         let room = u64::try_from(HEADER_LEN + FRAME_LEN_MAX - bytes.len()).unwrap_or(u64::MAX);
         if (&mut *stream).take(room).read_buf(&mut bytes).await? == 0 {
@@ -164,11 +152,7 @@ mod tests {
         let path = dir.path().join("run/cni.sock");
         let (sender, asks) = mpsc::channel(8);
         tokio::spawn(serve(listen(&path).unwrap(), sender));
-        Served {
-            _dir: dir,
-            path,
-            asks,
-        }
+        Served { _dir: dir, path, asks }
     }
 
     async fn reply_of(stream: &mut UnixStream) -> Option<Reply> {
@@ -186,11 +170,8 @@ mod tests {
         }
         let asked = served.asks.recv().await.unwrap();
         assert_eq!(asked.request, Request::Status);
-        let answer = Reply::Failed(Failure {
-            code: Code::TryAgainLater,
-            message: "m".into(),
-            details: "d".into(),
-        });
+        let answer =
+            Reply::Failed(Failure { code: Code::TryAgainLater, message: "m".into(), details: "d".into() });
         asked.reply.send(answer.clone()).unwrap();
         assert_eq!(reply_of(&mut stream).await, Some(answer));
     }
@@ -206,9 +187,7 @@ mod tests {
         half.shutdown().await.unwrap();
         assert_eq!(reply_of(&mut half).await, None);
         let mut good = UnixStream::connect(&served.path).await.unwrap();
-        good.write_all(&cni::encode(&Request::Status).unwrap())
-            .await
-            .unwrap();
+        good.write_all(&cni::encode(&Request::Status).unwrap()).await.unwrap();
         served.asks.recv().await.unwrap().reply.send(Reply::Ok).unwrap();
         assert_eq!(reply_of(&mut good).await, Some(Reply::Ok));
     }
@@ -224,10 +203,7 @@ mod tests {
     async fn a_request_that_the_driver_drops_closes_the_connection_so_that_the_plugin_asks_again() {
         let mut served = served();
         let mut stream = UnixStream::connect(&served.path).await.unwrap();
-        stream
-            .write_all(&cni::encode(&Request::Status).unwrap())
-            .await
-            .unwrap();
+        stream.write_all(&cni::encode(&Request::Status).unwrap()).await.unwrap();
         drop(served.asks.recv().await.unwrap());
         assert_eq!(reply_of(&mut stream).await, None);
     }
@@ -240,10 +216,7 @@ mod tests {
         let (sender, mut asks) = mpsc::channel(8);
         tokio::spawn(serve(listen(&served.path).unwrap(), sender));
         let mut stream = UnixStream::connect(&served.path).await.unwrap();
-        stream
-            .write_all(&cni::encode(&Request::Status).unwrap())
-            .await
-            .unwrap();
+        stream.write_all(&cni::encode(&Request::Status).unwrap()).await.unwrap();
         asks.recv().await.unwrap().reply.send(Reply::Ok).unwrap();
         assert_eq!(reply_of(&mut stream).await, Some(Reply::Ok));
     }
@@ -251,11 +224,6 @@ mod tests {
     #[tokio::test]
     async fn a_path_that_cannot_be_bound_is_named() {
         let path = Path::new("/proc/none/cni.sock");
-        assert!(
-            listen(path)
-                .unwrap_err()
-                .to_string()
-                .contains("/proc/none/cni.sock")
-        );
+        assert!(listen(path).unwrap_err().to_string().contains("/proc/none/cni.sock"));
     }
 }

@@ -1,4 +1,4 @@
-//! How sandboxes are shown: in the admin API, in metrics, and by the names of steps in logs.
+//! How sandboxes and their operations are shown: in the admin API, in metrics and in logs.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,29 +11,16 @@ use adit_proto::admin::PodStatus;
 use super::sandbox::Sandbox;
 use crate::redirect::Condition;
 
-/// Every sandbox, by pod; connections are filled in by the reader. Also sets the gauges of enrolled and captured pods.
+/// Every sandbox, by pod; connections are filled in by the reader.
 pub(super) fn status(machine: &Machine, sandboxes: &BTreeMap<PodKey, Sandbox>) -> Arc<[PodStatus]> {
-    let all: Vec<PodStatus> = machine
-        .seen()
-        .filter_map(|seen| Some(one(&seen, sandboxes.get(seen.key)?)))
-        .collect();
-    let count = |wanted: fn(&PodStatus) -> bool| {
-        let pods = all.iter().filter(|pod| wanted(pod)).count();
-        f64::from(u32::try_from(pods).unwrap_or(u32::MAX))
-    };
-    metrics::gauge!("adit_pods_enrolled").set(count(|pod| pod.enrolled));
-    metrics::gauge!("adit_pods_captured").set(count(|pod| pod.captured));
-    all.into()
+    machine.seen().filter_map(|seen| Some(one(&seen, sandboxes.get(seen.key)?))).collect()
 }
 
 fn one(seen: &Seen<'_>, sandbox: &Sandbox) -> PodStatus {
     let entry = &sandbox.entry;
     let lacking = seen.lacking.iter().map(ToString::to_string);
     let trouble = sandbox.trouble.iter().map(ToString::to_string);
-    let without = sandbox
-        .applied
-        .iter()
-        .flat_map(|applied| applied.conditions.iter().map(condition));
+    let without = sandbox.applied.iter().flat_map(|applied| applied.conditions.iter().map(condition));
     PodStatus {
         pod: format!("{}/{}", entry.pod.namespace, entry.pod.name),
         uid: entry.pod.uid.clone(),
@@ -41,10 +28,7 @@ fn one(seen: &Seen<'_>, sandbox: &Sandbox) -> PodStatus {
         state: state(seen.state).to_owned(),
         enrolled: seen.enrolled,
         captured: seen.state == State::Live,
-        identity: entry
-            .captured
-            .as_ref()
-            .map(|captured| captured.identity.to_string()),
+        identity: entry.captured.as_ref().map(|captured| captured.identity.to_string()),
         backend: entry.backend.map(|backend| backend.to_string()),
         connections: 0,
         conditions: lacking.chain(trouble).chain(without).collect(),
@@ -92,14 +76,6 @@ pub(super) fn step(op: &Op) -> &'static str {
 
 /// The metrics of pods, and what they count.
 pub(super) fn describe() {
-    metrics::describe_gauge!(
-        "adit_pods_enrolled",
-        "Pods of this node that the labels want in the mesh."
-    );
-    metrics::describe_gauge!(
-        "adit_pods_captured",
-        "Pods of this node whose listeners, rules, certificate and annotation are in place."
-    );
     metrics::describe_counter!(
         "adit_capture_repairs_total",
         "Repairs of rules, routes or sysctls that somebody else changed in a pod."

@@ -81,10 +81,8 @@ impl Driver {
                 self.watches += 1;
                 let serial = self.watches;
                 let watch = keep(keeper, key.clone(), serial, self.found.clone());
-                sandbox.keeping = Some(Keeping {
-                    serial,
-                    _task: AbortOnDropHandle::new(tokio::spawn(watch)),
-                });
+                sandbox.keeping =
+                    Some(Keeping { serial, _task: AbortOnDropHandle::new(tokio::spawn(watch)) });
             }
             Err(error) => {
                 let detail = words(&error);
@@ -139,11 +137,7 @@ impl Driver {
 async fn keep(mut keeper: Keeper, key: PodKey, serial: u64, found: mpsc::Sender<Found>) {
     loop {
         let finding = keeper.next().await;
-        let told = Found {
-            key: key.clone(),
-            serial,
-            finding,
-        };
+        let told = Found { key: key.clone(), serial, finding };
         if found.send(told).await.is_err() {
             return;
         }

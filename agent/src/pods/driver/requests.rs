@@ -21,12 +21,7 @@ impl Driver {
             Request::Del(del) => self.del(&del, reply),
             Request::Check(check) => self.check(&check, reply),
             Request::Gc(gc) => self.gc(&gc, reply),
-            Request::Status => send(
-                reply,
-                Reply::Status {
-                    release: env!("CARGO_PKG_VERSION").to_owned(),
-                },
-            ),
+            Request::Status => send(reply, Reply::Status { release: env!("CARGO_PKG_VERSION").to_owned() }),
         }
     }
 
@@ -52,12 +47,7 @@ impl Driver {
         }
         self.arriving.insert(key.clone(), sandbox);
         let token = self.wait("add", pod, reply);
-        self.feed(Event::CniAdd {
-            key: key.clone(),
-            token,
-            wish: known.wish,
-            announced: known.announced,
-        });
+        self.feed(Event::CniAdd { key: key.clone(), token, wish: known.wish, announced: known.announced });
         if known.terminating {
             self.feed(Event::Terminating { uid: key.uid.clone() });
         }
@@ -77,27 +67,18 @@ impl Driver {
         }
         let pod = known.map_or_else(nobody, |known| known.entry.pod.clone());
         let token = self.wait("del", pod, reply);
-        self.feed(Event::CniDel {
-            sandbox,
-            token: Some(token),
-        });
+        self.feed(Event::CniDel { sandbox, token: Some(token) });
     }
 
     fn check(&mut self, check: &Check, reply: oneshot::Sender<Reply>) {
         let sandbox = sandbox_id(&check.container_id);
-        let pod = self
-            .by_id(&sandbox)
-            .map_or_else(nobody, |known| known.entry.pod.clone());
+        let pod = self.by_id(&sandbox).map_or_else(nobody, |known| known.entry.pod.clone());
         let token = self.wait("check", pod, reply);
         self.feed(Event::CniCheck { sandbox, token });
     }
 
     fn gc(&mut self, gc: &Gc, reply: oneshot::Sender<Reply>) {
-        let valid: BTreeSet<SandboxId> = gc
-            .valid
-            .iter()
-            .map(|item| sandbox_id(&item.container_id))
-            .collect();
+        let valid: BTreeSet<SandboxId> = gc.valid.iter().map(|item| sandbox_id(&item.container_id)).collect();
         let known = self.sandboxes.keys().map(|key| key.sandbox.clone());
         let gone: Vec<SandboxId> = known.filter(|sandbox| !valid.contains(sandbox)).collect();
         for sandbox in gone {
@@ -128,8 +109,7 @@ impl Driver {
 
     fn by_id(&self, sandbox: &SandboxId) -> Option<&Sandbox> {
         let mut all = self.sandboxes.iter();
-        all.find(|(key, _)| key.sandbox == *sandbox)
-            .map(|(_, known)| known)
+        all.find(|(key, _)| key.sandbox == *sandbox).map(|(_, known)| known)
     }
 }
 
@@ -144,9 +124,5 @@ fn count(verb: &'static str, answer: &'static str) {
 
 /// Whose sandbox an unknown one is.
 fn nobody() -> PodRef {
-    PodRef {
-        namespace: String::new(),
-        name: String::new(),
-        uid: String::new(),
-    }
+    PodRef { namespace: String::new(), name: String::new(), uid: String::new() }
 }

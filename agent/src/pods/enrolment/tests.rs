@@ -21,10 +21,7 @@ fn pod(namespace: &str, name: &str) -> Pod {
         ports: vec![],
         probe_ports: vec![],
         skip: Skip::default(),
-        owner: Owner {
-            kind: "Pod".into(),
-            name: name.into(),
-        },
+        owner: Owner { kind: "Pod".into(), name: name.into() },
     }
 }
 
@@ -40,19 +37,11 @@ fn world(changes: Vec<Change>) -> Arc<World> {
 }
 
 fn enabled(name: &str) -> Change {
-    Change::Namespace(Namespace {
-        name: name.into(),
-        mesh: Some(MeshLabel::Enabled),
-        skip: Skip::default(),
-    })
+    Change::Namespace(Namespace { name: name.into(), mesh: Some(MeshLabel::Enabled), skip: Skip::default() })
 }
 
 fn named(namespace: &str, name: &str) -> PodRef {
-    PodRef {
-        namespace: namespace.into(),
-        name: name.into(),
-        uid: format!("uid-{name}"),
-    }
+    PodRef { namespace: namespace.into(), name: name.into(), uid: format!("uid-{name}") }
 }
 
 fn wish_of(world: &World, pod: &PodRef) -> Wish {
@@ -64,20 +53,11 @@ fn a_pod_that_world_knows_is_as_its_labels_say() {
     let world = world(vec![
         enabled("shop"),
         Change::Pod(pod("shop", "web")),
-        Change::Pod(Pod {
-            mesh: Some(MeshLabel::Disabled),
-            ..pod("shop", "out")
-        }),
-        Change::Pod(Pod {
-            terminating: true,
-            captured: true,
-            ..pod("shop", "dying")
-        }),
+        Change::Pod(Pod { mesh: Some(MeshLabel::Disabled), ..pod("shop", "out") }),
+        Change::Pod(Pod { terminating: true, captured: true, ..pod("shop", "dying") }),
         Change::Pod(pod("other", "far")),
     ]);
-    let Wish::In(want) = wish_of(&world, &named("shop", "web")) else {
-        panic!("not wanted")
-    };
+    let Wish::In(want) = wish_of(&world, &named("shop", "web")) else { panic!("not wanted") };
     assert_eq!(want.identity.as_str(), "spiffe://cluster.local/ns/shop/sa/web");
     assert_eq!(wish_of(&world, &named("shop", "out")), Wish::Out);
     assert_eq!(wish_of(&world, &named("other", "far")), Wish::Out);
@@ -92,30 +72,16 @@ fn a_pod_that_world_does_not_know_waits_unless_it_can_never_be_enrolled() {
     assert_eq!(wish_of(&world, &named("adit-system", "agent")), Wish::Out);
     assert_eq!(wish_of(&world, &named("kube-system", "proxy")), Wish::Out);
     let source = |from: &str| BTreeMap::from([(CONFIG_SOURCE.to_owned(), from.to_owned())]);
-    let told = |from| {
-        known(
-            &world,
-            &named("shop", "new"),
-            Some(&source(from)),
-            &Namespaces::default(),
-        )
-        .wish
-    };
+    let told = |from| known(&world, &named("shop", "new"), Some(&source(from)), &Namespaces::default()).wish;
     assert_eq!(told("file"), Wish::Out);
     assert_eq!(told("api"), Wish::Unknown);
 }
 
 #[test]
 fn a_static_pod_is_told_by_the_name_of_its_object() {
-    let object = Pod {
-        is_static: true,
-        ..pod("shop", "etcd")
-    };
+    let object = Pod { is_static: true, ..pod("shop", "etcd") };
     let world = world(vec![enabled("shop"), Change::Pod(object)]);
-    let by_hash = PodRef {
-        uid: "0123456789abcdef0123456789abcdef".into(),
-        ..named("shop", "etcd")
-    };
+    let by_hash = PodRef { uid: "0123456789abcdef0123456789abcdef".into(), ..named("shop", "etcd") };
     assert_eq!(wish_of(&world, &by_hash), Wish::Out);
 }
 
@@ -132,11 +98,7 @@ fn before_the_first_snapshot_only_namespaces_without_enrolled_pods_pass() {
     assert_eq!(wish(&nothing, "shop"), Wish::Unknown);
     assert_eq!(wish(&nothing, "new"), Wish::Unknown);
     let synced = world(vec![enabled("shop")]);
-    assert_eq!(
-        wish(&synced, "idle"),
-        Wish::Unknown,
-        "World will know it in a moment"
-    );
+    assert_eq!(wish(&synced, "idle"), Wish::Unknown, "World will know it in a moment");
 }
 
 #[test]
@@ -146,19 +108,10 @@ fn a_namespace_counts_as_unenrolled_only_by_a_pod_that_its_label_would_have_enro
         Change::Pod(pod("shop", "web")),
         Change::Pod(pod("idle", "a")),
         Change::Pod(pod("mixed", "b")),
-        Change::Pod(Pod {
-            mesh: Some(MeshLabel::Enabled),
-            ..pod("mixed", "c")
-        }),
+        Change::Pod(Pod { mesh: Some(MeshLabel::Enabled), ..pod("mixed", "c") }),
         enabled("opted"),
-        Change::Pod(Pod {
-            mesh: Some(MeshLabel::Disabled),
-            ..pod("opted", "d")
-        }),
-        Change::Pod(Pod {
-            host_network: true,
-            ..pod("hosts", "e")
-        }),
+        Change::Pod(Pod { mesh: Some(MeshLabel::Disabled), ..pod("opted", "d") }),
+        Change::Pod(Pod { host_network: true, ..pod("hosts", "e") }),
         enabled("empty"),
         Change::Pod(pod("kube-system", "f")),
     ]);
@@ -180,15 +133,9 @@ fn the_file_is_written_when_it_differs_and_read_by_the_next_run() {
     assert_eq!(file.kept, Namespaces::default());
     let now = memberships(&world(vec![Change::Pod(pod("idle", "a"))]));
     file.keep(now.clone()).unwrap();
-    let written = fs::metadata(state_dir.join(NAMESPACES_FILE))
-        .unwrap()
-        .modified()
-        .unwrap();
+    let written = fs::metadata(state_dir.join(NAMESPACES_FILE)).unwrap().modified().unwrap();
     file.keep(now.clone()).unwrap();
-    let again = fs::metadata(state_dir.join(NAMESPACES_FILE))
-        .unwrap()
-        .modified()
-        .unwrap();
+    let again = fs::metadata(state_dir.join(NAMESPACES_FILE)).unwrap().modified().unwrap();
     assert_eq!(again, written);
     assert_eq!(NamespacesFile::open(&state_dir).kept, now);
 }

@@ -1,0 +1,285 @@
+//! The driver with everything that it needs, over its socket. Pods here are not enrolled, or not known: what captures one
+//! needs a namespace of its own and is tested in `tests/it`.
+
+use std::path::Path;
+use std::time::SystemTime;
+
+use adit_core::net::{NodeName, ObjectName};
+use adit_core::trust::TrustBundle;
+use adit_core::workload::{Labels, Owner, Pod, Skip};
+use adit_core::world::builder::WorldBuilder;
+use adit_core::world::{Change, Settings, World};
+use adit_proto::cni::{Add, Attachment, Check, Code, ContainerId, Del, Gc, IfName, PodRef, Reply, Request};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+
+use super::*;
+use crate::cluster::{self, Cluster};
+use crate::view::Publisher;
+use crate::{dataplane, identity, telemetry, view};
+
+/// A node's agent without its captures: what the driver is given, in a folder of its own.
+struct Node {
+    dir: tempfile::TempDir,
+    publisher: Publisher,
+    builder: WorldBuilder,
+    cluster: Cluster,
+    view: View,
+}
+
+impl Node {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("mesh/objects")).unwrap();
+        let settings = Settings {
+            trust_domain: "cluster.local".parse().unwrap(),
+            system_namespace: "adit-system".into(),
+            excluded_namespaces: ["kube-system".into()].into(),
+            node: NodeName("n1".into()),
+        };
+        let (publisher, view) = view::channel(World::empty(settings.clone()));
+        // Its own World goes nowhere: the test publishes.
+        let (elsewhere, _) = view::channel(World::empty(settings.clone()));
+        let config = cluster::Config { directory: dir.path().join("mesh") };
+        let own = cluster::Own {
+            settings: settings.clone(),
+            version: "test".into(),
+            admin_socket: "/run/adit/admin.sock".into(),
+            copy_dir: None,
+        };
+        let cluster = cluster::start(config, own, clock(), elsewhere).unwrap();
+        Self { dir, publisher, builder: WorldBuilder::new(settings), cluster, view }
+    }
+
+    fn publish(&mut self, change: Change) {
+        self.builder.apply(change);
+        self.publisher.publish(self.builder.freeze());
+    }
+
+    fn start(&self) -> Pods {
+        let (_, trust) = watch::channel(Arc::new(TrustBundle::default()));
+        let identity = identity::Config { journal: None, ..identity::Config::default() };
+        let (certs, identity) = identity::start(identity, clock(), trust).unwrap();
+        let (reporter, _) = telemetry::start(telemetry::Config::default(), clock(), "n1".into()).unwrap();
+        let handles = dataplane::Handles {
+            view: self.view.clone(),
+            certs: certs.clone(),
+            reporter,
+            clock: clock(),
+            node: None,
+        };
+        let dataplane = dataplane::start(dataplane::Config::default(), handles, Seed(7)).unwrap();
+        let links = Links {
+            dataplane,
+            needs: identity.needs(),
+            certs,
+            view: self.view.clone(),
+            announcer: self.cluster.announcer(),
+            clock: clock(),
+        };
+        start(self.config(), links, Seed(7)).unwrap()
+    }
+
+    fn config(&self) -> Config {
+        Config {
+            socket: self.dir.path().join("run/cni.sock"),
+            journal: self.dir.path().join("run/journal"),
+            state_dir: self.dir.path().join("lib"),
+            add_deadline: Duration::from_millis(200),
+            ..Config::default()
+        }
+    }
+
+    async fn ask(&self, request: Request) -> Reply {
+        ask(&self.config().socket, request).await
+    }
+
+    fn journal(&self) -> Vec<String> {
+        let files = fs::read_dir(self.config().journal).unwrap();
+        files.map(|file| file.unwrap().file_name().into_string().unwrap()).collect()
+    }
+}
+
+fn clock() -> Clock {
+    Clock::paused(SystemTime::UNIX_EPOCH)
+}
+
+async fn ask(socket: &Path, request: Request) -> Reply {
+    let mut stream = UnixStream::connect(socket).await.unwrap();
+    stream.write_all(&cni::encode(&request).unwrap()).await.unwrap();
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes).await.unwrap();
+    cni::decode(&bytes).unwrap().unwrap().0
+}
+
+fn container() -> ContainerId {
+    ContainerId::try_from("c0ffee".to_owned()).unwrap()
+}
+
+fn ifname(name: &str) -> IfName {
+    IfName::try_from(name.to_owned()).unwrap()
+}
+
+fn add(namespace: &str) -> Add {
+    Add {
+        container_id: container(),
+        netns: "/proc/self/ns/net".into(),
+        ifname: ifname("eth0"),
+        pod: PodRef { namespace: namespace.into(), name: "web".into(), uid: "u1".into() },
+        ips: vec!["10.0.0.7".parse().unwrap()],
+        annotations: None,
+        cgroup: None,
+    }
+}
+
+fn del(interface: &str) -> Request {
+    Request::Del(Del { container_id: container(), ifname: ifname(interface) })
+}
+
+fn object(terminating: bool) -> Change {
+    Change::Pod(Pod {
+        uid: PodUid("u1".into()),
+        name: ObjectName::new("idle", "web"),
+        node: Some(NodeName("n1".into())),
+        ips: vec![],
+        service_account: "web".into(),
+        labels: Labels::default(),
+        mesh: None,
+        host_network: false,
+        is_static: false,
+        terminating,
+        captured: false,
+        ports: vec![],
+        probe_ports: vec![],
+        skip: Skip::default(),
+        owner: Owner { kind: "Pod".into(), name: "web".into() },
+    })
+}
+
+/// The message of a reply that must be an error.
+fn message(reply: Reply) -> String {
+    match reply {
+        Reply::Failed(failure) => failure.message,
+        Reply::Ok | Reply::Status { .. } => panic!("{reply:?} is no failure"),
+    }
+}
+
+#[tokio::test]
+async fn a_pod_that_is_not_enrolled_is_let_go_at_once_and_known_until_its_del() {
+    let mut node = Node::new();
+    node.publish(object(false));
+    let pods = node.start();
+    assert_eq!(node.ask(Request::Add(add("idle"))).await, Reply::Ok);
+    assert_eq!(node.journal(), ["c0ffee.json"]);
+    let status = pods.status();
+    assert_eq!((status.len(), status[0].pod.as_str(), status[0].state.as_str()), (1, "idle/web", "added"));
+    assert!(!status[0].enrolled && !status[0].captured);
+    // Repeated, checked, another interface of the sandbox gone.
+    assert_eq!(node.ask(Request::Add(add("idle"))).await, Reply::Ok);
+    let check = Request::Check(Check {
+        container_id: container(),
+        netns: "/proc/self/ns/net".into(),
+        ifname: ifname("eth0"),
+    });
+    assert_eq!(node.ask(check).await, Reply::Ok);
+    assert_eq!(node.ask(del("net1")).await, Reply::Ok);
+    assert_eq!(node.journal(), ["c0ffee.json"]);
+    for _ in 0..2 {
+        assert_eq!(node.ask(del("eth0")).await, Reply::Ok);
+        assert_eq!(node.journal(), [""; 0]);
+    }
+    assert_eq!(pods.status(), []);
+}
+
+#[tokio::test]
+async fn the_next_agent_knows_the_sandboxes_of_the_one_before() {
+    let mut node = Node::new();
+    node.publish(object(false));
+    let before = node.start();
+    assert_eq!(node.ask(Request::Add(add("idle"))).await, Reply::Ok);
+    drop(before);
+    let next = node.start();
+    assert_eq!(next.status().len(), 1, "known before anything is asked");
+    assert_eq!(next.adopting(), 0, "nothing of it is captured");
+    let gc = |valid| Request::Gc(Gc { valid });
+    let ours = Attachment { container_id: container(), ifname: ifname("eth0") };
+    assert_eq!(node.ask(gc(vec![ours])).await, Reply::Ok);
+    assert_eq!(node.journal(), ["c0ffee.json"]);
+    assert_eq!(node.ask(gc(vec![])).await, Reply::Ok);
+    assert_eq!(node.journal(), [""; 0]);
+}
+
+#[tokio::test]
+async fn an_add_waits_for_world_and_is_answered_when_its_pod_is_there() {
+    let mut node = Node::new();
+    let _pods = node.start();
+    let socket = node.config().socket;
+    let asking = tokio::spawn(async move { ask(&socket, Request::Add(add("idle"))).await });
+    while node.journal().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    node.publish(object(false));
+    assert_eq!(asking.await.unwrap(), Reply::Ok);
+}
+
+#[tokio::test]
+async fn an_add_of_a_pod_that_nobody_knows_ends_at_its_deadline() {
+    let node = Node::new();
+    let _pods = node.start();
+    let said = message(node.ask(Request::Add(add("idle"))).await);
+    assert!(said.contains("idle/web") && said.contains("not known yet"), "{said}");
+}
+
+#[tokio::test]
+async fn an_add_whose_pod_gets_a_deletion_timestamp_is_answered_at_once() {
+    let mut node = Node::new();
+    let _pods = node.start();
+    let socket = node.config().socket;
+    // Known, wanted nowhere, but before World has synced nothing of that is known.
+    let asking = tokio::spawn(async move { ask(&socket, Request::Add(add("idle"))).await });
+    while node.journal().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    node.publish(object(true));
+    let reply = asking.await.unwrap();
+    // Whichever comes first: it is not enrolled, so it may start; or it is deleted, so it must not.
+    assert!(matches!(reply, Reply::Ok) || message(reply).contains("being deleted"));
+}
+
+#[tokio::test]
+async fn an_add_without_a_namespace_is_refused_by_the_variable_s_name() {
+    let node = Node::new();
+    let pods = node.start();
+    let gone = Add { netns: "/run/netns/none".into(), ..add("idle") };
+    let Reply::Failed(failure) = node.ask(Request::Add(gone)).await else { panic!("not refused") };
+    assert_eq!((failure.code, failure.details.as_str()), (Code::BadEnvironment, "CNI_NETNS"));
+    assert_eq!(pods.status(), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_namespaces_are_kept_for_the_plugin_and_the_agent_s_own_next_start() {
+    let mut node = Node::new();
+    node.publish(object(false));
+    let before = node.start();
+    let file = node.config().state_dir.join(cni::NAMESPACES_FILE);
+    tokio::time::advance(Duration::from_secs(2)).await;
+    while !file.exists() {
+        tokio::task::yield_now().await;
+    }
+    drop(before);
+    // Nothing is published yet: as after a reboot with the API server away.
+    let mut after = Node::new();
+    fs::create_dir_all(after.config().state_dir).unwrap();
+    fs::copy(&file, after.config().state_dir.join(cni::NAMESPACES_FILE)).unwrap();
+    let _pods = after.start();
+    assert_eq!(after.ask(Request::Add(add("idle"))).await, Reply::Ok);
+    after.publish(object(false));
+}
+
+#[tokio::test]
+async fn status_names_the_release() {
+    let node = Node::new();
+    let _pods = node.start();
+    let release = env!("CARGO_PKG_VERSION").to_owned();
+    assert_eq!(node.ask(Request::Status).await, Reply::Status { release });
+}
