@@ -262,9 +262,8 @@ async fn the_namespaces_are_kept_for_the_plugin_and_the_agent_s_own_next_start()
     node.publish(object(false));
     let before = node.start();
     let file = node.config().state_dir.join(cni::NAMESPACES_FILE);
-    tokio::time::advance(Duration::from_secs(2)).await;
     while !file.exists() {
-        tokio::task::yield_now().await;
+        tokio::time::advance(Duration::from_secs(1)).await;
     }
     drop(before);
     // Nothing is published yet: as after a reboot with the API server away.
