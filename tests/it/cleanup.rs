@@ -41,10 +41,7 @@ impl Traces {
         let of_work = |text: &&str| text.contains("left-over");
         let names = |folder: &str| -> Result<BTreeSet<String>> {
             let entries = fs::read_dir(folder)?.collect::<std::io::Result<Vec<_>>>()?;
-            Ok(entries
-                .into_iter()
-                .map(|entry| entry.file_name().to_string_lossy().into_owned())
-                .collect())
+            Ok(entries.into_iter().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect())
         };
         let processes = names("/proc")?
             .into_iter()
@@ -54,15 +51,9 @@ impl Traces {
             .collect();
         Ok(Self {
             mounts: mounts.lines().filter(of_work).map(str::to_owned).collect(),
-            names: names("/run/netns")?
-                .into_iter()
-                .filter(|name| name == "left-over")
-                .collect(),
+            names: names("/run/netns")?.into_iter().filter(|name| name == "left-over").collect(),
             processes,
-            files: names("/run/tmp")?
-                .into_iter()
-                .filter(|name| name == "mounted")
-                .collect(),
+            files: names("/run/tmp")?.into_iter().filter(|name| name == "mounted").collect(),
         })
     }
 
@@ -103,10 +94,7 @@ fn sigkill_leaves_nothing() -> Result<()> {
     let mark = "700001";
     let run = start(700_001, "")?;
     run.wait_for_line("the last step", |line| line == "step 9")?;
-    assert!(
-        !Traces::look(mark)?.processes.is_empty(),
-        "its processes can be seen from here"
-    );
+    assert!(!Traces::look(mark)?.processes.is_empty(), "its processes can be seen from here");
     run.signal(Signal::SIGKILL)?;
     wait_for_all(&run)?;
     run.wait()?;
@@ -123,11 +111,7 @@ fn sigint_at_any_instant_leaves_nothing_also_where_it_was_inherited_as_ignored()
             run.wait_for_line("its step", |line| line == format!("step {step}"))?;
             run.signal(Signal::SIGINT)?;
             wait_for_all(&run)?;
-            assert_eq!(
-                run.wait()?.code(),
-                Some(130),
-                "at step {step}, ignoring {ignoring:?}"
-            );
+            assert_eq!(run.wait()?.code(), Some(130), "at step {step}, ignoring {ignoring:?}");
             assert_eq!(
                 Traces::look(&length.to_string())?,
                 Traces::none(),
@@ -145,10 +129,7 @@ fn sigint_at_once_leaves_nothing() -> Result<()> {
     wait_for_all(&run)?;
     let status = run.wait()?;
     // Before its first instruction it dies of the signal, later it exits with the same meaning.
-    assert!(
-        status.signal() == Some(2) || status.code() == Some(130),
-        "{status}"
-    );
+    assert!(status.signal() == Some(2) || status.code() == Some(130), "{status}");
     assert_eq!(Traces::look("720001")?, Traces::none());
     Ok(())
 }
@@ -169,20 +150,11 @@ fn an_ordinary_user_gets_a_sandbox_in_a_user_namespace() -> Result<()> {
         return Ok(());
     }
     // Not below /run, which the new sandbox hides, and not where only root may look. Gone with this sandbox.
-    mount(
-        Some("tmpfs"),
-        "/mnt",
-        Some("tmpfs"),
-        MsFlags::empty(),
-        None::<&str>,
-    )?;
+    mount(Some("tmpfs"), "/mnt", Some("tmpfs"), MsFlags::empty(), None::<&str>)?;
     let own = Path::new("/mnt").join("inside");
     // By another process: a file that a thread of ours holds open for writing could be inherited by a child that is
     // just being started by another, and could then not be executed.
-    Run::here("cp")
-        .args([&program("inside")?, &own])
-        .ok()
-        .context("a copy that everybody may read")?;
+    Run::here("cp").args([&program("inside")?, &own]).ok().context("a copy that everybody may read")?;
     let script =
         "id -u; ip link add dummy0 type dummy && ip link show dummy0 up; echo $ADIT_SANDBOX; ls /run";
     let run = Run::here(&own).args(["sh", "-c", script]).user(65_534, 65_534);

@@ -37,13 +37,7 @@ fn everybody_reaches_everybody_by_both_families_with_his_own_address() -> Result
                 let mut stream = connect(&client.netns, SocketAddr::new(ip, serving.port()))
                     .with_context(|| format!("{} to {} by {ip}", client.name, server.name))?;
                 let seen: SocketAddr = String::from_utf8(read_all(&mut stream)?)?.trim().parse()?;
-                assert_eq!(
-                    seen.ip(),
-                    client.ip_like(ip),
-                    "{} to {} by {ip}",
-                    client.name,
-                    server.name
-                );
+                assert_eq!(seen.ip(), client.ip_like(ip), "{} to {} by {ip}", client.name, server.name);
             }
         }
     }
@@ -123,29 +117,16 @@ fn servers_speak_first_half_close_and_reset_as_told() -> Result<()> {
     let start = |port, behaviour| Server::start(&server.netns, port, behaviour);
     let dial = |port| connect(&client.netns, SocketAddr::new(server.v4.into(), port));
 
-    let _first = start(
-        1000,
-        Behaviour::ServerFirst {
-            greeting: b"hello".to_vec(),
-        },
-    )?;
+    let _first = start(1000, Behaviour::ServerFirst { greeting: b"hello".to_vec() })?;
     assert_eq!(read_exactly(&mut dial(1000)?, 5)?, b"hello");
 
-    let half = start(
-        1001,
-        Behaviour::HalfClose {
-            says: b"my part".to_vec(),
-        },
-    )?;
+    let half = start(1001, Behaviour::HalfClose { says: b"my part".to_vec() })?;
     let mut stream = dial(1001)?;
     assert_eq!(read_all(&mut stream)?, b"my part");
     stream.write_all(b"and mine, later")?;
     drop(stream);
     let seen = half.wait_until("its end", |accepted| accepted.iter().all(|one| one.end.is_some()))?;
-    assert_eq!(
-        (seen[0].received.as_slice(), seen[0].end),
-        (&b"and mine, later"[..], Some(End::Closed))
-    );
+    assert_eq!((seen[0].received.as_slice(), seen[0].end), (&b"and mine, later"[..], Some(End::Closed)));
 
     let _reset = start(1002, Behaviour::Reset)?;
     let mut stream = dial(1002)?;
@@ -166,26 +147,14 @@ fn a_load_counts_answers_and_failures() -> Result<()> {
     topology.add_pod("n1", "a")?;
     topology.add_pod("n1", "b")?;
     let (client, server) = (topology.host("a")?, topology.host("b")?);
-    let serving = Server::start(
-        &server.netns,
-        8080,
-        Behaviour::Http {
-            body: b"hello".to_vec(),
-        },
-    )?;
+    let serving = Server::start(&server.netns, 8080, Behaviour::Http { body: b"hello".to_vec() })?;
     let to = SocketAddr::new(server.v4.into(), 8080).to_string();
     for shape in ["keep-alive", "per-request"] {
         let before = serving.accepted().len();
-        let run = client
-            .netns
-            .command(program("app")?)
-            .args(["load", &to, shape, "4", "0.5", "200"]);
+        let run = client.netns.command(program("app")?).args(["load", &to, shape, "4", "0.5", "200"]);
         let report: LoadReport = serde_json::from_str(&run.ok()?)?;
         assert_eq!(report.failures(), 0, "{report:?}");
-        assert!(
-            (50..=100).contains(&report.ok),
-            "200 a second for half a second: {report:?}"
-        );
+        assert!((50..=100).contains(&report.ok), "200 a second for half a second: {report:?}");
         let connections = (serving.accepted().len() - before) as u64;
         assert_eq!(connections, if shape == "keep-alive" { 4 } else { report.ok });
     }
@@ -200,25 +169,15 @@ fn a_load_counts_answers_and_failures() -> Result<()> {
     };
     let report = client.netns.run(|| adit_tests::apps::run_load(&load))??;
     assert_eq!(report.ok, 0);
-    assert_eq!(
-        report.failed.keys().collect::<Vec<_>>(),
-        ["connect: connection refused"]
-    );
+    assert_eq!(report.failed.keys().collect::<Vec<_>>(), ["connect: connection refused"]);
     Ok(())
 }
 
 #[test]
 fn a_command_that_takes_too_long_is_killed_with_its_children() -> Result<()> {
     let topology = small()?;
-    let run = topology
-        .host("a")?
-        .netns
-        .command("sh")
-        .args(["-c", "echo begun; sleep 3600 & sleep 3600"]);
-    let error = run
-        .bound(Duration::from_millis(100))
-        .output()
-        .expect_err("it is too slow");
+    let run = topology.host("a")?.netns.command("sh").args(["-c", "echo begun; sleep 3600 & sleep 3600"]);
+    let error = run.bound(Duration::from_millis(100)).output().expect_err("it is too slow");
     let said = format!("{error:#}");
     assert!(said.contains("took longer") && said.contains("begun"), "{said}");
     Ok(())
@@ -231,11 +190,7 @@ fn a_removed_pods_address_does_not_answer() -> Result<()> {
     let _serving = Server::start(&pod.netns, 8080, Behaviour::Echo)?;
     topology.remove_pod("c")?;
     let client = topology.host("a")?;
-    let ping = client
-        .netns
-        .command("ip")
-        .args(["route", "get", &pod.v4.to_string()])
-        .ok()?;
+    let ping = client.netns.command("ip").args(["route", "get", &pod.v4.to_string()]).ok()?;
     assert!(ping.contains("via 10.71.1.1"), "{ping}");
     let error = connect(&client.netns, SocketAddr::new(pod.v4.into(), 8080)).expect_err("it is gone");
     assert_eq!(error.kind(), std::io::ErrorKind::HostUnreachable);

@@ -4,3 +4,4 @@ mod cleanup;
 mod harness;
 mod mesh;
 mod servers;
+mod smoke;

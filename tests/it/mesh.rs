@@ -57,11 +57,7 @@ fn every_object_in_the_directory_is_understood_without_a_problem() -> Result<()>
                 let (_, object) =
                     Object::read(&document.value)?.context("an object of a kind that is read")?;
                 let translated = object.translate("adit-system")?;
-                assert!(
-                    translated.problems.is_empty(),
-                    "{:?} in\n{text}",
-                    translated.problems
-                );
+                assert!(translated.problems.is_empty(), "{:?} in\n{text}", translated.problems);
                 changes += usize::from(translated.change.is_some());
             }
         }
@@ -91,11 +87,7 @@ fn the_ca_starts_publishes_its_bundle_and_obeys_its_tool() -> Result<()> {
             &mesh.ca()?.address().to_string(),
         ]);
         let hello = hello.output()?;
-        assert!(
-            hello.stderr.contains("Protocol version: TLSv1.3"),
-            "{}",
-            hello.stderr
-        );
+        assert!(hello.stderr.contains("Protocol version: TLSv1.3"), "{}", hello.stderr);
         Ok(())
     })
 }
@@ -123,11 +115,7 @@ fn without_an_agent_a_pod_of_an_unknown_namespace_does_not_start_and_a_del_succe
         let mut cni = mesh.cni(&pod)?;
         cni.config["timeout"] = 0.into();
         let answer = cni.add()?;
-        assert_eq!(
-            (answer.code, &answer.printed["code"]),
-            (Some(1), &Value::from(11)),
-            "{answer:?}"
-        );
+        assert_eq!((answer.code, &answer.printed["code"]), (Some(1), &Value::from(11)), "{answer:?}");
         assert_eq!(cni.del()?.code, Some(0));
         let version = cni.call("VERSION")?.ok()?;
         assert!(

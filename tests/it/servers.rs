@@ -19,14 +19,8 @@ fn nginx_answers_curl_by_both_families() -> Result<()> {
     let topology = pair()?;
     let (client, server) = (topology.host("client")?, topology.host("server")?);
     let _serving = nginx(server, 80, "hello from nginx")?;
-    for url in [
-        format!("http://{}/", server.v4),
-        format!("http://[{}]/", server.v6),
-    ] {
-        assert_eq!(
-            client.netns.command("curl").args(["-sS", "-f", &url]).ok()?,
-            "hello from nginx\n"
-        );
+    for url in [format!("http://{}/", server.v4), format!("http://[{}]/", server.v6)] {
+        assert_eq!(client.netns.command("curl").args(["-sS", "-f", &url]).ok()?, "hello from nginx\n");
     }
     Ok(())
 }
@@ -37,12 +31,7 @@ fn redis_answers_redis_cli() -> Result<()> {
     let (client, server) = (topology.host("client")?, topology.host("server")?);
     let _serving = redis(server, 6379)?;
     let cli = |args: &[&str]| {
-        client
-            .netns
-            .command("redis-cli")
-            .args(["-h", &server.v4.to_string()])
-            .args(args)
-            .ok()
+        client.netns.command("redis-cli").args(["-h", &server.v4.to_string()]).args(args).ok()
     };
     assert_eq!(cli(&["SET", "cart", "7"])?, "OK\n");
     assert_eq!(cli(&["GET", "cart"])?, "7\n");
@@ -57,16 +46,7 @@ fn postgres_answers_psql() -> Result<()> {
     let topology = pair()?;
     let (client, server) = (topology.host("client")?, topology.host("server")?);
     let _serving = postgres(server, 5432)?;
-    let args = [
-        "-h",
-        &server.v6.to_string(),
-        "-U",
-        "test",
-        "-d",
-        "postgres",
-        "-Atc",
-        "select 6 * 7",
-    ];
+    let args = ["-h", &server.v6.to_string(), "-U", "test", "-d", "postgres", "-Atc", "select 6 * 7"];
     assert_eq!(client.netns.command("psql").args(args).ok()?, "42\n");
     Ok(())
 }

@@ -42,6 +42,7 @@ pub struct Mesh {
     ca: Option<Ca>,
     agents: BTreeMap<String, Agent>,
     uids: u32,
+    settled: u32,
 }
 
 /// Runs `test` over an empty mesh with these nodes; shows the mesh's state where it fails.
@@ -90,6 +91,7 @@ impl Mesh {
             ca: None,
             agents: BTreeMap::new(),
             uids: 0,
+            settled: 0,
         })
     }
 
@@ -127,13 +129,8 @@ impl Mesh {
     /// beside a running one is an upgrade: it takes the first one's place here, and the first is returned.
     pub fn start_agent(&mut self, node: &str, settings: &Value) -> Result<Option<Agent>> {
         let token = self.ca()?.add_node(node)?;
-        let agent = Agent::start(
-            self.topology.node(node)?,
-            &self.folder,
-            &token,
-            self.ca()?.address(),
-            settings,
-        )?;
+        let agent =
+            Agent::start(self.topology.node(node)?, &self.folder, &token, self.ca()?.address(), settings)?;
         agent.wait_ready()?;
         Ok(self.agents.insert(node.to_owned(), agent))
     }
@@ -150,9 +147,7 @@ impl Mesh {
 
     /// A node's agent.
     pub fn agent(&self, node: &str) -> Result<&Agent> {
-        self.agents
-            .get(node)
-            .with_context(|| format!("no agent runs on {node}"))
+        self.agents.get(node).with_context(|| format!("no agent runs on {node}"))
     }
 
     /// The agent of the node that this pod is on.
@@ -162,9 +157,7 @@ impl Mesh {
 
     /// Takes a node's agent out, still running.
     pub fn take_agent(&mut self, node: &str) -> Result<Agent> {
-        self.agents
-            .remove(node)
-            .with_context(|| format!("no agent runs on {node}"))
+        self.agents.remove(node).with_context(|| format!("no agent runs on {node}"))
     }
 
     /// Writes a namespace's object, enrolled or not.
@@ -179,12 +172,7 @@ impl Mesh {
         let uid = format!("00000000-0000-4000-8000-{:012}", self.uids);
         self.write_pod(&objects::pod(&spec, &uid, None), &spec)?;
         let host = self.topology.add_pod(&spec.node, &spec.host_name())?;
-        let pod = Pod {
-            spec,
-            uid,
-            sandbox: format!("{:064x}", self.uids),
-            host,
-        };
+        let pod = Pod { spec, uid, sandbox: format!("{:064x}", self.uids), host };
         if self.agents.contains_key(&pod.spec.node) {
             self.cni(&pod)?.add()?.ok()?;
         }
@@ -206,9 +194,7 @@ impl Mesh {
 
     /// Removes a pod as a cluster does: endpoints, CNI DEL, network, object.
     pub fn remove_pod(&mut self, pod: &Pod) -> Result<()> {
-        self.pods
-            .remove(&pod.host.name)
-            .with_context(|| format!("no pod {}", pod.host.name))?;
+        self.pods.remove(&pod.host.name).with_context(|| format!("no pod {}", pod.host.name))?;
         self.write_endpoints()?;
         if self.agents.contains_key(&pod.spec.node) {
             self.cni(pod)?.del()?.ok()?;
@@ -232,14 +218,9 @@ impl Mesh {
     /// Lets each node translate service addresses as kube-proxy does, for pods that are not enrolled. It follows the
     /// endpoints as they are now; to be called again when they change.
     pub fn kube_proxy(&self) -> Result<()> {
-        let services: Vec<(&ServiceSpec, Endpoints)> = self
-            .services
-            .values()
-            .map(|spec| (spec, self.endpoints(spec)))
-            .collect();
-        self.topology
-            .nodes()
-            .try_for_each(|node| proxy::program(node, &services))
+        let services: Vec<(&ServiceSpec, Endpoints)> =
+            self.services.values().map(|spec| (spec, self.endpoints(spec))).collect();
+        self.topology.nodes().try_for_each(|node| proxy::program(node, &services))
     }
 
     /// The pods that a service's selector finds.
@@ -261,10 +242,7 @@ impl Mesh {
     }
 
     fn write_object(&self, name: &str, object: &Value) -> Result<()> {
-        self.apply(
-            name,
-            &serde_saphyr::to_string(object).context("an object is no YAML")?,
-        )
+        self.apply(name, &serde_saphyr::to_string(object).context("an object is no YAML")?)
     }
 
     /// Puts YAML into the mesh directory under this name, whole at once, as `kubectl apply` would.
@@ -285,18 +263,33 @@ impl Mesh {
         watch::wait_for_file(&file, what, |text| wanted(text).then(|| text.to_owned()))
     }
 
+    /// Waits until every running agent works with all that was written to the mesh directory so far, by this mesh and by
+    /// the agents themselves: a policy that selects nothing is written after it, and each agent's word on it awaited.
+    pub fn settle(&mut self) -> Result<()> {
+        self.settled += 1;
+        let name = format!("barrier-{}.", self.settled);
+        let yaml = format!(
+            "apiVersion: policy.adit.dev/v1alpha1\nkind: AuthorizationPolicy\n\
+             metadata: {{ name: {name}x, namespace: barrier }}\n\
+             spec: {{ action: AUDIT, selector: {{ matchLabels: {{ selects: nothing }} }}, rules: [{{}}] }}\n"
+        );
+        self.apply("barrier", &yaml)?;
+        for node in self.agents.keys() {
+            self.wait_for_status(node, "that all is known", |text| text.contains(&name))?;
+        }
+        Ok(())
+    }
+
     /// Waits until a pod is captured, by its agent's own word.
     pub fn wait_captured(&self, pod: &Pod) -> Result<()> {
         let what = format!("that {} is captured", pod.spec.name);
-        self.wait_for_status(&pod.spec.node, &what, |text| text.contains(&pod.uid))
-            .map(drop)
+        self.wait_for_status(&pod.spec.node, &what, |text| text.contains(&pod.uid)).map(drop)
     }
 
     /// Waits until it is not captured any more.
     pub fn wait_released(&self, pod: &Pod) -> Result<()> {
         let what = format!("that {} is released", pod.spec.name);
-        self.wait_for_status(&pod.spec.node, &what, |text| !text.contains(&pod.uid))
-            .map(drop)
+        self.wait_for_status(&pod.spec.node, &what, |text| !text.contains(&pod.uid)).map(drop)
     }
 
     /// The pod whose address this is.
@@ -308,12 +301,7 @@ impl Mesh {
     pub fn adit(&self, args: &[&str]) -> Result<String> {
         let node = self.topology.nodes().next().context("a mesh without nodes")?;
         let tool = crate::process::program("adit")?;
-        node.netns
-            .command(tool)
-            .args(["--mesh"])
-            .args([self.directory()])
-            .args(args)
-            .ok()
+        node.netns.command(tool).args(["--mesh"]).args([self.directory()]).args(args).ok()
     }
 }
 
@@ -330,10 +318,7 @@ impl Pod {
 
     /// Its SPIFFE identity.
     pub fn identity(&self) -> String {
-        format!(
-            "spiffe://{TRUST_DOMAIN}/ns/{}/sa/{}",
-            self.spec.namespace, self.spec.account
-        )
+        format!("spiffe://{TRUST_DOMAIN}/ns/{}/sa/{}", self.spec.namespace, self.spec.account)
     }
 
     /// Its host in the topology.

@@ -35,11 +35,7 @@ impl Netns {
         let made = made.map_err(|_| anyhow!("the thread that makes {name} panicked"))?;
         made.with_context(|| format!("cannot make namespace {name}"))?;
         let file = File::open(&path).with_context(|| format!("cannot open namespace {name}"))?;
-        let netns = Self(Arc::new(Inner {
-            name: name.to_owned(),
-            path,
-            file,
-        }));
+        let netns = Self(Arc::new(Inner { name: name.to_owned(), path, file }));
         // Addresses are usable at once, not after a second of looking for duplicates.
         netns.sysctl("net/ipv6/conf/all/accept_dad", "0")?;
         netns.sysctl("net/ipv6/conf/default/accept_dad", "0")?;
@@ -79,31 +75,20 @@ impl Netns {
     /// Runs `ip` with each line of `batch`, all in one process.
     pub fn ip(&self, batch: &str) -> Result<()> {
         let lines: String = batch.lines().map(|line| format!("{}\n", line.trim())).collect();
-        self.command("ip")
-            .args(["-batch", "-"])
-            .stdin(lines.into_bytes())
-            .ok()
-            .map(drop)
+        self.command("ip").args(["-batch", "-"]).stdin(lines.into_bytes()).ok().map(drop)
     }
 
     /// Sets a sysctl of the namespace: `key` is its path below `/proc/sys`.
     pub fn sysctl(&self, key: &str, value: &str) -> Result<()> {
         let path = Path::new("/proc/sys").join(key);
-        self.run(|| fs::write(&path, value))?
-            .with_context(|| format!("cannot set {key} in {}", self.name()))
+        self.run(|| fs::write(&path, value))?.with_context(|| format!("cannot set {key} in {}", self.name()))
     }
 }
 
 /// Gives the calling thread a new network namespace and binds that to `path`. The thread must end after it.
 fn bind_new(path: &Path) -> io::Result<()> {
     unshare(CloneFlags::CLONE_NEWNET)?;
-    mount(
-        Some("/proc/thread-self/ns/net"),
-        path,
-        None::<&str>,
-        MsFlags::MS_BIND,
-        None::<&str>,
-    )?;
+    mount(Some("/proc/thread-self/ns/net"), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
     Ok(())
 }
 

@@ -19,10 +19,8 @@ pub fn has_real_root(why: &str) -> bool {
     let line = format!("{}: {why}\n", thread.name().unwrap_or("a test"));
     eprint!("NOT RUN: {line}");
     if let Some(list) = env::var_os(LIST) {
-        let listed = OpenOptions::new()
-            .append(true)
-            .open(list)
-            .and_then(|mut list| list.write_all(line.as_bytes()));
+        let listed =
+            OpenOptions::new().append(true).open(list).and_then(|mut list| list.write_all(line.as_bytes()));
         listed.expect("the launcher made the list and it can be written");
     }
     false

@@ -42,12 +42,7 @@ impl Run {
         let mut command = Command::new(program);
         // A group of its own, so that it can be ended with its children.
         command.process_group(0);
-        Self {
-            netns,
-            command,
-            stdin: Vec::new(),
-            bound: WAIT_MAX,
-        }
+        Self { netns, command, stdin: Vec::new(), bound: WAIT_MAX }
     }
 
     /// A command to be run in the harness's own namespace.
@@ -106,10 +101,7 @@ impl Run {
 
     /// Runs it to its end. An error if it cannot be started or passes its bound, when it is killed with its group.
     pub fn output(mut self) -> Result<Output> {
-        self.command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        self.command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let shown = self.shown();
         let mut child = self.start()?;
         let (mut stdin, mut stdout, mut stderr) = pipes(&mut child);
@@ -125,21 +117,10 @@ impl Run {
             (out, err.join().unwrap_or_default())
         });
         let late = watch.ended(&child)?;
-        let status = child
-            .wait()
-            .with_context(|| format!("cannot wait for `{shown}`"))?;
-        let output = Output {
-            status,
-            stdout: out,
-            stderr: err,
-        };
+        let status = child.wait().with_context(|| format!("cannot wait for `{shown}`"))?;
+        let output = Output { status, stdout: out, stderr: err };
         if late {
-            bail!(
-                "`{shown}` took longer than {:?}\n{}{}",
-                self.bound,
-                output.stdout,
-                output.stderr
-            );
+            bail!("`{shown}` took longer than {:?}\n{}{}", self.bound, output.stdout, output.stderr);
         }
         Ok(output)
     }
@@ -147,24 +128,13 @@ impl Run {
     /// Runs it to its end and returns its standard output; any exit but 0 is an error with all that it said.
     pub fn ok(self) -> Result<String> {
         let shown = self.shown();
-        let Output {
-            status,
-            stdout,
-            stderr,
-        } = self.output()?;
-        if status.success() {
-            Ok(stdout)
-        } else {
-            bail!("`{shown}` failed: {status}\n{stdout}{stderr}")
-        }
+        let Output { status, stdout, stderr } = self.output()?;
+        if status.success() { Ok(stdout) } else { bail!("`{shown}` failed: {status}\n{stdout}{stderr}") }
     }
 
     /// Starts it, to run until its handle is dropped.
     pub fn spawn(mut self) -> Result<Process> {
-        self.command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        self.command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let name = self.shown();
         let mut child = self.start()?;
         let log = Arc::new(Log::default());
@@ -189,11 +159,7 @@ impl Run {
     fn shown(&self) -> String {
         let words = std::iter::once(self.command.get_program()).chain(self.command.get_args());
         let words: Vec<OsString> = words.map(OsStr::to_owned).collect();
-        let place = self
-            .netns
-            .as_ref()
-            .map(|netns| format!("{}: ", netns.name()))
-            .unwrap_or_default();
+        let place = self.netns.as_ref().map(|netns| format!("{}: ", netns.name())).unwrap_or_default();
         format!("{place}{}", words.join(OsStr::new(" ")).display())
     }
 }
@@ -204,11 +170,7 @@ fn boxed(pipe: impl Read + Send + 'static) -> Box<dyn Read + Send> {
 
 fn pipes(child: &mut Child) -> (impl Write + use<>, impl Read + use<>, impl Read + use<>) {
     const ASKED: &str = "all three were asked to be pipes";
-    (
-        child.stdin.take().expect(ASKED),
-        child.stdout.take().expect(ASKED),
-        child.stderr.take().expect(ASKED),
-    )
+    (child.stdin.take().expect(ASKED), child.stdout.take().expect(ASKED), child.stderr.take().expect(ASKED))
 }
 
 fn read_all(pipe: &mut impl Read) -> String {
@@ -268,12 +230,7 @@ impl Process {
 
     /// What it has printed so far, the latest [`LOG_LINES_MAX`] lines of it.
     pub fn log(&self) -> Vec<String> {
-        self.log
-            .lock()
-            .lines
-            .iter()
-            .map(|(_, line)| line.clone())
-            .collect()
+        self.log.lock().lines.iter().map(|(_, line)| line.clone()).collect()
     }
 
     /// Waits until it prints, or has printed, a line for which `wanted` says yes; returns that line.
@@ -292,11 +249,7 @@ impl Process {
         let mut inner = self.log.lock();
         let mut seen = first;
         loop {
-            if let Some(line) = inner
-                .lines
-                .iter()
-                .find(|(number, line)| *number >= seen && wanted(line))
-            {
+            if let Some(line) = inner.lines.iter().find(|(number, line)| *number >= seen && wanted(line)) {
                 return Ok(line.clone());
             }
             seen = seen.max(inner.next);
@@ -331,10 +284,7 @@ impl Process {
     pub fn wait(mut self) -> Result<ExitStatus> {
         let watch = Watchdog::start(&self.child, WAIT_MAX);
         let late = watch.ended(&self.child)?;
-        let status = self
-            .child
-            .wait()
-            .with_context(|| format!("cannot wait for {}", self.name))?;
+        let status = self.child.wait().with_context(|| format!("cannot wait for {}", self.name))?;
         if late {
             bail!("{} did not end within {WAIT_MAX:?}", self.name);
         }
@@ -343,11 +293,7 @@ impl Process {
 
     /// Whether it still runs.
     pub fn is_running(&mut self) -> Result<bool> {
-        Ok(self
-            .child
-            .try_wait()
-            .with_context(|| format!("cannot look at {}", self.name))?
-            .is_none())
+        Ok(self.child.try_wait().with_context(|| format!("cannot look at {}", self.name))?.is_none())
     }
 }
 
@@ -364,12 +310,7 @@ impl Drop for Process {
 /// The last lines, for a message.
 fn tail(inner: &LogInner) -> String {
     let skip = inner.lines.len().saturating_sub(40);
-    inner
-        .lines
-        .iter()
-        .skip(skip)
-        .map(|(_, line)| format!("  {line}\n"))
-        .collect()
+    inner.lines.iter().skip(skip).map(|(_, line)| format!("  {line}\n")).collect()
 }
 
 /// How many lines of a process are kept: at ~300 B a line, 15 MB.
@@ -421,7 +362,5 @@ impl Log {
 pub fn program(name: &str) -> Result<std::path::PathBuf> {
     let own = std::env::current_exe().context("cannot tell what program this is")?;
     let folder = own.ancestors().skip(1).find(|folder| folder.join(name).is_file());
-    Ok(folder
-        .with_context(|| format!("{name} is not built beside {}", own.display()))?
-        .join(name))
+    Ok(folder.with_context(|| format!("{name} is not built beside {}", own.display()))?.join(name))
 }

@@ -56,10 +56,9 @@ pub fn enter() -> Result<Entered> {
     let words: Vec<&str> = stage.as_deref().unwrap_or("").split(' ').collect();
     match words[..] {
         ["init", outside, kind] => init(outside, kind).map(Entered::Over),
-        ["inside", run, kind] => Ok(Entered::Inside(Sandbox {
-            run: run.to_owned(),
-            real_root: kind == Kind::Root.word(),
-        })),
+        ["inside", run, kind] => {
+            Ok(Entered::Inside(Sandbox { run: run.to_owned(), real_root: kind == Kind::Root.word() }))
+        }
         _ => outside().map(Entered::Over),
     }
 }
@@ -68,10 +67,7 @@ impl Sandbox {
     /// The sandbox that this process is in, if it is in one.
     pub fn current() -> Option<Self> {
         match env::var(STAGE).ok()?.split(' ').collect::<Vec<_>>()[..] {
-            ["inside", run, kind] => Some(Self {
-                run: run.to_owned(),
-                real_root: kind == Kind::Root.word(),
-            }),
+            ["inside", run, kind] => Some(Self { run: run.to_owned(), real_root: kind == Kind::Root.word() }),
             _ => None,
         }
     }
@@ -183,9 +179,7 @@ fn init(outside: &str, kind: &str) -> Result<ExitCode> {
     if parent_outside()?.as_deref() != Some(outside) {
         bail!("the parent was gone before the sandbox was tied to it");
     }
-    SigSet::empty()
-        .thread_set_mask()
-        .context("cannot unblock signals")?;
+    SigSet::empty().thread_set_mask().context("cannot unblock signals")?;
     mount_private().context("cannot make the sandbox's own file systems")?;
     let run = format!("adit{outside}");
     let child = this_program()?
@@ -200,10 +194,7 @@ fn init(outside: &str, kind: &str) -> Result<ExitCode> {
 /// The parent's process id as the outside sees it: `/proc` is still the outside's here.
 fn parent_outside() -> Result<Option<String>> {
     let status = fs::read_to_string("/proc/self/status").context("cannot read /proc/self/status")?;
-    Ok(status
-        .lines()
-        .find_map(|line| line.strip_prefix("PPid:"))
-        .map(|pid| pid.trim().to_owned()))
+    Ok(status.lines().find_map(|line| line.strip_prefix("PPid:")).map(|pid| pid.trim().to_owned()))
 }
 
 /// `/proc` of the new PID namespace, and an empty `/run`: namespaces, sockets and locks in it are the run's own.
@@ -211,23 +202,14 @@ fn mount_private() -> Result<()> {
     let none = None::<&str>;
     let quiet = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).context("/ as private")?;
-    mount(
-        Some("proc"),
-        "/proc",
-        Some("proc"),
-        quiet | MsFlags::MS_NOEXEC,
-        none,
-    )
-    .context("/proc (a container may forbid it)")?;
+    mount(Some("proc"), "/proc", Some("proc"), quiet | MsFlags::MS_NOEXEC, none)
+        .context("/proc (a container may forbid it)")?;
     mount(Some("tmpfs"), "/run", Some("tmpfs"), quiet, Some("mode=0755")).context("/run")?;
     for folder in ["/run/netns", "/run/lock"] {
         fs::create_dir(folder).with_context(|| folder.to_owned())?;
     }
     // As /tmp is: a server that runs as another user finds its folder in here.
-    fs::DirBuilder::new()
-        .mode(0o1777)
-        .create(Sandbox::folder())
-        .context("the folder for files")?;
+    fs::DirBuilder::new().mode(0o1777).create(Sandbox::folder()).context("the folder for files")?;
     let mode = <fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o1777);
     fs::set_permissions(Sandbox::folder(), mode).context("the folder for files")
 }
@@ -236,10 +218,7 @@ fn mount_private() -> Result<()> {
 fn path() -> OsString {
     let given = env::var_os("PATH").unwrap_or_default();
     let system = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from);
-    let postgres = fs::read_dir("/usr/lib/postgresql")
-        .into_iter()
-        .flatten()
-        .flatten();
+    let postgres = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     let postgres = postgres.map(|version| version.path().join("bin"));
     let folders = env::split_paths(&given).chain(system).chain(postgres);
     // A folder with a colon in its name cannot be on a PATH; then the given one must do.
@@ -269,9 +248,7 @@ fn killed_by(signal: Signal) -> ExitCode {
 }
 
 fn exit_code(status: ExitStatus) -> ExitCode {
-    let code = status
-        .code()
-        .unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
+    let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
     ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX))
 }
 

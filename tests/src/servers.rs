@@ -15,10 +15,7 @@ use crate::topology::Host;
 /// An nginx that answers every request on `port`, of both families, with 200 and this one-line body.
 pub fn nginx(host: &Host, port: u16, body: &str) -> Result<Process> {
     let location = format!("location / {{ default_type text/plain; return 200 \"{body}\\n\"; }}");
-    nginx_with(
-        host,
-        &format!("listen {port} backlog=4096; listen [::]:{port} backlog=4096; {location}"),
-    )
+    nginx_with(host, &format!("listen {port} backlog=4096; listen [::]:{port} backlog=4096; {location}"))
 }
 
 /// An nginx with this text inside its one `server` block.
@@ -35,16 +32,9 @@ pub fn nginx_with(host: &Host, server: &str) -> Result<Process> {
     );
     let config = folder.join("nginx.conf");
     fs::write(&config, text).context("nginx's configuration")?;
-    let run = host
-        .netns
-        .command("nginx")
-        .args(["-e", "stderr", "-p"])
-        .args([&folder])
-        .args(["-c"]);
+    let run = host.netns.command("nginx").args(["-e", "stderr", "-p"]).args([&folder]).args(["-c"]);
     let process = run.args([&config]).spawn()?;
-    process.wait_for_line("nginx's word that it serves", |line| {
-        line.contains("start worker process ")
-    })?;
+    process.wait_for_line("nginx's word that it serves", |line| line.contains("start worker process "))?;
     Ok(process)
 }
 
@@ -52,27 +42,10 @@ pub fn nginx_with(host: &Host, server: &str) -> Result<Process> {
 pub fn redis(host: &Host, port: u16) -> Result<Process> {
     let folder = folder(host, "redis")?;
     let port = port.to_string();
-    let args = [
-        "--port",
-        &port,
-        "--bind",
-        "*",
-        "-::*",
-        "--save",
-        "",
-        "--protected-mode",
-        "no",
-        "--dir",
-    ];
-    let process = host
-        .netns
-        .command("redis-server")
-        .args(args)
-        .args([&folder])
-        .spawn()?;
-    process.wait_for_line("Redis' word that it serves", |line| {
-        line.contains("Ready to accept connections")
-    })?;
+    let args = ["--port", &port, "--bind", "*", "-::*", "--save", "", "--protected-mode", "no", "--dir"];
+    let process = host.netns.command("redis-server").args(args).args([&folder]).spawn()?;
+    process
+        .wait_for_line("Redis' word that it serves", |line| line.contains("Ready to accept connections"))?;
     Ok(process)
 }
 
@@ -83,26 +56,10 @@ const NOBODY: u32 = 65_534;
 pub fn postgres(host: &Host, port: u16) -> Result<Process> {
     let folder = folder(host, "postgres")?;
     let data = folder.join("data");
-    Run::here("cp")
-        .args(["-a"])
-        .args([&postgres_template()?, &data])
-        .ok()?;
+    Run::here("cp").args(["-a"]).args([&postgres_template()?, &data]).ok()?;
     chown(&folder, Some(NOBODY), Some(NOBODY)).context("PostgreSQL's folder")?;
-    let run = host
-        .netns
-        .command("postgres")
-        .user(NOBODY, NOBODY)
-        .args(["-D"])
-        .args([&data]);
-    let run = run.args([
-        "-p",
-        &port.to_string(),
-        "-c",
-        "listen_addresses=*",
-        "-c",
-        "fsync=off",
-        "-k",
-    ]);
+    let run = host.netns.command("postgres").user(NOBODY, NOBODY).args(["-D"]).args([&data]);
+    let run = run.args(["-p", &port.to_string(), "-c", "listen_addresses=*", "-c", "fsync=off", "-k"]);
     let process = run.args([&folder]).spawn()?;
     let serves = "database system is ready to accept connections";
     process.wait_for_line("PostgreSQL's word that it serves", |line| line.contains(serves))?;
@@ -120,9 +77,7 @@ fn postgres_template() -> Result<PathBuf> {
     fs::create_dir_all(&folder).context("PostgreSQL's template")?;
     chown(&folder, Some(NOBODY), Some(NOBODY)).context("PostgreSQL's template")?;
     let data = folder.join("data");
-    let run = Run::here("initdb")
-        .user(NOBODY, NOBODY)
-        .args(["--no-sync", "-A", "trust", "-U", "test", "-D"]);
+    let run = Run::here("initdb").user(NOBODY, NOBODY).args(["--no-sync", "-A", "trust", "-U", "test", "-D"]);
     run.args([&data]).ok()?;
     let everybody = "local all all trust\nhost all all 0.0.0.0/0 trust\nhost all all ::/0 trust\n";
     fs::write(data.join("pg_hba.conf"), everybody).context("pg_hba.conf")?;

@@ -55,16 +55,8 @@ struct State {
 
 impl Slots {
     const fn new() -> Self {
-        let state = State {
-            sharing: 0,
-            exclusive: false,
-            waiting: VecDeque::new(),
-            tickets: 0,
-        };
-        Self {
-            state: Mutex::new(state),
-            changed: Condvar::new(),
-        }
+        let state = State { sharing: 0, exclusive: false, waiting: VecDeque::new(), tickets: 0 };
+        Self { state: Mutex::new(state), changed: Condvar::new() }
     }
 
     fn take(&'static self, kind: Kind) -> Slot {
@@ -73,10 +65,7 @@ impl Slots {
         let ticket = state.tickets;
         state.waiting.push_back(ticket);
         while state.waiting.front() != Some(&ticket) || !state.has_room(kind) {
-            state = self
-                .changed
-                .wait(state)
-                .unwrap_or_else(std::sync::PoisonError::into_inner);
+            state = self.changed.wait(state).unwrap_or_else(std::sync::PoisonError::into_inner);
         }
         state.waiting.pop_front();
         match kind {
@@ -90,9 +79,7 @@ impl Slots {
 
     /// A test that panics while it holds the slot leaves the state whole: every change is one assignment.
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
@@ -140,15 +127,9 @@ mod tests {
             wait_for_waiters(&OWN, 1);
             scope.spawn(waiter(Kind::Shared, "shared", order.clone()));
             wait_for_waiters(&OWN, 2);
-            assert!(
-                seen.try_recv().is_err(),
-                "the slot is shared: nobody has it alone, nobody overtakes"
-            );
+            assert!(seen.try_recv().is_err(), "the slot is shared: nobody has it alone, nobody overtakes");
             drop(first);
-            assert_eq!(
-                (seen.recv().unwrap(), seen.recv().unwrap()),
-                ("exclusive", "shared")
-            );
+            assert_eq!((seen.recv().unwrap(), seen.recv().unwrap()), ("exclusive", "shared"));
         });
     }
 

@@ -70,19 +70,13 @@ pub struct Packet {
 impl Sniffer {
     /// Begins to capture on every interface of `netns`, those that come later included.
     pub fn start(netns: &Netns) -> Result<Self> {
-        let socket = netns
-            .run(packet_socket)?
-            .with_context(|| format!("cannot sniff in {}", netns.name()))?;
+        let socket =
+            netns.run(packet_socket)?.with_context(|| format!("cannot sniff in {}", netns.name()))?;
         let captured = Arc::new(Mutex::new(Captured::default()));
         let end = Arc::new(AtomicBool::new(false));
         let (into, until) = (Arc::clone(&captured), Arc::clone(&end));
         let reader = thread::spawn(move || read(&socket, &into, &until));
-        Ok(Self {
-            name: netns.name().to_owned(),
-            captured,
-            end,
-            reader,
-        })
+        Ok(Self { name: netns.name().to_owned(), captured, end, reader })
     }
 
     /// How many packets it has seen so far.
@@ -94,10 +88,7 @@ impl Sniffer {
     /// Ends the capture and returns it. What was sent before this call is in it.
     pub fn stop(self) -> Result<Captured> {
         self.end.store(true, Ordering::Release);
-        let dropped = self
-            .reader
-            .join()
-            .map_err(|_| anyhow!("the sniffer in {} panicked", self.name))??;
+        let dropped = self.reader.join().map_err(|_| anyhow!("the sniffer in {} panicked", self.name))??;
         let mut captured = std::mem::take(&mut *self.captured.lock().unwrap_or_else(PoisonError::into_inner));
         captured.dropped = dropped;
         Ok(captured)
@@ -119,11 +110,7 @@ impl Captured {
                 self.dropped
             );
         }
-        Ok(self
-            .packets
-            .iter()
-            .filter(|packet| holds(&packet.bytes, marker))
-            .count())
+        Ok(self.packets.iter().filter(|packet| holds(&packet.bytes, marker)).count())
     }
 
     /// The packets, oldest first.
@@ -147,12 +134,7 @@ fn holds(bytes: &[u8], marker: &[u8]) -> bool {
 
 /// A packet socket that is bound to no interface sees all of its namespace's.
 fn packet_socket() -> nix::Result<OwnedFd> {
-    let socket = socket(
-        AddressFamily::Packet,
-        SockType::Raw,
-        SockFlag::SOCK_CLOEXEC,
-        SockProtocol::EthAll,
-    )?;
+    let socket = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::EthAll)?;
     // In a user namespace the forced size is refused, and the default must do: a drop would be noticed.
     let _ = setsockopt(&socket, RcvBufForce, &QUEUE_LEN);
     let look = TimeVal::milliseconds(i64::try_from(LOOK.as_millis()).unwrap_or(1));
@@ -185,10 +167,7 @@ fn keep(into: &Mutex<Captured>, bytes: &[u8], interface: usize) {
         return;
     }
     captured.kept += bytes.len();
-    captured.packets.push(Packet {
-        interface,
-        bytes: bytes.to_vec(),
-    });
+    captured.packets.push(Packet { interface, bytes: bytes.to_vec() });
 }
 
 #[cfg(test)]
@@ -200,14 +179,8 @@ mod tests {
         assert!(holds(b"xxabab-abcx", b"abc"));
         assert!(!holds(b"xxababx", b"abc"));
         assert!(Captured::default().count_of(b"abc").is_err());
-        let packet = Packet {
-            interface: 1,
-            bytes: b"a marker".to_vec(),
-        };
-        let seen = Captured {
-            packets: vec![packet],
-            ..Captured::default()
-        };
+        let packet = Packet { interface: 1, bytes: b"a marker".to_vec() };
+        let seen = Captured { packets: vec![packet], ..Captured::default() };
         assert_eq!(seen.count_of(b"marker").unwrap(), 1);
         assert!(Captured { dropped: 1, ..seen }.count_of(b"marker").is_err());
     }

@@ -66,11 +66,7 @@ impl Host {
 
     /// Its address of this family: that of `other`.
     pub fn ip_like(&self, other: IpAddr) -> IpAddr {
-        if other.is_ipv4() {
-            self.v4.into()
-        } else {
-            self.v6.into()
-        }
+        if other.is_ipv4() { self.v4.into() } else { self.v6.into() }
     }
 }
 
@@ -143,26 +139,15 @@ impl Topology {
         for host in self.outside.values() {
             route(&host.netns, &[number])?;
         }
-        let node = Node {
-            name: name.to_owned(),
-            netns,
-            number,
-            pods: 0,
-        };
+        let node = Node { name: name.to_owned(), netns, number, pods: 0 };
         Ok(self.nodes.entry(name.to_owned()).or_insert(node))
     }
 
     /// Adds a pod to a node: a namespace with loopback, `eth0` and a default route, on a hairpin port of `cni0`.
     pub fn add_pod(&mut self, node: &str, name: &str) -> Result<Host> {
         let netns = self.namespace(name)?;
-        let node = self
-            .nodes
-            .get_mut(node)
-            .with_context(|| format!("no node {node}"))?;
-        let (number, host) = (
-            node.number,
-            FIRST_POD.checked_add(node.pods).context("no address is left")?,
-        );
+        let node = self.nodes.get_mut(node).with_context(|| format!("no node {node}"))?;
+        let (number, host) = (node.number, FIRST_POD.checked_add(node.pods).context("no address is left")?);
         node.pods += 1;
         node.netns.ip(&format!(
             "link add veth{host} type veth peer name eth0 netns {pod}
@@ -182,9 +167,7 @@ impl Topology {
             node: Some(node.name.clone()),
             netns,
             v4: Ipv4Addr::new(10, 71, number, host),
-            v6: format!("fd71:{number}::{host}")
-                .parse()
-                .context("the pod's address")?,
+            v6: format!("fd71:{number}::{host}").parse().context("the pod's address")?,
         };
         self.pods.insert(name.to_owned(), pod.clone());
         Ok(pod)
@@ -198,9 +181,8 @@ impl Topology {
 
     /// Adds a host beside the nodes, outside the cluster.
     pub fn add_outside(&mut self, name: &str) -> Result<Host> {
-        let host = u8::try_from(self.outside.len())?
-            .checked_add(FIRST_OUTSIDE)
-            .context("no address is left")?;
+        let host =
+            u8::try_from(self.outside.len())?.checked_add(FIRST_OUTSIDE).context("no address is left")?;
         let netns = self.namespace(name)?;
         self.plug(&netns, host)?;
         let nodes: Vec<u8> = self.nodes.values().map(|node| node.number).collect();
@@ -210,9 +192,7 @@ impl Topology {
             node: None,
             netns,
             v4: Ipv4Addr::new(192, 168, 171, host),
-            v6: format!("fd00:171::{host}")
-                .parse()
-                .context("the host's address")?,
+            v6: format!("fd00:171::{host}").parse().context("the host's address")?,
         };
         self.outside.insert(name.to_owned(), host.clone());
         Ok(host)
@@ -230,10 +210,7 @@ impl Topology {
 
     /// The pod or outside host of this name.
     pub fn host(&self, name: &str) -> Result<&Host> {
-        self.pods
-            .get(name)
-            .or_else(|| self.outside.get(name))
-            .with_context(|| format!("no host {name}"))
+        self.pods.get(name).or_else(|| self.outside.get(name)).with_context(|| format!("no host {name}"))
     }
 
     /// All pods, by name.
@@ -268,10 +245,7 @@ impl Topology {
     }
 }
 
-const FORWARDING: [(&str, &str); 2] = [
-    ("net/ipv4/ip_forward", "1"),
-    ("net/ipv6/conf/all/forwarding", "1"),
-];
+const FORWARDING: [(&str, &str); 2] = [("net/ipv4/ip_forward", "1"), ("net/ipv6/conf/all/forwarding", "1")];
 
 /// Routes from a namespace on the wire to the pods of these nodes.
 fn route(from: &Netns, nodes: &[u8]) -> Result<()> {

@@ -35,18 +35,14 @@ pub fn connect_from(netns: &Netns, from: Option<SocketAddr>, to: SocketAddr) -> 
 /// Reads to the peer's end.
 pub fn read_all(stream: &mut TcpStream) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    stream
-        .read_to_end(&mut bytes)
-        .with_context(|| format!("after {} bytes", bytes.len()))?;
+    stream.read_to_end(&mut bytes).with_context(|| format!("after {} bytes", bytes.len()))?;
     Ok(bytes)
 }
 
 /// Reads exactly so many bytes.
 pub fn read_exactly(stream: &mut TcpStream, len: usize) -> Result<Vec<u8>> {
     let mut bytes = vec![0; len];
-    stream
-        .read_exact(&mut bytes)
-        .with_context(|| format!("{len} bytes did not come"))?;
+    stream.read_exact(&mut bytes).with_context(|| format!("{len} bytes did not come"))?;
     Ok(bytes)
 }
 

@@ -102,14 +102,7 @@ pub fn run(load: &Load) -> Result<LoadReport> {
         results.took_us.get(index).copied().unwrap_or(0)
     };
     let (p50_us, p99_us, max_us) = (part(500), part(990), part(1000));
-    Ok(LoadReport {
-        ok: results.ok,
-        failed: results.failed,
-        seconds,
-        p50_us,
-        p99_us,
-        max_us,
-    })
+    Ok(LoadReport { ok: results.ok, failed: results.failed, seconds, p50_us, p99_us, max_us })
 }
 
 async fn drive(load: &Load, results: &Rc<RefCell<Results>>) -> Instant {
@@ -147,9 +140,7 @@ async fn client(load: Load, index: usize, started: Instant, results: Rc<RefCell<
             Ok(()) => {
                 results.ok += 1;
                 if results.took_us.len() < SAMPLES_MAX {
-                    results
-                        .took_us
-                        .push(u64::try_from(due.elapsed().as_micros()).unwrap_or(u64::MAX));
+                    results.took_us.push(u64::try_from(due.elapsed().as_micros()).unwrap_or(u64::MAX));
                 }
             }
             Err(why) => {
@@ -164,9 +155,7 @@ async fn client(load: Load, index: usize, started: Instant, results: Rc<RefCell<
 fn due(load: &Load, index: usize, turn: u32) -> Option<Duration> {
     let rate = load.rate?;
     let number = u64::from(turn) * load.clients as u64 + index as u64;
-    Some(Duration::from_nanos(
-        number.saturating_mul(1_000_000_000) / u64::from(rate.max(1)),
-    ))
+    Some(Duration::from_nanos(number.saturating_mul(1_000_000_000) / u64::from(rate.max(1))))
 }
 
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n";
@@ -192,12 +181,7 @@ async fn request(load: &Load, connection: &mut Option<TcpStream>) -> Result<(), 
             _ => {}
         }
         if stream.read_buf(&mut answer).await.map_err(at("answer"))? == 0 {
-            return Err(if answer.is_empty() {
-                "answer: closed before it"
-            } else {
-                "answer: cut"
-            }
-            .to_owned());
+            return Err(if answer.is_empty() { "answer: closed before it" } else { "answer: cut" }.to_owned());
         }
     }
     if !answer.starts_with(b"HTTP/1.1 200 ") {
@@ -215,8 +199,7 @@ fn answer_len(answer: &[u8]) -> Option<usize> {
     let head = std::str::from_utf8(&answer[..head_len]).ok()?;
     let body_len = head.lines().find_map(|line| {
         let (name, value) = line.split_once(':')?;
-        name.eq_ignore_ascii_case("content-length")
-            .then(|| value.trim().parse::<usize>().ok())?
+        name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse::<usize>().ok())?
     });
     Some(head_len + body_len.unwrap_or(0))
 }
@@ -228,10 +211,7 @@ mod tests {
     #[test]
     fn an_answers_length_is_known_once_its_head_is_whole() {
         assert_eq!(answer_len(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n"), None);
-        assert_eq!(
-            answer_len(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhe"),
-            Some(43)
-        );
+        assert_eq!(answer_len(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhe"), Some(43));
         assert_eq!(answer_len(b"HTTP/1.1 204 No\r\n\r\n"), Some(19));
     }
 

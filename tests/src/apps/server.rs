@@ -88,11 +88,7 @@ struct Seen {
 impl Server {
     /// Listens on `port` of both families in `netns`; port 0 is one that is free.
     pub fn start(netns: &Netns, port: u16, behaviour: Behaviour) -> Result<Self> {
-        Self::start_at(
-            netns,
-            SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port),
-            behaviour,
-        )
+        Self::start_at(netns, SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port), behaviour)
     }
 
     /// Listens on `addr` in `netns`.
@@ -126,10 +122,7 @@ impl Server {
             if left.is_zero() {
                 bail!("{what}: not within {WAIT_MAX:?}; the server saw {accepted:?}");
             }
-            let waited = self
-                .seen
-                .changed
-                .wait_timeout(accepted, left.min(Duration::from_secs(1)));
+            let waited = self.seen.changed.wait_timeout(accepted, left.min(Duration::from_secs(1)));
             accepted = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
         Ok(accepted.clone())

@@ -69,9 +69,8 @@ impl Pattern {
     /// Fills `chunk` with the bytes from `at` on, which is a multiple of 8.
     fn fill(self, at: u64, chunk: &mut [u8]) {
         for (index, word) in chunk.chunks_mut(8).enumerate() {
-            let random = mix(self
-                .seed
-                .wrapping_add((at / 8 + index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)));
+            let random =
+                mix(self.seed.wrapping_add((at / 8 + index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)));
             word.copy_from_slice(&random.to_le_bytes()[..word.len()]);
         }
     }
@@ -103,10 +102,7 @@ mod tests {
                 Ok(len)
             }
         }
-        assert_eq!(
-            pattern.check(&mut Pieces(&bytes)).unwrap(),
-            Tally { bytes: 200_003 }
-        );
+        assert_eq!(pattern.check(&mut Pieces(&bytes)).unwrap(), Tally { bytes: 200_003 });
         bytes[131_073] ^= 1;
         let error = pattern.check(&mut Pieces(&bytes)).unwrap_err();
         assert_eq!(error.to_string(), "byte 131073 of the stream is wrong");

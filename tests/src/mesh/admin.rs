@@ -13,18 +13,10 @@ use crate::WAIT_MAX;
 pub(super) fn text(socket: &Path, path: &str) -> Result<String> {
     let mut stream =
         UnixStream::connect(socket).with_context(|| format!("cannot connect to {}", socket.display()))?;
-    stream
-        .set_read_timeout(Some(WAIT_MAX))
-        .context("a socket's time bound")?;
-    write!(
-        stream,
-        "GET {path} HTTP/1.1\r\nHost: adit\r\nConnection: close\r\n\r\n"
-    )
-    .context("cannot ask")?;
+    stream.set_read_timeout(Some(WAIT_MAX)).context("a socket's time bound")?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: adit\r\nConnection: close\r\n\r\n").context("cannot ask")?;
     let mut answer = String::new();
-    stream
-        .read_to_string(&mut answer)
-        .with_context(|| format!("{path} was not answered"))?;
+    stream.read_to_string(&mut answer).with_context(|| format!("{path} was not answered"))?;
     let (head, body) = answer.split_once("\r\n\r\n").context("the answer has no head")?;
     if !head.starts_with("HTTP/1.1 200 ") {
         bail!("{path}: {answer}");
@@ -51,9 +43,7 @@ fn unchunk(mut body: &str) -> Result<String> {
             return Ok(whole);
         }
         whole.push_str(rest.get(..len).context("a chunk that is cut")?);
-        body = rest[len..]
-            .strip_prefix("\r\n")
-            .context("a chunk without its end")?;
+        body = rest[len..].strip_prefix("\r\n").context("a chunk without its end")?;
     }
 }
 

@@ -51,21 +51,9 @@ impl Agent {
         });
         merge(&mut config, settings);
         let file = folder.join("config.yaml");
-        replace(
-            &file,
-            &serde_saphyr::to_string(&config).context("the agent's configuration")?,
-        )?;
-        let process = node
-            .netns
-            .command(program("adit-agent")?)
-            .args(["--config"])
-            .args([&file])
-            .spawn()?;
-        Ok(Self {
-            node: node.name.clone(),
-            process,
-            socket: run.join("admin.sock"),
-        })
+        replace(&file, &serde_saphyr::to_string(&config).context("the agent's configuration")?)?;
+        let process = node.netns.command(program("adit-agent")?).args(["--config"]).args([&file]).spawn()?;
+        Ok(Self { node: node.name.clone(), process, socket: run.join("admin.sock") })
     }
 
     /// The node that it is on.
@@ -80,10 +68,9 @@ impl Agent {
 
     /// Waits for its own word that it is ready.
     pub(super) fn wait_ready(&self) -> Result<()> {
-        self.process
-            .wait_for_line("the agent's word that it is ready", |line| {
-                line.starts_with("adit-agent ready")
-            })?;
+        self.process.wait_for_line("the agent's word that it is ready", |line| {
+            line.starts_with("adit-agent ready")
+        })?;
         Ok(())
     }
 

@@ -48,28 +48,14 @@ impl Ca {
         });
         super::merge(&mut config, settings);
         let file = folder.join("config.yaml");
-        super::replace(
-            &file,
-            &serde_saphyr::to_string(&config).context("the CA's configuration")?,
-        )?;
+        super::replace(&file, &serde_saphyr::to_string(&config).context("the CA's configuration")?)?;
         let nodes = Mutex::new(known_nodes(&folder)?);
         write_tokens(&folder, &nodes.lock().unwrap_or_else(PoisonError::into_inner))?;
-        let run = host
-            .netns
-            .command(program("adit-ca")?)
-            .args(["run", "--config"])
-            .args([&file]);
+        let run = host.netns.command(program("adit-ca")?).args(["run", "--config"]).args([&file]);
         let process = run.spawn()?;
-        process.wait_for_line("the CA's word that it is ready", |line| {
-            line.starts_with("adit-ca ready on ")
-        })?;
-        Ok(Self {
-            process,
-            netns: host.netns.clone(),
-            address,
-            folder,
-            nodes,
-        })
+        process
+            .wait_for_line("the CA's word that it is ready", |line| line.starts_with("adit-ca ready on "))?;
+        Ok(Self { process, netns: host.netns.clone(), address, folder, nodes })
     }
 
     /// Where it listens.
@@ -90,10 +76,7 @@ impl Ca {
     /// Lets a node's agent ask for these identities only (a `*` at the end is any); returns its token.
     pub fn allow(&self, node: &str, identities: &[&str]) -> Result<String> {
         let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
-        nodes.insert(
-            node.to_owned(),
-            identities.iter().map(|&identity| identity.to_owned()).collect(),
-        );
+        nodes.insert(node.to_owned(), identities.iter().map(|&identity| identity.to_owned()).collect());
         write_tokens(&self.folder, &nodes)?;
         Ok(token(node))
     }

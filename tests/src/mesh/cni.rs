@@ -66,11 +66,7 @@ impl Cni {
             },
         });
         let environment = environment.map(|(name, value)| (name.to_owned(), value)).to_vec();
-        Ok(Self {
-            node: node.netns.clone(),
-            environment,
-            config,
-        })
+        Ok(Self { node: node.netns.clone(), environment, config })
     }
 
     /// ADD.
@@ -95,12 +91,8 @@ impl Cni {
 
     /// Any verb with any input.
     pub fn call_with(&self, verb: &str, input: &[u8]) -> Result<CniAnswer> {
-        let mut run = self
-            .node
-            .command(program("adit-cni")?)
-            .env_clear()
-            .env("CNI_COMMAND", verb)
-            .stdin(input);
+        let mut run =
+            self.node.command(program("adit-cni")?).env_clear().env("CNI_COMMAND", verb).stdin(input);
         for (name, value) in &self.environment {
             run = run.env(name, value);
         }
@@ -110,11 +102,7 @@ impl Cni {
         } else {
             serde_json::from_str(&output.stdout).unwrap_or(Value::String(output.stdout))
         };
-        Ok(CniAnswer {
-            code: output.status.code(),
-            printed,
-            said: output.stderr,
-        })
+        Ok(CniAnswer { code: output.status.code(), printed, said: output.stderr })
     }
 }
 
@@ -124,12 +112,7 @@ impl CniAnswer {
         if self.code == Some(0) {
             Ok(self.printed)
         } else {
-            bail!(
-                "adit-cni failed ({:?}): {} {}",
-                self.code,
-                self.printed,
-                self.said
-            )
+            bail!("adit-cni failed ({:?}): {} {}", self.code, self.printed, self.said)
         }
     }
 }

@@ -36,19 +36,12 @@ fn print_log(of: &str, process: &Process) {
 }
 
 fn print_netns(what: &str, netns: &Netns) {
-    let commands: [&[&str]; 4] = [
-        &["iptables-save"],
-        &["ip6tables-save"],
-        &["ss", "-tanpHO"],
-        &["ip", "rule"],
-    ];
+    let commands: [&[&str]; 4] =
+        [&["iptables-save"], &["ip6tables-save"], &["ss", "-tanpHO"], &["ip", "rule"]];
     for command in commands {
         let (program, args) = command.split_first().expect("every command has a program");
         let said = netns.command(program).args(args).output();
-        let said = said.map_or_else(
-            |error| format!("{error:#}"),
-            |output| output.stdout + &output.stderr,
-        );
+        let said = said.map_or_else(|error| format!("{error:#}"), |output| output.stdout + &output.stderr);
         eprintln!("---- {what}: {}\n{said}", command.join(" "));
     }
 }

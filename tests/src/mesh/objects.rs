@@ -143,11 +143,7 @@ impl ServiceSpec {
                 IpAddr::from([10, 96, 0, number]),
                 IpAddr::from([0xfd96, 0, 0, 0, 0, 0, 0, u16::from(number)]),
             ],
-            ports: vec![ServicePort {
-                name: "main".to_owned(),
-                port,
-                target,
-            }],
+            ports: vec![ServicePort { name: "main".to_owned(), port, target }],
             selector: BTreeMap::from([("app".to_owned(), name.to_owned())]),
             spec: Value::Null,
         }
@@ -169,19 +165,14 @@ impl Endpoints {
             let labels = &pod.spec.labels;
             !service.selector.is_empty()
                 && pod.spec.namespace == service.namespace
-                && service
-                    .selector
-                    .iter()
-                    .all(|(key, value)| labels.get(key) == Some(value))
+                && service.selector.iter().all(|(key, value)| labels.get(key) == Some(value))
         };
         Self(pods.filter(selected).cloned().collect())
     }
 
     /// Those that take new connections.
     pub fn ready(&self) -> impl Iterator<Item = &Pod> {
-        self.0
-            .iter()
-            .filter(|pod| pod.spec.ready && !pod.spec.terminating)
+        self.0.iter().filter(|pod| pod.spec.ready && !pod.spec.terminating)
     }
 }
 
@@ -196,11 +187,8 @@ pub(super) fn namespace(name: &str, enrolment: Enrolment) -> Value {
 
 /// A pod's object; without `host` it has no address yet.
 pub(super) fn pod(spec: &PodSpec, uid: &str, host: Option<&Host>) -> Value {
-    let ports: Vec<Value> = spec
-        .ports
-        .iter()
-        .map(|(name, port)| json!({ "name": name, "containerPort": port }))
-        .collect();
+    let ports: Vec<Value> =
+        spec.ports.iter().map(|(name, port)| json!({ "name": name, "containerPort": port })).collect();
     let mut container = json!({ "name": "main", "image": "test", "ports": ports });
     super::merge(&mut container, &spec.container);
     let status = match host {
@@ -256,11 +244,7 @@ pub(super) fn service(spec: &ServiceSpec) -> Value {
 /// One slice a family, as the endpoint controller makes them.
 pub(super) fn slices(service: &ServiceSpec, endpoints: &Endpoints) -> [(&'static str, Value); 2] {
     let slice = |family: &'static str, kind: &str, ip: fn(&Host) -> IpAddr| {
-        let endpoints: Vec<Value> = endpoints
-            .0
-            .iter()
-            .map(|pod| endpoint(pod, ip(&pod.host)))
-            .collect();
+        let endpoints: Vec<Value> = endpoints.0.iter().map(|pod| endpoint(pod, ip(&pod.host))).collect();
         let ports: Vec<Value> = service
             .ports
             .iter()
@@ -280,16 +264,11 @@ pub(super) fn slices(service: &ServiceSpec, endpoints: &Endpoints) -> [(&'static
         });
         (family, value)
     };
-    [
-        slice("v4", "IPv4", |host| host.v4.into()),
-        slice("v6", "IPv6", |host| host.v6.into()),
-    ]
+    [slice("v4", "IPv4", |host| host.v4.into()), slice("v6", "IPv6", |host| host.v6.into())]
 }
 
 fn endpoint(pod: &Pod, ip: IpAddr) -> Value {
-    let PodSpec {
-        ready, terminating, ..
-    } = pod.spec;
+    let PodSpec { ready, terminating, .. } = pod.spec;
     json!({
         "addresses": [ip],
         "conditions": { "ready": ready && !terminating, "serving": ready, "terminating": terminating },

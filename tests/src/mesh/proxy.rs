@@ -18,37 +18,24 @@ pub(super) fn program(node: &Node, services: &[(&ServiceSpec, Endpoints)]) -> Re
             format!("10.71.{number}.0/24"),
             (|host: &Host| host.v4.into()) as fn(&Host) -> IpAddr,
         ),
-        (
-            "ip6tables-restore",
-            format!("fd71:{number}::/64"),
-            |host: &Host| host.v6.into(),
-        ),
+        ("ip6tables-restore", format!("fd71:{number}::/64"), |host: &Host| host.v6.into()),
     ] {
         let is_v4 = command == "iptables-restore";
         let mut text = String::from("*nat\n:PROXY - [0:0]\n-F PREROUTING\n-F OUTPUT\n-F POSTROUTING\n");
         text.push_str("-A PREROUTING -j PROXY\n-A OUTPUT -j PROXY\n");
         // Between two pods of the node the answer would pass by on the bridge, untranslated: let it come back here.
-        let _ = writeln!(
-            text,
-            "-A POSTROUTING -s {own} -d {own} -m conntrack --ctstate DNAT -j MASQUERADE"
-        );
+        let _ = writeln!(text, "-A POSTROUTING -s {own} -d {own} -m conntrack --ctstate DNAT -j MASQUERADE");
         for (service, endpoints) in services {
             for vip in service.ips.iter().filter(|vip| vip.is_ipv4() == is_v4) {
                 for port in &service.ports {
-                    let targets: Vec<SocketAddr> = endpoints
-                        .ready()
-                        .map(|pod| SocketAddr::new(ip(&pod.host), port.target))
-                        .collect();
+                    let targets: Vec<SocketAddr> =
+                        endpoints.ready().map(|pod| SocketAddr::new(ip(&pod.host), port.target)).collect();
                     text.push_str(&rules(SocketAddr::new(*vip, port.port), &targets));
                 }
             }
         }
         text.push_str("COMMIT\n");
-        node.netns
-            .command(command)
-            .args(["-w", "5", "--noflush"])
-            .stdin(text)
-            .ok()?;
+        node.netns.command(command).args(["-w", "5", "--noflush"]).stdin(text).ok()?;
     }
     Ok(())
 }
@@ -61,10 +48,7 @@ fn rules(vip: SocketAddr, targets: &[SocketAddr]) -> String {
         let chance = if left == 1 {
             String::new()
         } else {
-            format!(
-                " -m statistic --mode random --probability {:.6}",
-                1.0 / f64::from(left)
-            )
+            format!(" -m statistic --mode random --probability {:.6}", 1.0 / f64::from(left))
         };
         let _ = writeln!(
             text,

@@ -16,10 +16,7 @@ pub(super) fn wait_for_file<T>(file: &Path, what: &str, wanted: impl Fn(&str) ->
     let folder = file.parent().context("a file has a folder")?;
     let mut inotify = Inotify::init().context("inotify")?;
     let events = WatchMask::CLOSE_WRITE | WatchMask::MOVED_TO | WatchMask::CREATE | WatchMask::DELETE;
-    inotify
-        .watches()
-        .add(folder, events)
-        .with_context(|| format!("cannot watch {}", folder.display()))?;
+    inotify.watches().add(folder, events).with_context(|| format!("cannot watch {}", folder.display()))?;
     let deadline = Instant::now() + WAIT_MAX;
     loop {
         // Looked at after the watch was set, so a change in between is not lost.
@@ -31,10 +28,7 @@ pub(super) fn wait_for_file<T>(file: &Path, what: &str, wanted: impl Fn(&str) ->
         let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
         let mut waiting = [PollFd::new(inotify.as_fd(), PollFlags::POLLIN)];
         if left.is_zero() || poll(&mut waiting, timeout).context("cannot wait")? == 0 {
-            bail!(
-                "{what}: not in {} within {WAIT_MAX:?}; it says:\n{text}",
-                file.display()
-            );
+            bail!("{what}: not in {} within {WAIT_MAX:?}; it says:\n{text}", file.display());
         }
         let mut buffer = [0; 4096];
         inotify.read_events(&mut buffer).context("cannot read events")?;

@@ -13,7 +13,7 @@ pub struct Function {
     pub lines: usize,
 }
 
-/// The functions with a body in `code` (see [`Text::code`]).
+/// The functions with a body in `code` (as `Text` holds it).
 pub fn functions(code: &str) -> Vec<Function> {
     let mut found = Vec::new();
     for (at, name) in words_after(code, "fn") {
