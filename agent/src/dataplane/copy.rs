@@ -108,24 +108,16 @@ impl Duplex {
             // While the other direction is open, reading it tells the same.
             return Poll::Ready(Err(reset.map_or_else(Broken::of, Broken::FarReset)));
         }
-        let result = self.poll_send(cx);
-        if result.is_pending() {
-            // What was reserved and not used would be missing from the tunnel's other streams.
-            self.send.reserve_capacity(0);
-        }
-        result
-    }
-
-    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
         let mut quota = QUOTA;
-        loop {
-            ready!(self.app.poll_read_ready(cx)).map_err(|_| Broken::NearReset)?;
-            ready!(self.account.buffers().poll_room(cx, &mut self.enlisted));
-            let room = match self.poll_capacity(cx) {
-                Poll::Ready(room) => room?,
-                Poll::Pending => return Poll::Pending,
-            };
-            let Some(chunk) = ready!(self.poll_read(cx, room)).map_err(|_| Broken::NearReset)? else {
+        while quota > 0 {
+            let readable = self.app.poll_read_ready(cx).map_err(|_| Broken::NearReset)?.is_ready();
+            if !readable || self.account.buffers().poll_room(cx, &mut self.enlisted).is_pending() {
+                return self.unreserve();
+            }
+            // What is asked for here stays asked for while this waits: the app has something to say.
+            let room = ready!(self.poll_capacity(cx))?;
+            let Poll::Ready(read) = self.poll_read(cx, room) else { return self.unreserve() };
+            let Some(chunk) = read.map_err(|_| Broken::NearReset)? else {
                 self.send.send_data(self.account.buffers().chunk(&[]), true).map_err(Broken::of)?;
                 return Poll::Ready(Ok(()));
             };
@@ -133,11 +125,15 @@ impl Duplex {
             self.flow.from_near(count);
             self.send.send_data(chunk, false).map_err(Broken::of)?;
             quota = quota.saturating_sub(count);
-            if quota == 0 {
-                cx.waker().wake_by_ref();
-                return Poll::Pending;
-            }
         }
+        cx.waker().wake_by_ref();
+        self.unreserve()
+    }
+
+    /// Gives capacity back that was asked for and not used: the tunnel's other streams would miss it.
+    fn unreserve<T>(&mut self) -> Poll<T> {
+        self.send.reserve_capacity(0);
+        Poll::Pending
     }
 
     /// How much the tunnel takes now; at least one byte.
@@ -153,8 +149,17 @@ impl Duplex {
             match ready!(self.send.poll_capacity(cx)) {
                 Some(Ok(_)) => {}
                 Some(Err(error)) => return Poll::Ready(Err(Broken::of(error))),
-                None => return Poll::Ready(Err(Broken::FarReset(h2::Reason::CANCEL))),
+                None => return Poll::Ready(Err(self.why_closed(cx))),
             }
+        }
+    }
+
+    /// Why a stream takes no more that this side has not closed.
+    fn why_closed(&mut self, cx: &mut Context<'_>) -> Broken {
+        match self.send.poll_reset(cx) {
+            Poll::Ready(Ok(code)) => Broken::FarReset(code),
+            Poll::Ready(Err(error)) => Broken::of(error),
+            Poll::Pending => Broken::FarReset(h2::Reason::CANCEL),
         }
     }
 

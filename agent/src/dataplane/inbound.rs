@@ -37,6 +37,9 @@ use crate::identity::tls;
 use crate::sockets;
 use crate::view::View;
 
+#[cfg(test)]
+mod tests;
+
 /// The app must answer the connection in this time: the client's agent waits 3 s in all.
 const APP_DEADLINE: Duration = Duration::from_millis(2500);
 
@@ -358,4 +361,13 @@ impl Tunnel {
         let local = self.wire.with_socket(TcpStream::local_addr);
         local.map_or_else(|_| SocketAddr::new(self.pod.first_ip(), 0), sockets::canonical)
     }
+}
+
+/// The size of the future that [`serve_stream`] makes, without a stream at hand to make one.
+#[cfg(test)]
+fn stream_future_len() -> usize {
+    fn len<A, B, C, F: Future>(_: impl Fn(A, B, C) -> F) -> usize {
+        size_of::<F>()
+    }
+    len(serve_stream)
 }

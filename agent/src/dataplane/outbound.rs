@@ -17,6 +17,9 @@ use super::relay::Relay;
 use crate::sockets;
 use crate::sockets::probe;
 
+#[cfg(test)]
+mod tests;
+
 /// Serves one captured connection from accept to report.
 pub(super) async fn serve(pod: Rc<Pod>, app: TcpStream, client: SocketAddr) {
     let dst = match sockets::original_dst(&app) {

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use adit_core::draw::Seed;
 use adit_core::net::{NodeName, ObjectName, OriginalDst, PodKey, PodUid, SandboxId};
+use adit_core::policy::{Action, AuthorizationPolicy, Rule, Scope};
 use adit_core::report::{Direction, End};
 use adit_core::workload::{Labels, MeshLabel, Owner, Pod as PodModel, Skip};
 use adit_core::world::builder::WorldBuilder;
@@ -161,6 +162,18 @@ impl Rig {
     pub(super) async fn reason(&self, direction: Direction) -> Option<Reason> {
         self.report(direction).await.end.reason()
     }
+}
+
+/// A policy of `shop` for all its pods, whose one rule matches everything, if `action` has a rule at all.
+pub(super) fn policy(name: &str, action: Action, rules: usize) -> Change {
+    Change::AuthorizationPolicy(AuthorizationPolicy {
+        name: ObjectName::new("shop", name),
+        created: 0,
+        scope: Scope::Namespace("shop".into()),
+        action,
+        dry_run: false,
+        rules: vec![Rule::default(); rules],
+    })
 }
 
 /// A captured pod's object.

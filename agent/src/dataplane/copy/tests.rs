@@ -67,7 +67,7 @@ async fn expect_pattern(mut socket: impl AsyncReadExt + Unpin, total: usize) {
 fn a_hundred_mebibytes_each_way_at_once_arrive_as_they_were_sent() {
     on_worker(async {
         let Joined { rig, near, far, .. } = joined(Config::default()).await;
-        let total = 4 * 1024 * 1024 + 4321;
+        let total = 100 * 1024 * 1024 + 4321;
         let ((near_read, near_write), (far_read, far_write)) = (near.into_split(), far.into_split());
         tokio::join!(
             send_pattern(near_write, total),

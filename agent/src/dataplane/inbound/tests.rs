@@ -1,0 +1,260 @@
+use std::net::SocketAddr;
+use std::rc::Rc;
+
+use adit_core::net::ObjectName;
+use adit_core::policy::Action;
+use adit_core::report::Direction;
+use adit_core::world::Change;
+use adit_proto::Reason;
+use adit_proto::hbone::{PORT_INBOUND_HBONE, Refusal};
+use h2::client::SendRequest;
+use http::{Method, Request, StatusCode};
+use tokio::io::AsyncReadExt;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::spawn_local;
+
+use super::super::legs::Legs;
+use super::super::pod::Pod;
+use super::super::pool::Key;
+use super::super::protocol::Refused;
+use super::super::testing::{Rig, app, greet, id, on_worker, policy};
+use super::super::{Config, FUTURE_LEN_MAX};
+
+#[test]
+fn a_deny_policy_is_named_on_both_sides() {
+    on_worker(async {
+        let rig = Rig::new(Config::default());
+        let web = rig.pod("web");
+        let api = rig.serving_pod("api").await;
+        let (_app, addr) = app(&api).await;
+        rig.change(policy("no-one", Action::Deny, 1));
+        let mut near = rig.connect(&web, addr).await;
+        assert!(near.read(&mut [0; 1]).await.is_err());
+        let outbound = rig.report(Direction::Outbound).await;
+        assert_eq!(outbound.end.reason(), Some(Reason::PeerDenied));
+        let inbound = rig.report(Direction::Inbound).await;
+        assert_eq!(inbound.end.reason(), Some(Reason::PolicyDenied));
+        for said in [outbound, inbound] {
+            let decision = said.report.decision.unwrap();
+            assert_eq!((decision.policy, decision.rule), (Some(ObjectName::new("shop", "no-one")), Some(0)));
+        }
+    });
+}
+
+#[test]
+fn allow_policies_of_which_none_matches_refuse() {
+    on_worker(async {
+        let rig = Rig::new(Config::default());
+        let web = rig.pod("web");
+        let api = rig.serving_pod("api").await;
+        let (_app, addr) = app(&api).await;
+        rig.change(policy("nothing", Action::Allow, 0));
+        let mut near = rig.connect(&web, addr).await;
+        assert!(near.read(&mut [0; 1]).await.is_err());
+        assert_eq!(rig.reason(Direction::Inbound).await, Some(Reason::PolicyNoneMatched));
+    });
+}
+
+#[test]
+fn a_policy_change_cuts_what_it_forbids_and_nothing_else() {
+    on_worker(async {
+        let rig = Rig::new(Config::default());
+        let web = rig.pod("web");
+        let api = rig.serving_pod("api").await;
+        let (app, addr) = app(&api).await;
+        let mut near = rig.connect(&web, addr).await;
+        let (mut far, _) = app.accept().await.unwrap();
+        greet(&mut near, &mut far).await;
+        rig.change(policy("everything", Action::Allow, 1));
+        greet(&mut near, &mut far).await;
+        rig.change(policy("no-one", Action::Deny, 1));
+        assert!(near.read(&mut [0; 1]).await.is_err());
+        assert!(far.read(&mut [0; 1]).await.is_err());
+        assert_eq!(rig.reason(Direction::Inbound).await, Some(Reason::PolicyChanged));
+        assert_eq!(rig.reason(Direction::Outbound).await, Some(Reason::PeerDenied));
+    });
+}
+
+#[test]
+fn a_revoked_identity_loses_its_live_connections() {
+    on_worker(async {
+        let rig = Rig::new(Config::default());
+        let web = rig.pod("web");
+        let api = rig.serving_pod("api").await;
+        let (app, addr) = app(&api).await;
+        let mut near = rig.connect(&web, addr).await;
+        let (mut far, _) = app.accept().await.unwrap();
+        greet(&mut near, &mut far).await;
+        rig.certs.borrow_mut().revoke(&id("web"));
+        assert!(near.read(&mut [0; 1]).await.is_err());
+        assert!(far.read(&mut [0; 1]).await.is_err());
+        assert_eq!(rig.reason(Direction::Inbound).await, Some(Reason::IdentityRevoked));
+    });
+}
+
+#[test]
+fn an_app_that_does_not_listen_is_a_503() {
+    on_worker(async {
+        let rig = Rig::new(Config::default());
+        let web = rig.pod("web");
+        let api = rig.serving_pod("api").await;
+        let (app, addr) = app(&api).await;
+        drop(app);
+        let mut near = rig.connect(&web, addr).await;
+        assert!(near.read(&mut [0; 1]).await.is_err());
+        assert_eq!(rig.reason(Direction::Outbound).await, Some(Reason::PeerAppUnreachable));
+        assert_eq!(rig.reason(Direction::Inbound).await, Some(Reason::AppRefused));
+    });
+}
+
+#[test]
+fn a_new_certificate_takes_new_connections_and_the_old_ones_finish() {
+    on_worker(async {
+        let rig = Rig::new(Config::default());
+        let web = rig.pod("web");
+        let api = rig.serving_pod("api").await;
+        let (app, addr) = app(&api).await;
+        let mut near = rig.connect(&web, addr).await;
+        let (mut far, _) = app.accept().await.unwrap();
+        greet(&mut near, &mut far).await;
+        rig.certs.borrow().issue(&id("web"));
+        let mut second = rig.connect(&web, addr).await;
+        let (mut second_far, _) = app.accept().await.unwrap();
+        greet(&mut second, &mut second_far).await;
+        assert_eq!(web.pool.tunnels(), 2);
+        greet(&mut near, &mut far).await;
+        drop((near, far));
+        assert_eq!(rig.reason(Direction::Outbound).await, None);
+        while web.pool.tunnels() > 1 {
+            tokio::task::yield_now().await;
+        }
+    });
+}
+
+/// A tunnel of `web`'s to `api`, to speak HTTP/2 by hand.
+async fn raw(rig: &Rig, api: &Pod) -> SendRequest<bytes::Bytes> {
+    let legs = Legs::here(rig.worker.config.legs());
+    let tcp = legs.tunnel(SocketAddr::new(api.first_ip(), PORT_INBOUND_HBONE)).await.unwrap();
+    let config = rig.worker.handles.certs.client(&id("web"), &id("api")).unwrap();
+    let name = rustls_pki_types::ServerName::IpAddress(api.first_ip().into());
+    let tls = tokio_rustls::TlsConnector::from(config).connect(name, tcp).await.unwrap();
+    let (requests, connection) = h2::client::handshake(tls).await.unwrap();
+    spawn_local(async move {
+        let _ = connection.await;
+    });
+    requests
+}
+
+async fn answer(requests: &SendRequest<bytes::Bytes>, method: Method, uri: &str) -> Refused {
+    let request = Request::builder().method(method).uri(uri).body(()).unwrap();
+    let mut requests = requests.clone().ready().await.unwrap();
+    let (response, _send) = requests.send_request(request, false).unwrap();
+    Refused::of(&response.await.unwrap()).unwrap_err()
+}
+
+#[test]
+fn what_is_no_connect_to_this_pods_app_is_a_400_with_its_reason() {
+    on_worker(async {
+        let rig = Rig::new(Config::default());
+        let _web = rig.pod("web");
+        let api = rig.serving_pod("api").await;
+        let requests = raw(&rig, &api).await;
+        let own = api.first_ip();
+        for (method, uri, reason) in [
+            (Method::GET, format!("https://{own}:80/"), Reason::BadConnect),
+            (Method::CONNECT, "api.shop:80".to_owned(), Reason::BadConnect),
+            (Method::CONNECT, format!("{own}:0"), Reason::BadConnect),
+            (Method::CONNECT, "10.9.9.9:80".to_owned(), Reason::NotThisPod),
+            (Method::CONNECT, "[fe80::1]:80".to_owned(), Reason::LinkLocal),
+            (Method::CONNECT, format!("{own}:15008"), Reason::Loop),
+            (Method::CONNECT, format!("{own}:15001"), Reason::Loop),
+        ] {
+            let refused = answer(&requests, method, &uri).await;
+            let said = refused.refusal.as_ref().map(|refusal: &Refusal| refusal.reason);
+            assert_eq!((refused.status, said), (StatusCode::BAD_REQUEST, Some(reason)), "{uri}");
+            assert_eq!(rig.reason(Direction::Inbound).await, Some(reason), "{uri}");
+        }
+    });
+}
+
+#[test]
+fn what_does_not_speak_tls_is_reported_and_dropped() {
+    on_worker(async {
+        let rig = Rig::new(Config::default());
+        let api = rig.serving_pod("api").await;
+        let mut plain = TcpStream::connect((api.first_ip(), PORT_INBOUND_HBONE)).await.unwrap();
+        tokio::io::AsyncWriteExt::write_all(&mut plain, b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+        let mut said = Vec::new();
+        let _ = plain.read_to_end(&mut said).await;
+        assert_eq!(rig.reason(Direction::Inbound).await, Some(Reason::PeerProtocol));
+    });
+}
+
+#[test]
+fn no_more_handshakes_of_one_source_run_at_once_than_may() {
+    on_worker(async {
+        let rig = Rig::new(Config::default());
+        let api = rig.serving_pod("api").await;
+        let to = SocketAddr::new(api.first_ip(), PORT_INBOUND_HBONE);
+        let mut silent = Vec::new();
+        for _ in 0..=super::super::gate::HANDSHAKES_PER_SOURCE_MAX {
+            silent.push(TcpStream::connect(to).await.unwrap());
+        }
+        assert_eq!(rig.reason(Direction::Inbound).await, Some(Reason::HandshakeLimit));
+    });
+}
+
+#[test]
+fn tunnels_to_a_pod_that_is_gone_are_let_go() {
+    on_worker(async {
+        let rig = Rig::new(Config::default());
+        let web = rig.pod("web");
+        let api = rig.serving_pod("api").await;
+        let key = Key { pod: api.key.uid.clone(), ip: api.first_ip(), expected: id("api") };
+        drop(web.pool.lease(&key).await.unwrap());
+        let world = rig.worker.handles.view.world();
+        web.pool.sweep(&world, rig.worker.handles.clock.now());
+        assert_eq!(web.pool.tunnels(), 1);
+        rig.change(Change::PodGone(ObjectName::new("shop", &*api.key.uid.0)));
+        let world = rig.worker.handles.view.world();
+        web.pool.sweep(&world, rig.worker.handles.clock.now());
+        assert_eq!(web.pool.tunnels(), 0);
+    });
+}
+
+#[test]
+fn a_thousand_connections_at_once_share_the_tunnels_they_need() {
+    on_worker(async {
+        let rig = Rig::new(Config::default());
+        let web = rig.pod("web");
+        let api = rig.serving_pod("api").await;
+        let (app, addr) = app(&api).await;
+        let serving = spawn_local(async move {
+            let mut open = Vec::new();
+            for _ in 0..1000 {
+                open.push(app.accept().await.unwrap());
+            }
+            open
+        });
+        let mut near = Vec::new();
+        for _ in 0..1000 {
+            near.push(rig.connect(&web, addr).await);
+        }
+        let open = serving.await.unwrap();
+        assert_eq!((open.len(), web.pool.tunnels()), (1000, 10));
+    });
+}
+
+#[test]
+fn an_inbound_connections_future_stays_small() {
+    on_worker(async {
+        let rig = Rig::new(Config::default());
+        let api = rig.pod("api");
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let tcp = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let client = tcp.local_addr().unwrap();
+        let plaintext = super::super::plaintext::serve(Rc::clone(&api), tcp, client);
+        assert!(std::mem::size_of_val(&plaintext) <= FUTURE_LEN_MAX, "{}", std::mem::size_of_val(&plaintext));
+        assert!(super::stream_future_len() <= FUTURE_LEN_MAX, "{}", super::stream_future_len());
+    });
+}
