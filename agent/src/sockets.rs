@@ -182,9 +182,12 @@ pub fn listen(
         Family::V6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
     };
     let taken = |step| {
-        move |source: io::Error| match source.kind() {
-            io::ErrorKind::AddrInUse => ListenError::PortTaken(port),
-            _ => failed(step)(source),
+        move |source: io::Error| {
+            if source.kind() == io::ErrorKind::AddrInUse {
+                ListenError::PortTaken(port)
+            } else {
+                failed(step)(source)
+            }
         }
     };
     socket.bind(&SocketAddr::new(any, port).into()).map_err(taken("bind"))?;
@@ -218,9 +221,12 @@ pub fn dialer(netns: &Netns, to: SocketAddr, dial: &Dial<'_>) -> Result<TcpSocke
 /// Connects from inside `netns`. No deadline but the kernel's. Dropping it gives up.
 pub async fn dial(netns: &Netns, to: SocketAddr, dial: &Dial<'_>) -> Result<TcpStream, DialError> {
     let socket = dialer(netns, to, dial)?;
-    socket.connect(to).await.map_err(|source| match source.kind() {
-        io::ErrorKind::AddrNotAvailable => DialError::PortsExhausted(to),
-        _ => DialError::Connect { to, source },
+    socket.connect(to).await.map_err(|source| {
+        if source.kind() == io::ErrorKind::AddrNotAvailable {
+            DialError::PortsExhausted(to)
+        } else {
+            DialError::Connect { to, source }
+        }
     })
 }
 

@@ -154,7 +154,7 @@ mod tests {
         check(
             &[("10.0.0.1:40000", "10.96.0.1:80", 0), ("[fd00::1]:8080", "[fd00::9]:5000", 0)],
             &Skip::default(),
-            &[("10.0.0.1:40000", Direction::Outbound), ("[fd00::1]:8080", Direction::Inbound)],
+            &[("[fd00::1]:8080", Direction::Inbound), ("10.0.0.1:40000", Direction::Outbound)],
         );
     }
 

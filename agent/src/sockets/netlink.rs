@@ -89,12 +89,13 @@ impl Netlink {
                 if message.header.sequence_number != self.sequence {
                     continue;
                 }
-                match message.payload {
-                    NetlinkPayload::InnerMessage(inner) => answer(inner),
-                    NetlinkPayload::Done(done) => return refusal(done.code),
-                    NetlinkPayload::Error(error) => return refusal(error.raw_code()),
-                    // A foreign enum, open: nothing else ends or carries an answer.
-                    _ => {}
+                // Nothing else carries or ends an answer.
+                if let NetlinkPayload::InnerMessage(inner) = message.payload {
+                    answer(inner);
+                } else if let NetlinkPayload::Done(done) = message.payload {
+                    return refusal(done.code);
+                } else if let NetlinkPayload::Error(error) = message.payload {
+                    return refusal(error.raw_code());
                 }
             }
         }

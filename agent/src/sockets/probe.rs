@@ -62,9 +62,9 @@ pub async fn probe(netns: &Netns, family: Family, port: u16) -> Result<Probed, N
         Ok(()) | Err(_) => Ok(socket),
     });
     Ok(match started {
-        Ok(socket) => finished(socket, to).await.unwrap_or_else(|error| match error.kind() {
-            io::ErrorKind::ConnectionRefused => Probed::NotListening,
-            _ => Probed::NotCaptured,
+        Ok(socket) => finished(socket, to).await.unwrap_or_else(|error| {
+            let refused = error.kind() == io::ErrorKind::ConnectionRefused;
+            if refused { Probed::NotListening } else { Probed::NotCaptured }
         }),
         Err(error) => match error.raw_os_error() {
             Some(

@@ -1,6 +1,7 @@
 //! A pod and an outside, joined by a veth pair; servers that echo; and a stand-in for the agent's data path.
 
-use std::cell::RefCell;
+#![expect(clippy::unwrap_used, reason = "a bench that cannot be set up fails its test")]
+
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd;
@@ -20,10 +21,10 @@ use nix::sched::{CloneFlags, unshare};
 use socket2::{Domain, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinSet;
 
-pub const MARK: Mark = match Mark::new(0x1234_5678) {
+pub(crate) const MARK: Mark = match Mark::new(0x1234_5678) {
     Some(mark) => mark,
     None => panic!("is a mark"),
 };
@@ -36,14 +37,14 @@ const UNANSWERED: Duration = Duration::from_millis(700);
 
 /// A connection that reached the stand-in.
 #[derive(Debug, Eq, PartialEq)]
-pub struct Seen {
-    pub port: u16,
-    pub original: SocketAddr,
-    pub client: IpAddr,
+pub(crate) struct Seen {
+    pub(crate) port: u16,
+    pub(crate) original: SocketAddr,
+    pub(crate) client: IpAddr,
 }
 
 /// Runs `test` on a thread whose network and mount namespaces are its own; in a user namespace if we are not root.
-pub fn in_namespaces(name: &str, test: impl AsyncFn() + Sync) {
+pub(crate) fn in_namespaces(name: &str, test: impl AsyncFn() + Sync) {
     if !nix::unistd::geteuid().is_root() {
         return run_in_user_namespace(&[name, "--exact"]);
     }
@@ -63,7 +64,7 @@ pub fn in_namespaces(name: &str, test: impl AsyncFn() + Sync) {
 }
 
 /// All tests once more, in a user namespace that maps nobody but ourselves.
-pub fn again_in_a_user_namespace() {
+pub(crate) fn again_in_a_user_namespace() {
     if std::env::var_os(INSIDE).is_none() {
         run_in_user_namespace(&[]);
     }
@@ -87,7 +88,7 @@ fn run_in_user_namespace(filter: &[&str]) {
 }
 
 /// As in an unprivileged container; for this thread and those that it starts.
-pub fn make_proc_sys_read_only() {
+pub(crate) fn make_proc_sys_read_only() {
     let none = None::<&Path>;
     let sys = "/proc/sys";
     mount(Some(sys), sys, none, MsFlags::MS_BIND, none).unwrap();
@@ -95,16 +96,16 @@ pub fn make_proc_sys_read_only() {
     mount(none, sys, none, MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | kept, none).unwrap();
 }
 
-pub fn one_id_is_mapped() -> bool {
+pub(crate) fn one_id_is_mapped() -> bool {
     let map = std::fs::read_to_string("/proc/self/uid_map").unwrap();
     map.lines().count() == 1 && map.split_whitespace().nth(2) == Some("1")
 }
 
-pub fn every<T, V>(values: &[T], value: impl Fn(&T) -> V) -> Vec<V> {
+pub(crate) fn every<T, V>(values: &[T], value: impl Fn(&T) -> V) -> Vec<V> {
     values.iter().map(value).collect()
 }
 
-pub fn loopback(family: Family) -> IpAddr {
+pub(crate) fn loopback(family: Family) -> IpAddr {
     match family {
         Family::V4 => Ipv4Addr::LOCALHOST.into(),
         Family::V6 => Ipv6Addr::LOCALHOST.into(),
@@ -112,24 +113,24 @@ pub fn loopback(family: Family) -> IpAddr {
 }
 
 /// The rules and chains somebody made; iptables leaves its empty tables behind.
-pub fn rules(save: &str) -> Vec<String> {
+pub(crate) fn rules(save: &str) -> Vec<String> {
     let made = |line: &&str| line.starts_with("-A") || (line.starts_with(':') && line.contains(" - "));
     save.lines().filter(made).map(str::to_owned).collect()
 }
 
-pub struct Bench {
-    pub pod: Netns,
-    pub outside: Netns,
-    seen: RefCell<mpsc::UnboundedReceiver<Seen>>,
+pub(crate) struct Bench {
+    pub(crate) pod: Netns,
+    pub(crate) outside: Netns,
+    seen: Mutex<mpsc::UnboundedReceiver<Seen>>,
     seen_by_agent: mpsc::UnboundedSender<Seen>,
-    saw: RefCell<mpsc::UnboundedReceiver<(u16, SocketAddr)>>,
+    saw: Mutex<mpsc::UnboundedReceiver<(u16, SocketAddr)>>,
     agent: JoinSet<()>,
     _servers: JoinSet<()>,
 }
 
 impl Bench {
     /// Fresh namespaces; with a rule of the pod's own where iptables-legacy shall be found in use.
-    pub async fn new(backend: Backend) -> Self {
+    pub(crate) async fn new(backend: Backend) -> Self {
         let (pod, outside) = (fresh(), fresh());
         let (seen_by_agent, seen) = mpsc::unbounded_channel();
         let (server_saw, saw) = mpsc::unbounded_channel();
@@ -169,10 +170,10 @@ impl Bench {
                 });
             }
         }
-        let seen = RefCell::new(seen);
+        let seen = Mutex::new(seen);
         let agent = JoinSet::new();
         let mut bench =
-            Self { pod, outside, seen, seen_by_agent, saw: RefCell::new(saw), agent, _servers: servers };
+            Self { pod, outside, seen, seen_by_agent, saw: Mutex::new(saw), agent, _servers: servers };
         bench.until_v6_is_up().await;
         bench.start_agent();
         if backend == Backend::Legacy {
@@ -192,7 +193,7 @@ impl Bench {
         }
     }
 
-    pub fn start_agent(&mut self) {
+    pub(crate) fn start_agent(&mut self) {
         for family in Family::BOTH {
             for port in [15001, 15006, 15008] {
                 let listener = sockets::listen(&self.pod, family, port, &Options::default()).unwrap();
@@ -208,35 +209,35 @@ impl Bench {
         }
     }
 
-    pub async fn stop_agent(&mut self) {
+    pub(crate) async fn stop_agent(&mut self) {
         self.agent.shutdown().await;
     }
 
-    pub fn pod_ip(&self, family: Family) -> IpAddr {
+    pub(crate) fn pod_ip(&self, family: Family) -> IpAddr {
         address(family, 2)
     }
 
-    pub fn outside_ip(&self, family: Family) -> IpAddr {
+    pub(crate) fn outside_ip(&self, family: Family) -> IpAddr {
         address(family, 1)
     }
 
-    pub fn outside_link_local(&self, port: u16) -> SocketAddr {
+    pub(crate) fn outside_link_local(&self, port: u16) -> SocketAddr {
         let text = within(&self.outside, "ip -6 address show dev eth0 scope link");
         let ip = text.split_whitespace().skip_while(|word| *word != "inet6").nth(1).unwrap();
         let index = self.pod.run(|| nix::net::if_::if_nametoindex("eth0").unwrap()).unwrap();
         format!("[{}%{index}]:{port}", ip.split('/').next().unwrap()).parse().unwrap()
     }
 
-    pub async fn connect(&self, from: &Netns, to: (IpAddr, u16)) -> io::Result<TcpStream> {
+    pub(crate) async fn connect(&self, from: &Netns, to: (IpAddr, u16)) -> io::Result<TcpStream> {
         self.connect_to(from, to.into()).await
     }
 
-    pub async fn connect_to(&self, from: &Netns, to: SocketAddr) -> io::Result<TcpStream> {
+    pub(crate) async fn connect_to(&self, from: &Netns, to: SocketAddr) -> io::Result<TcpStream> {
         let socket = from.run(|| socket(to)).unwrap();
         tokio::time::timeout(WAIT_MAX, socket.connect(to)).await.expect("connect ends")
     }
 
-    pub async fn connect_from(&self, from: &Netns, port: u16, to: (IpAddr, u16)) -> TcpStream {
+    pub(crate) async fn connect_from(&self, from: &Netns, port: u16, to: (IpAddr, u16)) -> TcpStream {
         let socket = from.run(|| socket(to.into())).unwrap();
         let any =
             if to.0.is_ipv4() { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { Ipv6Addr::UNSPECIFIED.into() };
@@ -244,7 +245,7 @@ impl Bench {
         tokio::time::timeout(WAIT_MAX, socket.connect(to.into())).await.expect("connect ends").unwrap()
     }
 
-    pub async fn echo(&self, stream: &mut TcpStream, text: &str) -> String {
+    pub(crate) async fn echo(&self, stream: &mut TcpStream, text: &str) -> String {
         let answered = async {
             stream.write_all(text.as_bytes()).await.unwrap();
             let mut bytes = vec![0; text.len()];
@@ -254,23 +255,23 @@ impl Bench {
         tokio::time::timeout(WAIT_MAX, answered).await.expect("an echo comes back")
     }
 
-    pub async fn read_error(&self, stream: &mut TcpStream) -> io::ErrorKind {
+    pub(crate) async fn read_error(&self, stream: &mut TcpStream) -> io::ErrorKind {
         let read = tokio::time::timeout(WAIT_MAX, stream.read(&mut [0; 1])).await.expect("a reset comes");
         read.expect_err("a reset comes").kind()
     }
 
-    pub async fn next_seen(&self) -> Seen {
-        let mut seen = self.seen.borrow_mut();
+    pub(crate) async fn next_seen(&self) -> Seen {
+        let mut seen = self.seen.lock().await;
         tokio::time::timeout(WAIT_MAX, seen.recv()).await.expect("the agent sees it").unwrap()
     }
 
     /// Called after an echo came back: whatever was captured has been reported by then.
-    pub fn nothing_seen(&self) -> bool {
-        self.seen.borrow_mut().try_recv().is_err()
+    pub(crate) fn nothing_seen(&self) -> bool {
+        self.seen.try_lock().unwrap().try_recv().is_err()
     }
 
-    pub async fn server_saw(&self, port: u16) -> SocketAddr {
-        let mut saw = self.saw.borrow_mut();
+    pub(crate) async fn server_saw(&self, port: u16) -> SocketAddr {
+        let mut saw = self.saw.lock().await;
         loop {
             let (at, client) =
                 tokio::time::timeout(WAIT_MAX, saw.recv()).await.expect("a server sees it").unwrap();
@@ -280,21 +281,21 @@ impl Bench {
         }
     }
 
-    pub fn keeper(&self, wanted: &Wanted, applied: &Applied) -> Keeper {
+    pub(crate) fn keeper(&self, wanted: &Wanted, applied: &Applied) -> Keeper {
         // A seed with an early first round: legacy sends no events.
         let early = (0..).map(Seed).find(|seed| seed.clone().below(20_000) < 300).unwrap();
         Keeper::new(self.pod.clone(), wanted.clone(), applied, Clock::real(), early).unwrap()
     }
 
-    pub async fn next(&self, keeper: &mut Keeper) -> Finding {
+    pub(crate) async fn next(&self, keeper: &mut Keeper) -> Finding {
         tokio::time::timeout(WAIT_MAX, keeper.next()).await.expect("something is found")
     }
 
-    pub async fn probe(&self, family: Family) -> probe::Probed {
+    pub(crate) async fn probe(&self, family: Family) -> probe::Probed {
         self.probe_within(family, WAIT_MAX).await.expect("a probe ends")
     }
 
-    pub async fn probe_goes_unanswered(&self, family: Family) -> bool {
+    pub(crate) async fn probe_goes_unanswered(&self, family: Family) -> bool {
         self.probe_within(family, UNANSWERED).await.is_none()
     }
 
@@ -302,7 +303,7 @@ impl Bench {
         tokio::time::timeout(wait, probe::probe(&self.pod, family, 4711)).await.ok().map(Result::unwrap)
     }
 
-    pub async fn until(&self, holds: impl Fn() -> bool) {
+    pub(crate) async fn until(&self, holds: impl Fn() -> bool) {
         let held = async {
             let mut again = tokio::time::interval(Duration::from_millis(5));
             while !holds() {
@@ -312,7 +313,7 @@ impl Bench {
         tokio::time::timeout(WAIT_MAX, held).await.expect("it comes to hold");
     }
 
-    pub fn bind_with_reuse_port(&self, family: Family, port: u16) -> io::Result<Socket> {
+    pub(crate) fn bind_with_reuse_port(&self, family: Family, port: u16) -> io::Result<Socket> {
         let addr = SocketAddr::new(self.pod_ip(family), port);
         self.pod
             .run(|| {
@@ -326,7 +327,7 @@ impl Bench {
             .unwrap()
     }
 
-    pub fn iptables(&self, backend: Backend, family: Family, args: &str) {
+    pub(crate) fn iptables(&self, backend: Backend, family: Family, args: &str) {
         let program = match family {
             Family::V4 => "iptables",
             Family::V6 => "ip6tables",
@@ -338,7 +339,7 @@ impl Bench {
         );
     }
 
-    pub fn saves(&self, backend: Backend) -> String {
+    pub(crate) fn saves(&self, backend: Backend) -> String {
         let text = format!(
             "{}{}",
             within(&self.pod, &format!("iptables-{backend}-save")),
@@ -350,7 +351,7 @@ impl Bench {
         lines.collect::<Vec<_>>().join("\n")
     }
 
-    pub fn ip(&self, family: Family, args: &str) -> String {
+    pub(crate) fn ip(&self, family: Family, args: &str) -> String {
         let family = match family {
             Family::V4 => "-4",
             Family::V6 => "-6",
@@ -358,21 +359,21 @@ impl Bench {
         within(&self.pod, &format!("ip {family} {args}"))
     }
 
-    pub fn ip_outside(&self, args: &str) {
+    pub(crate) fn ip_outside(&self, args: &str) {
         within(&self.outside, &format!("ip {args}"));
     }
 
-    pub fn sysctl(&self, sysctl: Sysctl) -> String {
+    pub(crate) fn sysctl(&self, sysctl: Sysctl) -> String {
         let read = || std::fs::read_to_string(Path::new("/proc/sys").join(sysctl.path()));
         self.pod.run(read).unwrap().unwrap().trim().to_owned()
     }
 
-    pub fn write_sysctl(&self, path: &str, value: &str) {
+    pub(crate) fn write_sysctl(&self, path: &str, value: &str) {
         self.pod.run(|| std::fs::write(Path::new("/proc/sys").join(path), value)).unwrap().unwrap();
     }
 
     /// Puts a script before a program of this name, for this thread's children only.
-    pub fn shadow(&self, program: &str, script: &str) {
+    pub(crate) fn shadow(&self, program: &str, script: &str) {
         let dir = Path::new("/usr/local/sbin");
         if !dir.join(".shadows").exists() {
             mount(Some("tmpfs"), dir, Some("tmpfs"), MsFlags::empty(), None::<&Path>).unwrap();
@@ -383,7 +384,7 @@ impl Bench {
             .unwrap();
     }
 
-    pub fn unshadow(&self) {
+    pub(crate) fn unshadow(&self) {
         umount2("/usr/local/sbin", MntFlags::MNT_DETACH).unwrap();
     }
 }
