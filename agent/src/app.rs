@@ -122,7 +122,7 @@ impl App {
         tasks.spawn(follow::hand_on_trust(self.view.clone(), self.trust));
         tasks.spawn(follow::acknowledge(self.identity.acknowledged(), self.cluster.clone()));
         tasks.spawn(follow::report_readiness(self.view.clone(), self.cluster.clone(), Arc::clone(&pods), self.readiness.clone()));
-        tasks.spawn(follow::show(Arc::clone(&self.identity), self.view, Arc::clone(&pods)));
+        tasks.spawn(follow::show(self.view, Arc::clone(&pods)));
         let node = self.node;
         tasks.spawn(async move {
             let error = node.follow().await;

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use adit_core::readiness::Facts;
 use adit_core::trust::TrustBundle;
@@ -14,7 +14,6 @@ use super::VERSION;
 use crate::cluster::Cluster;
 use crate::config::{Config, NodeFacts};
 use crate::health::Readiness;
-use crate::identity::Identity;
 use crate::pods::Pods;
 use crate::telemetry::log::Level;
 use crate::view::View;
@@ -85,10 +84,9 @@ fn say_ready() {
 }
 
 /// Keeps the gauges that count what there is.
-pub(super) async fn show(identity: Arc<Identity>, mut view: View, pods: Arc<Pods>) {
+pub(super) async fn show(mut view: View, pods: Arc<Pods>) {
     metrics::describe_gauge!("adit_build_info", "1, with the version as label.");
     metrics::describe_gauge!("adit_pods", "Sandboxes of this node, by what they are to the mesh.");
-    metrics::describe_gauge!("adit_certificate_expiry_timestamp_seconds", "When each certificate expires.");
     metrics::gauge!("adit_build_info", "version" => VERSION).set(1.0);
     let mut pods_seen = pods.changes();
     loop {
@@ -97,11 +95,6 @@ pub(super) async fn show(identity: Arc<Identity>, mut view: View, pods: Arc<Pods
         metrics::gauge!("adit_pods", "state" => "enrolled").set(count(|pod| pod.enrolled));
         metrics::gauge!("adit_pods", "state" => "captured").set(count(|pod| pod.captured));
         metrics::gauge!("adit_pods", "state" => "known").set(count(|_| true));
-        for certificate in identity.status().iter() {
-            let expiry = certificate.validity.map_or(0.0, |validity| seconds(validity.not_after));
-            let id = certificate.id.to_string();
-            metrics::gauge!("adit_certificate_expiry_timestamp_seconds", "identity" => id).set(expiry);
-        }
         view.latest();
         tokio::select! {
             () = view.changed() => {}
@@ -109,10 +102,6 @@ pub(super) async fn show(identity: Arc<Identity>, mut view: View, pods: Arc<Pods
             () = tokio::time::sleep(SHOW_EVERY) => {}
         }
     }
-}
-
-fn seconds(wall: SystemTime) -> f64 {
-    wall.duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }
 
 /// What SIGHUP reads again.
