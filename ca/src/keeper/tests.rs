@@ -255,3 +255,50 @@ fn what_is_given_by_hand_is_used_from_the_first_start_and_taken_up_later() {
     assert_eq!(&shown.signing.borrow().issuer.chain[0], theirs.chain[0].der());
     assert_eq!(roots_in(&world.published()), 1);
 }
+
+#[test]
+fn what_could_not_be_stored_is_neither_published_nor_signed_with() {
+    // Enough steps to start in, so that the next writes, those of a step, are the ones that fail.
+    for steps in 6..20 {
+        let world = World::new();
+        let (mut keeper, shown) = world.keeper(Disk::dying_after(steps), at(1)).unwrap();
+        world.leave(Request::RotateRoot);
+        for second in 2..6 {
+            keeper.tick(at(second));
+            let stored = store::peek(&world.path("store")).unwrap().unwrap();
+            let published = world.published();
+            assert!(
+                roots_in(&published) <= stored.roots().len(),
+                "{steps}: a root is published that is not on disk"
+            );
+            let signing = shown.signing.borrow().issuer.chain[0].clone();
+            assert!(
+                stored.authorities().any(|authority| *authority.chain[0].der() == signing),
+                "{steps}: a key signs that is not on disk"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_request_whose_file_could_not_be_removed_is_not_done_twice() {
+    let world = World::new();
+    let (mut keeper, _shown) = world.keeper(Disk::real(), at(1)).unwrap();
+    world.leave(Request::RotateRoot);
+    let dir = world.path("store/requests");
+    let left = fs::read_dir(&dir).unwrap().next().unwrap().unwrap().path();
+    let text = fs::read(&left).unwrap();
+    keeper.tick(at(2));
+    assert!(!left.exists());
+    // No agents: it signs with the new root at once, and drops the old one when its leaves have expired.
+    keeper.tick(at(20));
+    assert!(matches!(keeper.state.rotation, Rotation::Steady));
+    drop(keeper);
+    fs::write(&left, &text).unwrap();
+    fs::set_permissions(&left, fs::Permissions::from_mode(0o600)).unwrap();
+    let (mut keeper, _shown) = world.keeper(Disk::real(), at(21)).unwrap();
+    keeper.tick(at(22));
+    assert!(matches!(keeper.state.rotation, Rotation::Steady), "done once, also across a restart");
+    assert_eq!(keeper.state.generation, 3);
+    assert!(!left.exists());
+}
