@@ -8,11 +8,7 @@ fn the_client_stub_is_what_the_proto_file_says() {
     let protos = root.join("../proto/protos");
     let fresh = tempfile::tempdir().unwrap();
     let files = protox::compile(["ca.proto"], [protos]).unwrap();
-    tonic_prost_build::configure()
-        .build_server(false)
-        .out_dir(fresh.path())
-        .compile_fds(files)
-        .unwrap();
+    tonic_prost_build::configure().build_server(false).out_dir(fresh.path()).compile_fds(files).unwrap();
     let committed = root.join("src/identity/gen/istio.v1.auth.rs");
     let fresh = std::fs::read_to_string(fresh.path().join("istio.v1.auth.rs")).unwrap();
     if std::env::var_os("UPDATE").is_some() {

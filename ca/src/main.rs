@@ -120,9 +120,7 @@ fn with_config(path: &std::path::Path, work: impl FnOnce(Config) -> anyhow::Resu
 
 fn run(config: Config) -> anyhow::Result<()> {
     log_to_stderr(&config)?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
@@ -150,11 +148,7 @@ fn revoke(store: PathBuf, subject: SubjectArguments, undo: bool) -> anyhow::Resu
         (None, Some(identity)) => Subject::Identity(identity),
         (None, None) => anyhow::bail!("--serial or --identity is needed"),
     };
-    let request = if undo {
-        Request::Restore(subject)
-    } else {
-        Request::Revoke(subject)
-    };
+    let request = if undo { Request::Restore(subject) } else { Request::Revoke(subject) };
     ask(store, request)
 }
 
@@ -165,10 +159,7 @@ fn ask(dir: PathBuf, request: Request) -> anyhow::Result<()> {
     } else {
         "no CA runs on this store now: the next one takes it up"
     };
-    say(&format!(
-        "request {name} left; {by} (adit-ca status --store {})",
-        dir.display()
-    ))
+    say(&format!("request {name} left; {by} (adit-ca status --store {})", dir.display()))
 }
 
 fn status(dir: PathBuf, json: bool) -> anyhow::Result<()> {
@@ -177,21 +168,14 @@ fn status(dir: PathBuf, json: bool) -> anyhow::Result<()> {
     if json {
         return say(&serde_json::to_string_pretty(&progress)?);
     }
-    let running = if store::is_held(&dir) {
-        "running"
-    } else {
-        "not running; what follows is its last word"
-    };
+    let running = if store::is_held(&dir) { "running" } else { "not running; what follows is its last word" };
     let pending = store::pending(&dir)?;
     say(format!("adit-ca         {running}\n{progress}waiting         {pending} requests").as_str())
 }
 
 fn log_to_stderr(config: &Config) -> anyhow::Result<()> {
     let filter = tracing_subscriber::EnvFilter::try_new(&config.log_level)?;
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(false);
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
     match config.log_format {
         LogFormat::Text => log.init(),
         LogFormat::Json => log.json().flatten_event(true).init(),
