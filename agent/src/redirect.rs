@@ -200,7 +200,10 @@ async fn write(netns: &Netns, wanted: &Wanted, standing: Standing) -> Result<App
         conditions.push(Condition::NoIpv6);
     }
     // Before the marks that need it: a marked packet without the route would leave by eth0.
-    if routes::ensure(netns, &families)? == routes::Ensured::ButV6 {
+    // Only if one is missing: each write is announced, and would have the keeper look again.
+    if !routes::missing(netns, &families)?.is_empty()
+        && routes::ensure(netns, &families)? == routes::Ensured::ButV6
+    {
         conditions.push(Condition::NoIpv6Route);
     }
     let drift = compare(&standing, wanted);
