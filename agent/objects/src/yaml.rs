@@ -77,27 +77,44 @@ impl Document {
 ///
 /// Fails as a whole: what stands behind an error cannot be told from what belongs to it.
 pub fn read(text: &str) -> Result<Vec<Document>, YamlError> {
+    let mut all = Vec::new();
+    read_each(text, |document| all.push(document))?;
+    Ok(all)
+}
+
+/// Like [`read`], but gives each document as it is read, and keeps none: a text of 20,000 pods would be 200 MiB of them.
+///
+/// After an error the documents that were given are not to be used.
+pub fn read_each(text: &str, mut give: impl FnMut(Document)) -> Result<(), YamlError> {
     if text.len() > TEXT_LEN_MAX {
         return Err(YamlError {
             at: Position::default(),
             message: format!("is {} bytes long; at most {TEXT_LEN_MAX} are read", text.len()),
         });
     }
-    let values: Vec<Placed> =
-        serde_saphyr::from_multiple_with_options(text, options()).map_err(|error| YamlError {
+    let mut bytes = text.as_bytes();
+    for placed in serde_saphyr::read_with_options::<_, Placed>(&mut bytes, options()) {
+        let placed = placed.map_err(|error| YamlError {
             at: error.location().map(position).unwrap_or_default(),
             message: one_line(&error.without_snippet().to_string()),
         })?;
-    Ok(values.into_iter().flat_map(documents).collect())
+        documents(placed).into_iter().for_each(&mut give);
+    }
+    Ok(())
 }
 
-/// Kubernetes' YAML: no key twice, and `yes` is a string.
+/// Kubernetes' YAML: no key twice, and `yes` is a string. A document may be as long as a text: a `List` of 5,000 pods
+/// has two million nodes. What aliases may multiply is bounded by the library's own limits.
 fn options() -> serde_saphyr::Options {
     serde_saphyr::options! {
         duplicate_keys: serde_saphyr::DuplicateKeyPolicy::Error,
         strict_booleans: true,
         emit_comments: false,
         with_snippet: false,
+        budget: serde_saphyr::budget! {
+            max_nodes: TEXT_LEN_MAX,
+            max_events: TEXT_LEN_MAX,
+        },
     }
 }
 

@@ -71,10 +71,11 @@ struct Dirty {
     trees: BTreeSet<PathBuf>,
 }
 
-/// What was read: every file that may have changed.
+/// What was found: every file that may have changed.
 #[derive(Debug, Default)]
 pub(super) struct Readings {
-    pub(super) objects: Vec<(PathBuf, Reading)>,
+    /// Files of objects, not yet read: all of them at once would be a mesh in memory.
+    pub(super) objects: Vec<PathBuf>,
     pub(super) status: Vec<(PathBuf, Reading)>,
     pub(super) bundle: Option<Reading>,
 }
@@ -149,7 +150,7 @@ impl Directory {
         let has_objects = self.has_objects();
         for file in files {
             match self.purpose(&file) {
-                Some(Purpose::Objects) if has_objects => readings.objects.push((file.clone(), read(&file))),
+                Some(Purpose::Objects) if has_objects => readings.objects.push(file),
                 Some(Purpose::Objects) => {}
                 Some(Purpose::Status) => readings.status.push((file.clone(), read(&file))),
                 Some(Purpose::Bundle) => readings.bundle = Some(read(&file)),
@@ -288,7 +289,8 @@ fn is_hidden(path: &Path) -> bool {
     path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
 }
 
-fn read(path: &Path) -> Reading {
+/// Reads one file.
+pub(super) fn read(path: &Path) -> Reading {
     match read_text(path) {
         Ok(text) => Reading::Text(text),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Reading::Gone,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use tracing::{info, warn};
 
 use super::copy::Copy;
-use super::directory::{Directory, Readings};
+use super::directory::{self, Directory, Readings};
 use super::files::{Files, Reading};
 use super::publish::StatusFile;
 use super::statuses::{Bundle, Statuses};
@@ -192,20 +192,25 @@ impl Driver {
         let known = || self.files.paths().chain(self.statuses.paths()).map(ToOwned::to_owned).collect();
         let Readings { objects, status, bundle } = self.directory.read(known);
         let is_first = !self.is_synced && self.directory.has_objects();
-        let mut changes = Vec::new();
+        let mut has_changed = false;
         if is_first {
-            changes.extend(self.recall(&objects));
+            self.tidy_copy(&objects);
         }
-        changes.extend(self.take_objects(objects));
+        // No snapshot is made in between: an object that goes from one file to another has not gone.
+        for some in objects.chunks(FLUSH_AT) {
+            let read = some.iter().map(|path| (path.clone(), directory::read(path))).collect();
+            let changes = self.take_objects(read, is_first);
+            has_changed |= !changes.is_empty();
+            changes.into_iter().for_each(|change| self.builder.apply(change));
+        }
+        let mut changes = Vec::new();
         changes.extend(status.into_iter().filter_map(|(path, reading)| self.statuses.update(&path, reading)));
         if let Some(reading) = bundle {
             let path = self.root.join("trust-bundle.yaml");
             changes.extend(self.bundle.update(&path, reading, &self.own.settings.trust_domain));
         }
-        let has_changed = !changes.is_empty();
-        for change in changes {
-            self.builder.apply(change);
-        }
+        has_changed |= !changes.is_empty();
+        changes.into_iter().for_each(|change| self.builder.apply(change));
         if is_first {
             self.is_synced = true;
             self.forget_strangers();
@@ -220,36 +225,53 @@ impl Driver {
         let _ = self.write_status();
     }
 
-    /// What the files said that are broken now, when they were last good, in an earlier life.
-    fn recall(&mut self, objects: &[(PathBuf, Reading)]) -> Vec<Change> {
-        let Some(copy) = &self.copy else { return Vec::new() };
-        let earlier = objects.iter().filter(|(_, reading)| !matches!(reading, Reading::Gone));
-        let earlier = earlier.filter_map(|(path, _)| Some((path.clone(), Reading::Text(copy.load(path)?))));
-        let changes = self.files.update(earlier.collect::<Vec<_>>());
-        let there = objects.iter().map(|(path, _)| path.as_path());
-        if let Err(error) = copy.keep_only(there) {
+    /// Forgets copies of files that are no more.
+    fn tidy_copy(&self, objects: &[PathBuf]) {
+        let Some(copy) = &self.copy else { return };
+        if let Err(error) = copy.keep_only(objects.iter().map(PathBuf::as_path)) {
             warn!(%error, "cannot tidy the copy of the objects");
+        }
+    }
+
+    /// Takes what was read, and keeps a copy of what is good. The first time, what the copies say comes before it: a
+    /// file that is broken now goes on from when it was last good, in an earlier life.
+    fn take_objects(&mut self, objects: Vec<(PathBuf, Reading)>, is_first: bool) -> Vec<Change> {
+        let Some(copy) = &self.copy else { return self.update(objects) };
+        let mut earlier = Vec::new();
+        let mut fresh = Vec::new();
+        for (path, reading) in &objects {
+            let kept = copy.load(path);
+            match reading {
+                Reading::Gone => {
+                    note(copy.forget(path), path);
+                    continue;
+                }
+                Reading::Text(text) if kept.as_ref() == Some(text) => continue,
+                Reading::Text(text) => fresh.push((path.clone(), text.clone())),
+                Reading::Unreadable(_) => {}
+            }
+            earlier.extend(kept.filter(|_| is_first).map(|kept| (path.clone(), Reading::Text(kept))));
+        }
+        let mut changes = self.update(earlier);
+        changes.extend(self.update(objects));
+        for (path, text) in fresh {
+            if let Some(copy) = self.copy.as_ref().filter(|_| self.files.is_good(&path)) {
+                note(copy.keep(&path, &text), &path);
+            }
         }
         changes
     }
 
-    /// Takes what was read, and keeps a copy of what is good.
-    fn take_objects(&mut self, objects: Vec<(PathBuf, Reading)>) -> Vec<Change> {
-        let Some(copy) = &self.copy else {
-            return self.files.update(objects);
-        };
-        let changes = self.files.update(objects.clone());
-        for (path, reading) in objects {
-            let kept = match reading {
-                Reading::Text(text) if self.files.is_good(&path) => copy.keep(&path, &text),
-                Reading::Text(_) | Reading::Unreadable(_) => Ok(()),
-                Reading::Gone => copy.forget(&path),
-            };
-            if let Err(error) = kept {
-                warn!(%error, file = %path.display(), "cannot keep a copy of the objects");
-            }
+    /// Takes what was read, and reads those files again whose version of an object counts now.
+    fn update(&mut self, objects: Vec<(PathBuf, Reading)>) -> Vec<Change> {
+        let mut update = self.files.update(objects);
+        if !update.again.is_empty() {
+            let again = update.again.iter().map(|path| (path.to_path_buf(), directory::read(path)));
+            let again = self.files.update(again.collect::<Vec<_>>());
+            // A file that changed in this instant has its own event, and comes by it.
+            update.changes.extend(again.changes);
         }
-        changes
+        update.changes
     }
 
     /// Forgets pods that an earlier life had captured and that are no more.
@@ -299,5 +321,12 @@ impl Driver {
             }
         }
         result.map_err(Arc::new)
+    }
+}
+
+/// Says that a copy could not be kept or forgotten.
+fn note(kept: io::Result<()>, file: &Path) {
+    if let Err(error) = kept {
+        warn!(%error, file = %file.display(), "cannot keep a copy of the objects");
     }
 }

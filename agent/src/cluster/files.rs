@@ -1,10 +1,16 @@
-//! What the files of a mesh's directory say: which object is in which file, and its last good version.
+//! What the files of a mesh's directory say: which object is in which file, and what was last told of it.
 //!
 //! Pure: is told what was read, says what changed. [`super::directory`] reads. A file that cannot be read, or is no
 //! YAML, leaves its objects as they are; so does an object that is rejected, for itself alone. Of two files with one
 //! object the one whose path sorts first counts, so that every agent chooses the same.
+//!
+//! Keeps a fingerprint of each object, not the object: the World has that. Where the version of another file comes to
+//! count, that file is read again.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::hash::{DefaultHasher, Hasher as _};
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -32,29 +38,78 @@ pub(super) enum Reading {
     Gone,
 }
 
+/// What follows from what was read.
+#[derive(Debug, Default)]
+pub(super) struct Update {
+    /// What the World should be told.
+    pub(super) changes: Vec<Change>,
+    /// Files whose version of an object counts now, and must be read again for it.
+    pub(super) again: BTreeSet<Arc<Path>>,
+}
+
 /// Every file, and what each says.
 #[derive(Debug)]
 pub(super) struct Files {
     system_namespace: Arc<str>,
-    files: BTreeMap<PathBuf, File>,
-    /// In which files an object is.
-    places: BTreeMap<Key, BTreeSet<PathBuf>>,
+    files: BTreeMap<Arc<Path>, File>,
+    places: BTreeMap<Key, Place>,
+}
+
+/// Where an object is, and what the World was told of it.
+#[derive(Debug, Default)]
+struct Place {
+    told: Option<Fingerprint>,
+    files: BTreeSet<Arc<Path>>,
 }
 
 #[derive(Debug, Default)]
 struct File {
-    objects: BTreeMap<Key, Arc<Entry>>,
+    objects: BTreeMap<Key, Entry>,
     /// What is wrong with it now, beside its objects' fields.
     troubles: Vec<Trouble>,
 }
 
-/// The last good version of an object.
-#[derive(Debug)]
+/// The last good version of an object in one file.
+#[derive(Clone, Debug)]
 struct Entry {
     at: Position,
-    change: Option<Change>,
-    problems: Vec<(Position, Problem)>,
+    /// None: it is none of the mesh's business.
+    fingerprint: Option<Fingerprint>,
+    /// What only few objects have.
+    rare: Option<Arc<Rare>>,
 }
+
+#[derive(Debug)]
+struct Rare {
+    problems: Vec<(Position, Problem)>,
+    /// A policy that may conflict with others.
+    policy: Option<Change>,
+}
+
+/// Two changes with one fingerprint are the same.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+struct Fingerprint(NonZeroU64);
+
+impl Fingerprint {
+    fn of(change: &Change) -> Self {
+        let mut writer = Hashed(DefaultHasher::new());
+        write!(writer, "{change:?}").expect("hashing cannot fail");
+        Self(NonZeroU64::new(writer.0.finish()).unwrap_or(NonZeroU64::MIN))
+    }
+}
+
+/// Hashes what is written to it.
+struct Hashed(DefaultHasher);
+
+impl std::fmt::Write for Hashed {
+    fn write_str(&mut self, text: &str) -> std::fmt::Result {
+        self.0.write(text.as_bytes());
+        Ok(())
+    }
+}
+
+/// What was read of the objects of some files, until it is known which of it counts.
+type Fresh = BTreeMap<(Key, Arc<Path>), Change>;
 
 impl Files {
     pub(super) fn new(system_namespace: Arc<str>) -> Self {
@@ -62,33 +117,35 @@ impl Files {
     }
 
     /// Takes what was read of some files, all as of one moment: an object that went from one of them to another did
-    /// not go. Returns what the World should be told.
-    pub(super) fn update(&mut self, readings: impl IntoIterator<Item = (PathBuf, Reading)>) -> Vec<Change> {
-        let mut before: BTreeMap<Key, Option<Arc<Entry>>> = BTreeMap::new();
+    /// not go.
+    pub(super) fn update(&mut self, readings: impl IntoIterator<Item = (PathBuf, Reading)>) -> Update {
+        let mut touched = BTreeSet::new();
+        let mut fresh = Fresh::new();
         for (path, reading) in readings {
+            let path: Arc<Path> = path.into();
             match reading {
-                Reading::Gone => self.replace(&path, None, &mut before),
+                Reading::Gone => self.replace(&path, None, &mut touched),
                 Reading::Unreadable(message) => self.spoil(&path, None, Wrong::Unreadable(message)),
-                Reading::Text(text) => match yaml::read(&text) {
+                Reading::Text(text) => match self.read(&path, &text, &mut fresh) {
+                    Ok(file) => self.replace(&path, Some(file), &mut touched),
                     Err(error) => {
+                        fresh.retain(|(_, of), _| *of != path);
                         let at = (error.at != Position::default()).then_some(error.at);
                         self.spoil(&path, at, Wrong::Yaml(error.message));
-                    }
-                    Ok(documents) => {
-                        let file = self.read(&path, &documents);
-                        self.replace(&path, Some(file), &mut before);
                     }
                 },
             }
         }
-        let changed =
-            before.into_iter().filter_map(|(key, before)| self.change_since(&key, before.as_deref()));
-        changed.collect()
+        let mut update = Update::default();
+        for key in touched {
+            self.tell(key, &mut fresh, &mut update);
+        }
+        update
     }
 
     /// Every file that is known.
     pub(super) fn paths(&self) -> impl Iterator<Item = &Path> {
-        self.files.keys().map(PathBuf::as_path)
+        self.files.keys().map(|path| &**path)
     }
 
     /// Whether all that a file says was taken: it is YAML, and no object of it was rejected.
@@ -102,16 +159,16 @@ impl Files {
         for (path, file) in &self.files {
             all.extend(file.troubles.iter().cloned());
             for (key, entry) in &file.objects {
-                all.extend(entry.problems.iter().map(|(at, problem)| Trouble {
-                    file: path.clone(),
+                all.extend(entry.problems().iter().map(|(at, problem)| Trouble {
+                    file: path.to_path_buf(),
                     at: Some(*at),
                     what: Wrong::Field(key.object(), problem.clone()),
                 }));
-                if let Some(first) = self.first_place(key).filter(|first| first.as_path() != path) {
+                if let Some(first) = self.first_place(key).filter(|first| *first != path) {
                     all.push(Trouble {
-                        file: path.clone(),
+                        file: path.to_path_buf(),
                         at: Some(entry.at),
-                        what: Wrong::Twice(key.object(), first.clone()),
+                        what: Wrong::Twice(key.object(), first.to_path_buf()),
                     });
                 }
             }
@@ -126,8 +183,8 @@ impl Files {
         let mut traffic: Vec<&TrafficPolicy> = Vec::new();
         for key in self.places.keys().filter(|key| is_policy(key.kind)) {
             let Some(entry) = self.winner(key) else { continue };
-            problems.insert(key, entry.problems.iter().map(|(_, problem)| problem.to_string()).collect());
-            match &entry.change {
+            problems.insert(key, entry.problems().iter().map(|(_, problem)| problem.to_string()).collect());
+            match entry.rare.as_ref().and_then(|rare| rare.policy.as_ref()) {
                 Some(Change::PeerAuthentication(policy)) => peers.push(Arc::new(policy.clone())),
                 Some(Change::TrafficPolicy(policy)) => traffic.push(policy),
                 // The others have no conflicts.
@@ -146,105 +203,111 @@ impl Files {
         problems.into_iter().map(|(key, problems)| status(key, problems)).collect()
     }
 
-    /// Reads the documents of a file; what cannot be read keeps the version that the file had of it.
-    fn read(&self, path: &Path, documents: &[Document]) -> File {
+    /// Reads the objects of a file; what cannot be read keeps the version that the file had of it.
+    fn read(&self, path: &Arc<Path>, text: &str, fresh: &mut Fresh) -> Result<File, yaml::YamlError> {
         let known = self.files.get(path);
         let mut file = File::default();
-        for document in documents {
-            match self.entry(document) {
-                Ok(None) => {}
-                Ok(Some((key, entry))) => match file.objects.get(&key) {
-                    None => {
-                        file.objects.insert(key, Arc::new(entry));
-                    }
-                    Some(_) => file.troubles.push(Trouble {
-                        file: path.to_path_buf(),
-                        at: Some(entry.at),
-                        what: Wrong::Twice(key.object(), path.to_path_buf()),
-                    }),
-                },
-                Err(rejected) => {
-                    let last = known
-                        .and_then(|known| known.objects.iter().find(|(key, _)| key.is(&rejected.object)));
-                    if let Some((key, entry)) = last {
-                        file.objects.entry(key.clone()).or_insert_with(|| Arc::clone(entry));
-                    }
-                    file.troubles.push(Trouble {
-                        file: path.to_path_buf(),
-                        at: Some(document.locate(&rejected.field)),
-                        what: Wrong::Rejected(rejected),
-                    });
-                }
+        let trouble = |at, what| Trouble { file: path.to_path_buf(), at: Some(at), what };
+        yaml::read_each(text, |document| match self.entry(&document) {
+            Ok(None) => {}
+            Ok(Some((key, entry, _))) if file.objects.contains_key(&key) => {
+                file.troubles.push(trouble(entry.at, Wrong::Twice(key.object(), path.to_path_buf())));
             }
-        }
-        file
+            Ok(Some((key, entry, change))) => {
+                if let Some(change) = change {
+                    fresh.insert((key.clone(), Arc::clone(path)), change);
+                }
+                file.objects.insert(key, entry);
+            }
+            Err(rejected) => {
+                let last =
+                    known.and_then(|known| known.objects.iter().find(|(key, _)| key.is(&rejected.object)));
+                if let Some((key, entry)) = last {
+                    file.objects.entry(key.clone()).or_insert_with(|| entry.clone());
+                }
+                file.troubles.push(trouble(document.locate(&rejected.field), Wrong::Rejected(rejected)));
+            }
+        })?;
+        Ok(file)
     }
 
-    fn entry(&self, document: &Document) -> Result<Option<(Key, Entry)>, Rejected> {
+    fn entry(&self, document: &Document) -> Result<Option<(Key, Entry, Option<Change>)>, Rejected> {
         let Some((key, object)) = Object::read(&document.value)? else {
             return Ok(None);
         };
         let translated = object.translate(&self.system_namespace)?;
         let placed =
             translated.problems.into_iter().map(|problem| (document.locate(&problem.field), problem));
-        let entry = Entry { at: document.at, change: translated.change, problems: placed.collect() };
-        Ok(Some((key, entry)))
+        let problems: Vec<_> = placed.collect();
+        let change = translated.change;
+        let policy = change.clone().filter(|_| is_policy(key.kind));
+        let rare = (policy.is_some() || !problems.is_empty()).then(|| Arc::new(Rare { problems, policy }));
+        let entry = Entry { at: document.at, fingerprint: change.as_ref().map(Fingerprint::of), rare };
+        Ok(Some((key, entry, change)))
     }
 
     /// Notes that a file cannot be used now; its objects stay.
-    fn spoil(&mut self, path: &Path, at: Option<Position>, what: Wrong) {
-        let file = self.files.entry(path.to_path_buf()).or_default();
+    fn spoil(&mut self, path: &Arc<Path>, at: Option<Position>, what: Wrong) {
+        let file = self.files.entry(Arc::clone(path)).or_default();
         file.troubles = vec![Trouble { file: path.to_path_buf(), at, what }];
     }
 
-    /// Puts a file in the place of the one that was known, and notes what its objects were before.
-    fn replace(&mut self, path: &Path, new: Option<File>, before: &mut BTreeMap<Key, Option<Arc<Entry>>>) {
+    /// Puts a file in the place of the one that was known.
+    fn replace(&mut self, path: &Arc<Path>, new: Option<File>, touched: &mut BTreeSet<Key>) {
         let old = self.files.remove(path).unwrap_or_default();
-        // The winners of before, while the places are still those of before; the old file's entries are at hand.
-        let keys: BTreeSet<Key> =
-            old.objects.keys().chain(new.iter().flat_map(|file| file.objects.keys())).cloned().collect();
-        for key in &keys {
-            before.entry(key.clone()).or_insert_with(|| {
-                let first = self.places.get(key)?.first()?;
-                let file = if first == path { &old } else { self.files.get(first)? };
-                file.objects.get(key).cloned()
-            });
-        }
-        for key in keys {
-            let is_in = new.as_ref().is_some_and(|file| file.objects.contains_key(&key));
-            let places = self.places.entry(key.clone()).or_default();
-            if is_in {
-                places.insert(path.to_path_buf());
-            } else {
-                places.remove(path);
+        for key in old.objects.into_keys() {
+            if let Some(place) = self.places.get_mut(&key) {
+                place.files.remove(path);
             }
-            if places.is_empty() {
-                self.places.remove(&key);
+            touched.insert(key);
+        }
+        let Some(new) = new else { return };
+        for key in new.objects.keys() {
+            self.places.entry(key.clone()).or_default().files.insert(Arc::clone(path));
+            touched.insert(key.clone());
+        }
+        self.files.insert(Arc::clone(path), new);
+    }
+
+    /// Tells of an object what counts now, if that is not what was told.
+    fn tell(&mut self, key: Key, fresh: &mut Fresh, update: &mut Update) {
+        let Some(place) = self.places.get_mut(&key) else { return };
+        let first = place.files.first();
+        let entry = first.and_then(|first| self.files.get(first)?.objects.get(&key));
+        match (place.told, first, entry.and_then(|entry| entry.fingerprint)) {
+            (told, _, now) if told == now => {}
+            (_, Some(first), Some(now)) => match fresh.remove(&(key.clone(), Arc::clone(first))) {
+                Some(change) => {
+                    place.told = Some(now);
+                    update.changes.push(change);
+                }
+                None => {
+                    update.again.insert(Arc::clone(first));
+                }
+            },
+            (_, Some(_) | None, _) => {
+                place.told = None;
+                update.changes.push(key.gone());
             }
         }
-        if let Some(new) = new {
-            self.files.insert(path.to_path_buf(), new);
+        if place.files.is_empty() && place.told.is_none() {
+            self.places.remove(&key);
         }
     }
 
-    fn change_since(&self, key: &Key, before: Option<&Entry>) -> Option<Change> {
-        let after = self.winner(key).and_then(|entry| entry.change.as_ref());
-        let before = before.and_then(|entry| entry.change.as_ref());
-        match (before, after) {
-            (Some(before), Some(after)) if before == after => None,
-            (Some(_) | None, Some(after)) => Some(after.clone()),
-            (Some(_), None) => Some(key.gone()),
-            (None, None) => None,
-        }
-    }
-
-    fn first_place(&self, key: &Key) -> Option<&PathBuf> {
-        self.places.get(key)?.first()
+    fn first_place(&self, key: &Key) -> Option<&Arc<Path>> {
+        self.places.get(key)?.files.first()
     }
 
     /// The version of an object that counts.
-    fn winner(&self, key: &Key) -> Option<&Arc<Entry>> {
+    fn winner(&self, key: &Key) -> Option<&Entry> {
         self.files.get(self.first_place(key)?)?.objects.get(key)
+    }
+}
+
+impl Entry {
+    fn problems(&self) -> &[(Position, Problem)] {
+        self.rare.as_ref().map_or(&[], |rare| &rare.problems)
     }
 }
 

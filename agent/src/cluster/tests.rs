@@ -440,3 +440,17 @@ async fn an_announcer_outlives_its_cluster_without_waiting() {
     let result = tokio::time::timeout(BOUND, announcer.set_captured(uid("web"), true)).await.unwrap();
     assert!(matches!(result, Err(AnnounceError::Ended)), "{result:?}");
 }
+
+#[tokio::test]
+async fn when_the_first_of_two_files_goes_the_other_counts() {
+    let mesh = Mesh::new();
+    mesh.write("a.yaml", &namespace("shop"));
+    mesh.write("b.yaml", &namespace("shop").replace("enabled", "disabled"));
+    mesh.write("pod.yaml", &pod("web", "n1"));
+    let mut agent = mesh.agent("n1");
+    let is_enrolled = |world: &World| world.workload(&uid("web")).unwrap().enrolment.is_enrolled();
+    assert!(is_enrolled(&agent.view.world()));
+    assert_eq!(agent.problems().len(), 1);
+    fs::remove_file(mesh.objects().join("a.yaml")).unwrap();
+    agent.until("the other file's", |world| !is_enrolled(world)).await;
+}

@@ -28,6 +28,15 @@ fn elements_of_a_list_are_documents() {
 }
 
 #[test]
+fn a_text_may_have_many_documents_and_a_list_many_elements() {
+    let pod = "kind: Pod\nmetadata: {name: p, labels: {a: b, c: d, e: f}}\n";
+    assert_eq!(read(&format!("{pod}---\n").repeat(5000)).unwrap().len(), 5000);
+    let items = "- kind: Pod\n  metadata: {name: p, labels: {a: b, c: d, e: f}}\n".repeat(20_000);
+    let list = format!("apiVersion: v1\nkind: List\nitems:\n{items}");
+    assert_eq!(read(&list).unwrap().len(), 20_000);
+}
+
+#[test]
 fn a_field_is_found_in_its_text_or_else_its_parent() {
     let text = "spec:\n  rules:\n  - to:\n    - ports: [80,\n        99999]\n";
     let document = &read(text).unwrap()[0];

@@ -28,14 +28,15 @@ fn gone(path: &str) -> (PathBuf, Reading) {
 }
 
 /// Changes of namespaces, in short: `+name` with its label, `-name`.
-fn short(changes: Vec<Change>) -> Vec<String> {
+fn short(update: Update) -> Vec<String> {
+    assert!(update.again.is_empty(), "{:?}", update.again);
     let word = |change| match change {
         Change::Namespace(namespace) => format!("+{} {:?}", namespace.name, namespace.mesh),
         Change::NamespaceGone(name) => format!("-{name}"),
         #[expect(clippy::wildcard_enum_match_arm, reason = "these tests have no other objects")]
         other => panic!("{other:?}"),
     };
-    changes.into_iter().map(word).collect()
+    update.changes.into_iter().map(word).collect()
 }
 
 fn troubles(files: &Files) -> Vec<String> {
@@ -108,9 +109,9 @@ fn a_rejected_object_keeps_its_version_and_the_others_of_its_file_go_on() {
 fn a_rejected_object_without_a_namespace_is_found_in_default() {
     let mut files = files();
     let good = "apiVersion: v1\nkind: Service\nmetadata: {name: s}\nspec: {ports: [{port: 80}]}\n";
-    assert_eq!(files.update([text(A, good)]).len(), 1);
+    assert_eq!(files.update([text(A, good)]).changes.len(), 1);
     let bad = "apiVersion: v1\nkind: Service\nmetadata: {name: s}\nspec: {ports: 80}\n";
-    assert_eq!(files.update([text(A, bad)]), []);
+    assert_eq!(files.update([text(A, bad)]).changes, []);
     assert_eq!(troubles(&files).len(), 1);
 }
 
@@ -125,7 +126,10 @@ fn of_two_files_with_one_object_the_first_by_name_counts() {
     );
     assert_eq!(short(files.update([text(B, namespace("x", "enabled"))])), [""; 0]);
     files.update([text(B, namespace("x", "disabled"))]);
-    assert_eq!(short(files.update([gone(A)])), ["+x Some(Disabled)"]);
+    let update = files.update([gone(A)]);
+    assert_eq!((update.changes, update.again), (vec![], BTreeSet::from([Path::new(B).into()])));
+    assert_eq!(short(files.update([text(B, namespace("x", "disabled"))])), ["+x Some(Disabled)"]);
+    assert_eq!(short(files.update([text(B, namespace("x", "disabled"))])), [""; 0]);
     assert_eq!(troubles(&files), [""; 0]);
     let twice = namespace("z", "enabled") + &namespace("z", "disabled");
     assert_eq!(short(files.update([text(A, twice)])), ["+z Some(Enabled)"]);
@@ -138,9 +142,12 @@ fn a_finished_pod_is_gone() {
     let pod = |phase: &str| {
         format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: p, uid: u}}\nstatus: {{phase: {phase}}}\n")
     };
-    assert!(matches!(files.update([text(A, pod("Running"))])[..], [Change::Pod(_)]));
-    assert_eq!(files.update([text(A, pod("Succeeded"))]), [Change::PodGone(ObjectName::new("default", "p"))]);
-    assert_eq!(files.update([gone(A)]), []);
+    assert!(matches!(files.update([text(A, pod("Running"))]).changes[..], [Change::Pod(_)]));
+    assert_eq!(
+        files.update([text(A, pod("Succeeded"))]).changes,
+        [Change::PodGone(ObjectName::new("default", "p"))]
+    );
+    assert_eq!(files.update([gone(A)]).changes, []);
 }
 
 #[test]
