@@ -71,13 +71,14 @@ pub struct TestBinary {
     pub folder: PathBuf,
 }
 
-/// The test target that needs namespaces.
+/// The test target that needs namespaces, and its package's folder: others have a target of that name too.
 const NAMESPACE_SUITE: &str = "it";
+const NAMESPACE_FOLDER: &str = "tests";
 
 impl TestBinary {
     /// Whether it runs in namespaces of its own.
     pub fn is_namespace_suite(&self) -> bool {
-        self.target == NAMESPACE_SUITE
+        self.target == NAMESPACE_SUITE && self.folder.ends_with(NAMESPACE_FOLDER)
     }
 
     /// A command to run it as cargo would.
@@ -138,16 +139,23 @@ mod tests {
 
     #[test]
     fn test_binaries_are_told_from_programs_and_the_namespace_suite_comes_last() {
-        let line = |name: &str, test: bool| {
+        let line = |folder: &str, name: &str, test: bool| {
             format!(
-                r#"{{"reason":"compiler-artifact","manifest_path":"/r/a/Cargo.toml","target":{{"name":"{name}","kind":["test"]}},
+                r#"{{"reason":"compiler-artifact","manifest_path":"/r/{folder}/Cargo.toml","target":{{"name":"{name}","kind":["test"]}},
                 "executable":"/t/{name}","profile":{{"test":{test}}}}}"#
             )
             .replace('\n', "")
         };
-        let messages = [line("it", true), line("program", false), line("zebra", true)].join("\n");
+        let messages = [
+            line("tests", "it", true),
+            line("ca", "it", true),
+            line("ca", "adit-ca", false),
+            line("xtask", "tidy", true),
+        ];
+        let messages = messages.join("\n");
         let found = test_binaries(messages.as_bytes()).unwrap();
-        let names: Vec<&str> = found.iter().map(|binary| binary.target.as_str()).collect();
-        assert_eq!(names, ["zebra", "it"]);
+        let folders: Vec<_> = found.iter().map(|binary| binary.folder.as_path()).collect();
+        assert_eq!(folders, ["/r/ca", "/r/xtask", "/r/tests"].map(std::path::Path::new));
+        assert_eq!(found.iter().filter(|binary| binary.is_namespace_suite()).count(), 1);
     }
 }
