@@ -122,7 +122,7 @@ struct Shown {
     troubles: Vec<Trouble>,
 }
 
-/// Says to the other agents what this one has captured. Cheap to clone.
+/// Says to the other agents what this one has captured, for who captures pods. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Announcer {
     commands: mpsc::Sender<Command>,
@@ -165,14 +165,9 @@ impl Cluster {
         let _ = self.commands.send(Command::Acknowledge(generation)).await;
     }
 
-    /// Looks at every file again, and returns when what was found is published: for a pod that an ADD names and the
-    /// World does not know.
+    /// [`Announcer::refresh`].
     pub async fn refresh(&self) {
-        let (done, is_done) = oneshot::channel();
-        if self.commands.send(Command::Refresh(done)).await.is_ok() {
-            // A driver that has ended has nothing to add.
-            let _ = is_done.await;
-        }
+        self.announcer().refresh().await;
     }
 
     /// What is wrong with the files now, by file and line.
@@ -202,6 +197,16 @@ const KINDS: [Kind; 8] = [
 ];
 
 impl Announcer {
+    /// Looks at every file again, and returns when what was found is published: for a pod that an ADD names and the
+    /// World does not know.
+    pub async fn refresh(&self) {
+        let (done, is_done) = oneshot::channel();
+        if self.commands.send(Command::Refresh(done)).await.is_ok() {
+            // A driver that has ended has nothing to add.
+            let _ = is_done.await;
+        }
+    }
+
     /// Says that a pod is captured, or not any more. Returns when every reader of the status file can know.
     ///
     /// The own World shows it too by then. After an error it is announced as soon as the file can be written again.

@@ -12,8 +12,8 @@ use crate::problem::{FieldPath, Segment};
 #[cfg(test)]
 mod tests;
 
-/// The longest text that is read: 16 MiB. A cluster of 5,000 pods, dumped, has 15 KB a pod at most when pruned by nobody;
-/// the directory source takes many files.
+/// The longest text that is read. A pod as the API server dumps it has up to 15 KB, so this is a dump of 1,000 pods; a
+/// directory has as many files as it likes.
 pub const TEXT_LEN_MAX: usize = 16 * 1024 * 1024;
 
 /// Where something stands in its text, both counted from 1.
