@@ -118,7 +118,7 @@ impl Config {
     fn workers(&self) -> NonZeroU32 {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let quarter = u32::try_from(cores / 4).unwrap_or(u32::MAX);
-        self.workers.or(NonZeroU32::new(quarter)).unwrap_or(NonZeroU32::MIN)
+        self.workers.or_else(|| NonZeroU32::new(quarter)).unwrap_or(NonZeroU32::MIN)
     }
 
     fn legs(&self) -> LegOptions {
@@ -276,7 +276,10 @@ impl Dataplane {
     /// Runs what `make` makes on the first worker, beside its connections, until it ends or the worker does.
     ///
     /// For the kubelet's probes: they are answered only while that worker comes round.
-    pub async fn run_on_worker<F: Future<Output = ()> + 'static>(&self, make: impl FnOnce() -> F + Send + 'static) {
+    pub async fn run_on_worker<F: Future<Output = ()> + 'static>(
+        &self,
+        make: impl FnOnce() -> F + Send + 'static,
+    ) {
         let run = Command::Run(Box::new(move || Box::pin(make())));
         if let Some(worker) = self.shared.workers.first() {
             // A worker that has ended answers no probes, which is what they are for.

@@ -93,7 +93,9 @@ fn judge(world: &World, asked: &Asked<'_>) -> Result<Judged, Refusal> {
         }
     }
     Ok(match authz::decide(policies, &asked.request()) {
-        Verdict::Allow(AllowCause::NoPolicies) => Judged { decision: decision(true, None, None), reason: None },
+        Verdict::Allow(AllowCause::NoPolicies) => {
+            Judged { decision: decision(true, None, None), reason: None }
+        }
         Verdict::Allow(AllowCause::By(by)) => {
             Judged { decision: decision(true, Some(by.policy), Some(by.rule)), reason: None }
         }

@@ -23,7 +23,7 @@ use tokio::time::timeout;
 
 use super::buffers::Chunk;
 use super::endpoints::{Choice, InUse, Spender};
-use super::error::CarryError;
+use super::error::{CarryError, ends_tunnel, is_of_the_endpoint, is_of_the_network};
 use super::pod::Pod;
 use super::pool::{Key, Lease, Origin};
 use super::protocol::{self, Head};
@@ -186,10 +186,9 @@ impl Phase<'_> {
             let attempted = match candidate.via.clone() {
                 Via::Tunnel { expected } => self.attempt(&candidate, &expected).await,
                 Via::Plaintext(_) => return self.plaintext(&candidate).await,
-                Via::Unknown => Err(Attempted {
-                    failure: Failure::PodGone,
-                    error: CarryError::Unknown(candidate.addr),
-                }),
+                Via::Unknown => {
+                    Err(Attempted { failure: Failure::PodGone, error: CarryError::Unknown(candidate.addr) })
+                }
             };
             let failed = match attempted {
                 Ok(connected) => return Ok(connected),
@@ -215,12 +214,8 @@ impl Phase<'_> {
                 let worker = &self.pod.worker;
                 let client = self.route.affinity.map(|_| self.client.ip());
                 let candidates = self.route.candidates.all();
-                let choice = Choice {
-                    candidates,
-                    service: self.route.service.as_ref(),
-                    client,
-                    tried: &self.tried,
-                };
+                let choice =
+                    Choice { candidates, service: self.route.service.as_ref(), client, tried: &self.tried };
                 let chosen = worker.endpoints.choose(&choice, self.now(), &mut worker.seed.borrow_mut());
                 chosen.map(|at| candidates[at].clone())
             };
@@ -238,11 +233,7 @@ impl Phase<'_> {
     }
 
     /// One attempt by tunnel.
-    async fn attempt(
-        &mut self,
-        candidate: &Candidate,
-        expected: &SpiffeId,
-    ) -> Result<Connected, Attempted> {
+    async fn attempt(&mut self, candidate: &Candidate, expected: &SpiffeId) -> Result<Connected, Attempted> {
         let worker = &self.pod.worker;
         let Some(workload) = &candidate.workload else {
             let error = CarryError::Unknown(candidate.addr);
@@ -255,8 +246,7 @@ impl Phase<'_> {
             report.remote = Some(Arc::clone(workload));
         });
         let in_use = worker.endpoints.begin(candidate.addr, begun);
-        let key =
-            Key { pod: workload.pod.uid.clone(), ip: candidate.addr.ip(), expected: expected.clone() };
+        let key = Key { pod: workload.pod.uid.clone(), ip: candidate.addr.ip(), expected: expected.clone() };
         let limit = self.attempt_limit(begun, candidate.addr);
         let mut reused = false;
         let opened = timeout(limit, self.open(&key, candidate.addr, &mut reused)).await;
@@ -335,7 +325,11 @@ impl Phase<'_> {
     }
 
     /// Decides what follows a failed attempt: `Ok` goes on, with this endpoint or a new choice; `Err` gives up.
-    async fn after(&mut self, failed: Attempted, candidate: Candidate) -> Result<Option<Candidate>, CarryError> {
+    async fn after(
+        &mut self,
+        failed: Attempted,
+        candidate: Candidate,
+    ) -> Result<Option<Candidate>, CarryError> {
         let Attempted { failure, error } = failed;
         self.report.edit(|report| {
             report.last_failure = Some(error.reason());
@@ -387,9 +381,9 @@ impl Phase<'_> {
             return Err(CarryError::Deadline { last: Box::new(error) });
         }
         worker.handles.clock.sleep_until(Some(until)).await;
-        let allowed = self.spender().is_some_and(|spender| {
-            worker.endpoints.may_retry(&spender, &self.route.traffic, self.now())
-        });
+        let allowed = self
+            .spender()
+            .is_some_and(|spender| worker.endpoints.may_retry(&spender, &self.route.traffic, self.now()));
         if allowed { Ok(()) } else { Err(CarryError::BudgetExhausted { last: Box::new(error) }) }
     }
 
@@ -433,7 +427,9 @@ impl Phase<'_> {
     fn attempt_limit(&self, now: Mono, endpoint: SocketAddr) -> Duration {
         let rest = self.deadline().since(now);
         let others = self.route.candidates.all().iter().any(|candidate| {
-            candidate.addr != endpoint && candidate.via != Via::Unknown && !self.tried.contains(&candidate.addr)
+            candidate.addr != endpoint
+                && candidate.via != Via::Unknown
+                && !self.tried.contains(&candidate.addr)
         });
         if others { rest.min(self.route.traffic.attempt_timeout) } else { rest }
     }
@@ -464,64 +460,4 @@ fn refused_by_peer(error: &CarryError, report: &mut ConnectionReport) {
 fn object_name(text: &str) -> Option<ObjectName> {
     let (namespace, name) = text.split_once('/')?;
     Some(ObjectName::new(namespace, name))
-}
-
-/// Failures that mean that nobody was reached.
-fn is_of_the_network(failure: Failure) -> bool {
-    match failure {
-        Failure::TunnelDead
-        | Failure::GoAway
-        | Failure::Refused
-        | Failure::Unreachable
-        | Failure::Timeout
-        | Failure::TlsCut => true,
-        Failure::RefusedStream
-        | Failure::PodGone
-        | Failure::AppUnreachable503
-        | Failure::NotThisPod400
-        | Failure::Identity
-        | Failure::Certificate
-        | Failure::Denied
-        | Failure::Protocol => false,
-    }
-}
-
-/// Failures that count against the endpoint: it, or the way to it, does not work.
-fn is_of_the_endpoint(failure: Failure) -> bool {
-    match failure {
-        Failure::Refused
-        | Failure::Unreachable
-        | Failure::Timeout
-        | Failure::TlsCut
-        | Failure::AppUnreachable503
-        | Failure::Identity
-        | Failure::Protocol => true,
-        Failure::TunnelDead
-        | Failure::GoAway
-        | Failure::RefusedStream
-        | Failure::PodGone
-        | Failure::NotThisPod400
-        | Failure::Certificate
-        | Failure::Denied => false,
-    }
-}
-
-/// Failures after which the tunnels to the peer serve nothing new.
-fn ends_tunnel(failure: Failure) -> bool {
-    match failure {
-        Failure::TunnelDead
-        | Failure::GoAway
-        | Failure::RefusedStream
-        | Failure::PodGone
-        | Failure::Timeout
-        | Failure::TlsCut
-        | Failure::Certificate
-        | Failure::Protocol
-        | Failure::NotThisPod400 => true,
-        Failure::Refused
-        | Failure::Unreachable
-        | Failure::AppUnreachable503
-        | Failure::Identity
-        | Failure::Denied => false,
-    }
 }

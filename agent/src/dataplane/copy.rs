@@ -122,7 +122,7 @@ impl Duplex {
                 return Poll::Ready(Ok(()));
             };
             let count = chunk.remaining();
-            self.flow.from_near(count);
+            self.flow.near_sent(count);
             self.send.send_data(chunk, false).map_err(Broken::of)?;
             quota = quota.saturating_sub(count);
         }
@@ -189,7 +189,7 @@ impl Duplex {
                     }
                 };
                 self.pending.advance(written);
-                self.flow.to_near(written);
+                self.flow.near_got(written);
                 // An error means that the stream is gone: the next read of it says why.
                 let _ = self.recv.flow_control().release_capacity(written);
                 quota = quota.saturating_sub(written);

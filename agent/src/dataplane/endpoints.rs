@@ -111,7 +111,8 @@ impl Endpoints {
     pub(super) fn choose(&self, choice: &Choice<'_>, now: Mono, seed: &mut Seed) -> Option<usize> {
         let known = |candidate: &Candidate| candidate.via != Via::Unknown;
         let fresh = |candidate: &Candidate| known(candidate) && !choice.tried.contains(&candidate.addr);
-        let sound = |candidate: &Candidate| fresh(candidate) && !self.is_ejected(choice.service, candidate, now);
+        let sound =
+            |candidate: &Candidate| fresh(candidate) && !self.is_ejected(choice.service, candidate, now);
         if let (Some(service), Some(client)) = (choice.service, choice.client)
             && let Some(at) = self.own_endpoint(choice.candidates, service, client, sound, now)
         {
@@ -173,9 +174,7 @@ impl Endpoints {
 
     /// Whether another endpoint than the tried ones could be dialled.
     pub(super) fn another_exists(&self, candidates: &[Candidate], tried: &[SocketAddr]) -> bool {
-        candidates
-            .iter()
-            .any(|candidate| candidate.via != Via::Unknown && !tried.contains(&candidate.addr))
+        candidates.iter().any(|candidate| candidate.via != Via::Unknown && !tried.contains(&candidate.addr))
     }
 
     /// Counts an attempt, and then the connection, at its endpoint.
@@ -197,9 +196,8 @@ impl Endpoints {
         (now, seed): (Mono, &mut Seed),
     ) -> Option<Duration> {
         let mut ejections = self.ejections.borrow_mut();
-        let ejection = ejections
-            .entry(service.clone())
-            .or_insert_with(|| Used { value: Ejection::new(), at: now });
+        let ejection =
+            ejections.entry(service.clone()).or_insert_with(|| Used { value: Ejection::new(), at: now });
         ejection.at = now;
         let draw = u32::try_from(seed.below(1 << 32)).unwrap_or(u32::MAX);
         ejection.value.failed(now, &endpoint, size, settings, draw)

@@ -90,7 +90,9 @@ impl BrokenBy {
             Broken::NearReset => Self::Client,
             Broken::FarReset(code) if *code == RESET_REFUSED => Self::PeerPolicy,
             Broken::FarReset(_) => Self::Server,
-            Broken::TunnelLost(error) => Self::Tunnel(lost.unwrap_or_else(|| super::tunnel::reason_of(error))),
+            Broken::TunnelLost(error) => {
+                Self::Tunnel(lost.unwrap_or_else(|| super::tunnel::reason_of(error)))
+            }
             Broken::Idle => Self::Idle,
         }
     }
@@ -100,7 +102,9 @@ impl BrokenBy {
         match broken {
             Broken::NearReset => Self::Server,
             Broken::FarReset(_) => Self::Client,
-            Broken::TunnelLost(error) => Self::Tunnel(lost.unwrap_or_else(|| super::tunnel::reason_of(error))),
+            Broken::TunnelLost(error) => {
+                Self::Tunnel(lost.unwrap_or_else(|| super::tunnel::reason_of(error)))
+            }
             Broken::Idle => Self::Idle,
         }
     }
@@ -219,6 +223,66 @@ fn failure_of(reason: Reason) -> Failure {
     }
 }
 
+/// Failures that mean that nobody was reached.
+pub(super) fn is_of_the_network(failure: Failure) -> bool {
+    match failure {
+        Failure::TunnelDead
+        | Failure::GoAway
+        | Failure::Refused
+        | Failure::Unreachable
+        | Failure::Timeout
+        | Failure::TlsCut => true,
+        Failure::RefusedStream
+        | Failure::PodGone
+        | Failure::AppUnreachable503
+        | Failure::NotThisPod400
+        | Failure::Identity
+        | Failure::Certificate
+        | Failure::Denied
+        | Failure::Protocol => false,
+    }
+}
+
+/// Failures that count against the endpoint: it, or the way to it, does not work.
+pub(super) fn is_of_the_endpoint(failure: Failure) -> bool {
+    match failure {
+        Failure::Refused
+        | Failure::Unreachable
+        | Failure::Timeout
+        | Failure::TlsCut
+        | Failure::AppUnreachable503
+        | Failure::Identity
+        | Failure::Protocol => true,
+        Failure::TunnelDead
+        | Failure::GoAway
+        | Failure::RefusedStream
+        | Failure::PodGone
+        | Failure::NotThisPod400
+        | Failure::Certificate
+        | Failure::Denied => false,
+    }
+}
+
+/// Failures after which the tunnels to the peer serve nothing new.
+pub(super) fn ends_tunnel(failure: Failure) -> bool {
+    match failure {
+        Failure::TunnelDead
+        | Failure::GoAway
+        | Failure::RefusedStream
+        | Failure::PodGone
+        | Failure::Timeout
+        | Failure::TlsCut
+        | Failure::Certificate
+        | Failure::Protocol
+        | Failure::NotThisPod400 => true,
+        Failure::Refused
+        | Failure::Unreachable
+        | Failure::AppUnreachable503
+        | Failure::Identity
+        | Failure::Denied => false,
+    }
+}
+
 fn of_tunnel(error: &TunnelError) -> Reason {
     match error {
         TunnelError::NoCertificate(error) => error.reason(),
@@ -250,12 +314,25 @@ pub(super) fn of_dial(error: &DialError) -> Reason {
     }
 }
 
-#[expect(clippy::wildcard_enum_match_arm, reason = "std's enum; whatever else connect() says, nobody was reached")]
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "std's enum; whatever else connect() says, nobody was reached"
+)]
 fn of_connect(error: &io::Error) -> Reason {
     match error.kind() {
         io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset => Reason::Refused,
         io::ErrorKind::TimedOut => Reason::ConnectTimeout,
         _ => Reason::Unreachable,
+    }
+}
+
+/// The same for a dial to the pod's own app.
+fn of_app_dial(error: &DialError) -> Reason {
+    match error {
+        DialError::Netns(_) => Reason::PodGone,
+        DialError::PortsExhausted(_) => Reason::SourcePortsExhausted,
+        DialError::Connect { source, .. } if source.kind() == io::ErrorKind::TimedOut => Reason::AppTimeout,
+        DialError::Socket { .. } | DialError::Connect { .. } => Reason::AppRefused,
     }
 }
 
@@ -305,12 +382,7 @@ impl ServeError {
             Self::Denied(reason) => *reason,
             Self::NoLongerAllowed(Reason::PlaintextRefused) => Reason::PlaintextRefused,
             Self::NoLongerAllowed(_) => Reason::PolicyChanged,
-            Self::App(error) => match of_dial(error) {
-                Reason::SourcePortsExhausted => Reason::SourcePortsExhausted,
-                Reason::PodGone => Reason::PodGone,
-                Reason::ConnectTimeout => Reason::AppTimeout,
-                _ => Reason::AppRefused,
-            },
+            Self::App(error) => of_app_dial(error),
             Self::AppTimeout(_) => Reason::AppTimeout,
             Self::ClientGone => Reason::ResetByClient,
             Self::Broken(by) => by.reason(),

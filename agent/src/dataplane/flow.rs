@@ -31,17 +31,17 @@ impl Flow {
     }
 
     /// Bytes read from the near side.
-    pub(super) fn from_near(&mut self, count: usize) {
+    pub(super) fn near_sent(&mut self, count: usize) {
         match self.near {
             Near::Client => self.meter.to_server(count as u64),
-            Near::Server => self.from_server(count),
+            Near::Server => self.server_sent(count),
         }
     }
 
     /// Bytes written to the near side.
-    pub(super) fn to_near(&mut self, count: usize) {
+    pub(super) fn near_got(&mut self, count: usize) {
         match self.near {
-            Near::Client => self.from_server(count),
+            Near::Client => self.server_sent(count),
             Near::Server => self.meter.to_server(count as u64),
         }
     }
@@ -51,7 +51,7 @@ impl Flow {
         self.meter.total()
     }
 
-    fn from_server(&mut self, count: usize) {
+    fn server_sent(&mut self, count: usize) {
         if let Some(since) = self.since.take() {
             self.meter.stage(Stage::FirstByte, self.clock.now().mono.since(since));
         }

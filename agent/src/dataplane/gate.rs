@@ -64,7 +64,8 @@ mod tests {
     fn one_source_cannot_fill_the_gate() {
         let gate = Gate::default();
         let greedy: IpAddr = "10.0.0.1".parse().unwrap();
-        let mut inside: Vec<_> = (0..HANDSHAKES_PER_SOURCE_MAX).map(|_| gate.enter(greedy).unwrap()).collect();
+        let mut inside: Vec<_> =
+            (0..HANDSHAKES_PER_SOURCE_MAX).map(|_| gate.enter(greedy).unwrap()).collect();
         assert!(gate.enter(greedy).is_none());
         inside.push(gate.enter("10.0.0.2".parse().unwrap()).unwrap());
         inside.clear();

@@ -9,13 +9,13 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use adit_core::net::OriginalDst;
-use adit_core::report::{Direction, End, Security, Stage, Transport};
+use adit_core::report::{Direction, End, Security, Stage, TraceId, Transport};
 use adit_core::resolve;
 use adit_core::world::World;
 use adit_proto::Reason;
 use adit_proto::hbone::{Refusal, parse_authority};
+use h2::RecvStream;
 use h2::server::{Connection, SendResponse};
-use h2::{RecvStream, SendStream};
 use http::{Method, Request};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -96,11 +96,8 @@ async fn accept(
         return Err(NoTunnel { reason: Reason::HandshakeLimit, detail });
     };
     let refused = |reason| move |error: &dyn std::error::Error| NoTunnel { reason, detail: chain(error) };
-    let config = worker
-        .handles
-        .certs
-        .server(&pod.identity)
-        .map_err(|error| refused(error.reason())(&error))?;
+    let config =
+        worker.handles.certs.server(&pod.identity).map_err(|error| refused(error.reason())(&error))?;
     let wire = Wire::new(tcp);
     let socket = Socket::new(Rc::clone(&wire), Rc::clone(&worker.buffers));
     let late = || NoTunnel {
@@ -153,7 +150,8 @@ async fn drive(mut connection: Connection<MeshStream, Chunk>, tunnel: Rc<Tunnel>
         tokio::select! {
             next = poll_fn(|cx| poll_next(&mut connection, &tunnel, &mut windows, cx)) => match next {
                 Some(Ok((request, respond))) => {
-                    streams.spawn_local(serve_stream(Rc::clone(&tunnel), request, respond));
+                    let wanted = Wanted::of(request);
+                    streams.spawn_local(serve_stream(Rc::clone(&tunnel), wanted, respond));
                 }
                 Some(Err(reason)) => {
                     tunnel.lost.set(Some(reason));
@@ -194,21 +192,36 @@ fn poll_next(
     if wanted.stream != windows.stream && connection.set_initial_window_size(wanted.stream).is_ok() {
         windows.stream = wanted.stream;
     }
-    let next = connection.poll_accept(cx).map(|next| next.map(|next| next.map_err(|error| reason_of(&error))));
+    let next =
+        connection.poll_accept(cx).map(|next| next.map(|next| next.map_err(|error| reason_of(&error))));
     match tunnel.wire.poll_flush(cx) {
         Poll::Ready(Err(error)) => Poll::Ready(Some(Err(tls::reason_of(&error)))),
         Poll::Ready(Ok(())) | Poll::Pending => next,
     }
 }
 
+/// What is kept of a request: a stream's task holds it for the connection's life.
+struct Wanted {
+    trace: Option<TraceId>,
+    /// None where it is no CONNECT to an address.
+    dst: Option<SocketAddr>,
+    recv: RecvStream,
+}
+
+impl Wanted {
+    fn of(request: Request<RecvStream>) -> Self {
+        let is_connect =
+            *request.method() == Method::CONNECT && request.extensions().get::<h2::ext::Protocol>().is_none();
+        let authority = request.uri().authority().filter(|_| is_connect);
+        let dst = authority.and_then(|authority| parse_authority(authority.as_str()).ok());
+        Self { trace: protocol::trace_of(request.headers()), dst, recv: request.into_body() }
+    }
+}
+
 /// Serves one CONNECT from its headers to its report.
-async fn serve_stream(tunnel: Rc<Tunnel>, request: Request<RecvStream>, mut respond: SendResponse<Chunk>) {
-    let trace = protocol::trace_of(request.headers()).unwrap_or_else(|| tunnel.pod.new_trace());
-    let authority = request.uri().authority().and_then(|authority| parse_authority(authority.as_str()).ok());
-    let is_connect = *request.method() == Method::CONNECT
-        && request.extensions().get::<h2::ext::Protocol>().is_none();
-    let recv = request.into_body();
-    let dst = authority.filter(|_| is_connect);
+async fn serve_stream(tunnel: Rc<Tunnel>, wanted: Wanted, mut respond: SendResponse<Chunk>) {
+    let Wanted { trace, dst, recv } = wanted;
+    let trace = trace.unwrap_or_else(|| tunnel.pod.new_trace());
     let shown = dst.unwrap_or_else(|| tunnel.own_addr());
     let reported = tunnel.pod.report(Direction::Inbound, tunnel.client, OriginalDst(shown), trace);
     reported.get().edit(|report| {
@@ -237,7 +250,9 @@ async fn carry(
     let (dst, _seat, app) = match reached {
         Ok(reached) => reached,
         Err(error) => {
-            let refusal = refusal.take().unwrap_or(Refusal { reason: error.reason(), policy: None, rule: None });
+            let refusal = refusal.take();
+            let plain = || Refusal { reason: error.reason(), policy: None, rule: None };
+            let refusal = refusal.unwrap_or_else(plain);
             // A peer that has gone meanwhile needs no answer.
             let _ = respond.send_response(protocol::refused(error.status(), &refusal), true);
             return Err(error);
@@ -245,23 +260,12 @@ async fn carry(
     };
     let send = respond.send_response(protocol::accepted(), false).map_err(|_| ServeError::ClientGone)?;
     reported.get().carried();
-    copy(tunnel, dst, app, (send, recv), view, reported).await
-}
-
-/// Carries, and asks policy again whenever it may have changed.
-async fn copy(
-    tunnel: &Rc<Tunnel>,
-    dst: SocketAddr,
-    app: TcpStream,
-    stream: (SendStream<Chunk>, RecvStream),
-    mut view: View,
-    reported: &Reported,
-) -> Result<(), ServeError> {
     let worker = &tunnel.pod.worker;
     let flow = Flow::new(reported.get().meter(), Near::Server, worker.handles.clock);
     let account = Rc::clone(&tunnel.account);
-    let mut duplex = Duplex::new(app, stream, account, flow, worker.config.half_closed_timeout);
+    let mut duplex = Duplex::new(app, (send, recv), account, flow, worker.config.half_closed_timeout);
     loop {
+        // Policy is asked again whenever it may have changed.
         tokio::select! {
             biased;
             result = &mut duplex => {

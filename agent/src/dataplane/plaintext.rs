@@ -66,10 +66,8 @@ async fn carry(
         Ok(reached) => reached,
         Err(error) => {
             let _ = sockets::reset_on_close(&client_leg);
-            let reason = match error.reason() {
-                Reason::PlaintextRefused if kind == Kind::NotQuiteProbe => Reason::ProbeViaHostPort,
-                reason => reason,
-            };
+            let almost = kind == Kind::NotQuiteProbe && error.reason() == Reason::PlaintextRefused;
+            let reason = if almost { Reason::ProbeViaHostPort } else { error.reason() };
             return Err((reason, error));
         }
     };

@@ -162,7 +162,8 @@ impl Pool {
                 self.all.borrow_mut().push(Rc::downgrade(&tunnel));
                 drop(all);
                 self.spawn(driver);
-                let origins = std::iter::once(Origin::Dialled(times)).chain(std::iter::repeat(Origin::Joined));
+                let origins =
+                    std::iter::once(Origin::Dialled(times)).chain(std::iter::repeat(Origin::Joined));
                 for (waiter, origin) in waiting.into_iter().zip(origins) {
                     // One that gave up returns its place by dropping it.
                     let _ = waiter.send(Ok(Lease { slot: tunnel.slot(), origin }));

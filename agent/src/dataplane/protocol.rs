@@ -220,10 +220,7 @@ mod tests {
 
     #[test]
     fn only_a_well_formed_traceparent_is_taken() {
-        assert_eq!(
-            trace("00-0000000000000000000000000000000f-0000000000000001-00"),
-            Some(TraceId(15))
-        );
+        assert_eq!(trace("00-0000000000000000000000000000000f-0000000000000001-00"), Some(TraceId(15)));
         for text in [
             "",
             "-------------------------------------------------------",

@@ -160,7 +160,9 @@ impl Way {
             }
             return Poll::Ready(Ok(written));
         }
-        let Some(pipe) = self.pipe.as_mut().filter(|pipe| !pipe.is_empty()) else { return Poll::Ready(Ok(0)) };
+        let Some(pipe) = self.pipe.as_mut().filter(|pipe| !pipe.is_empty()) else {
+            return Poll::Ready(Ok(0));
+        };
         loop {
             ready!(sink.poll_write_ready(cx))?;
             match sink.try_io(Interest::WRITABLE, || pipe.drain(&*sink)) {
@@ -231,7 +233,7 @@ impl Future for Relay {
         let before = this.flow.total();
         let memory = (&this.buffers, &this.pipes);
         if !this.from_near.closed {
-            let moved = |count| this.flow.from_near(count);
+            let moved = |count| this.flow.near_sent(count);
             match this.from_near.poll(cx, &mut this.near, &mut this.far, memory, moved) {
                 Poll::Ready(Ok(())) => this.from_near.closed = true,
                 Poll::Ready(Err(Failed::Source)) => return Poll::Ready(Err(Broken::NearReset)),
@@ -242,7 +244,7 @@ impl Future for Relay {
             }
         }
         if !this.to_near.closed {
-            let moved = |count| this.flow.to_near(count);
+            let moved = |count| this.flow.near_got(count);
             match this.to_near.poll(cx, &mut this.far, &mut this.near, memory, moved) {
                 Poll::Ready(Ok(())) => this.to_near.closed = true,
                 Poll::Ready(Err(Failed::Source)) => {

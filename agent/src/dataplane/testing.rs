@@ -101,7 +101,15 @@ impl Rig {
         let (sink, said) = sync_channel(65_536);
         let handles = Handles { view, certs: source, reporter: Reporter::to(sink), clock, node: None };
         let worker = Worker::new(config, handles, NonZeroU32::MIN, Seed(7));
-        Self { worker, certs: RefCell::new(certs), builder: RefCell::new(builder), publisher, said, unasked: RefCell::default(), pods: RefCell::default() }
+        Self {
+            worker,
+            certs: RefCell::new(certs),
+            builder: RefCell::new(builder),
+            publisher,
+            said,
+            unasked: RefCell::default(),
+            pods: RefCell::default(),
+        }
     }
 
     /// Changes the world, and shows it.
@@ -149,11 +157,10 @@ impl Rig {
     pub(super) async fn report(&self, direction: Direction) -> Said {
         loop {
             self.unasked.borrow_mut().extend(self.said.try_iter().filter(|said| said.end != End::Open));
-            let mut unasked = self.unasked.borrow_mut();
-            if let Some(at) = unasked.iter().position(|said| said.report.direction == direction) {
-                return unasked.remove(at);
+            let at = self.unasked.borrow().iter().position(|said| said.report.direction == direction);
+            if let Some(at) = at {
+                return self.unasked.borrow_mut().remove(at);
             }
-            drop(unasked);
             yield_now().await;
         }
     }

@@ -8,16 +8,16 @@ use std::collections::HashMap;
 use std::num::NonZeroU32;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use adit_core::draw::Seed;
 use adit_core::net::PodKey;
 use adit_core::traffic::TrafficSettings;
 use adit_proto::Reason;
-use std::sync::Arc;
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::LocalSet;
+use tokio::task::{JoinSet, LocalSet};
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::buffers::Buffers;
@@ -94,6 +94,7 @@ pub(super) fn run(runtime: &Runtime, make: impl FnOnce() -> Rc<Worker>, commands
 
 async fn serve(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>) {
     let mut pods: HashMap<PodKey, Serving> = HashMap::new();
+    let mut errands = JoinSet::new();
     let mut view = worker.handles.view.clone();
     let mut certs = worker.handles.certs.clone();
     let mut upkeep = interval(UPKEEP_INTERVAL);
@@ -102,7 +103,7 @@ async fn serve(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>) {
     loop {
         tokio::select! {
             command = commands.recv() => match command {
-                Some(command) => obey(&worker, &mut pods, command).await,
+                Some(command) => obey(&worker, &mut pods, &mut errands, command).await,
                 None => break,
             },
             () = view.changed() => {
@@ -118,7 +119,12 @@ async fn serve(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>) {
     }
 }
 
-async fn obey(worker: &Rc<Worker>, pods: &mut HashMap<PodKey, Serving>, command: Command) {
+async fn obey(
+    worker: &Rc<Worker>,
+    pods: &mut HashMap<PodKey, Serving>,
+    errands: &mut JoinSet<()>,
+    command: Command,
+) {
     match command {
         Command::Open { pod, live, done } => {
             let result = match pods.contains_key(&pod.key) {
@@ -135,7 +141,9 @@ async fn obey(worker: &Rc<Worker>, pods: &mut HashMap<PodKey, Serving>, command:
             }
             let _ = done.send(());
         }
-        Command::Run(make) => drop(tokio::task::spawn_local(make())),
+        Command::Run(make) => {
+            errands.spawn_local(make());
+        }
         Command::Close { key, reason, done } => {
             if let Some(serving) = pods.remove(&key) {
                 serving.end(reason).await;

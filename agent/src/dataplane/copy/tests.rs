@@ -176,10 +176,9 @@ fn a_reader_that_stalls_is_held_for_within_its_window_and_harms_no_other() {
         assert!(held <= bound, "{held} bytes are held, at most {bound} by windows");
         let mut near = rig.connect(&client_pod, addr).await;
         let (mut far, _) = app.accept().await.unwrap();
-        tokio::join!(
-            async { near.write_all(&block).await.unwrap() },
-            async { far.read_exact(&mut vec![0; block.len()]).await.unwrap() },
-        );
+        tokio::join!(async { near.write_all(&block).await.unwrap() }, async {
+            far.read_exact(&mut vec![0; block.len()]).await.unwrap()
+        },);
     });
 }
 
@@ -221,7 +220,8 @@ fn ten_thousand_small_frames_at_a_stalled_reader_leave_the_tunnel_alive() {
 #[test]
 fn a_half_closed_connection_without_a_byte_is_ended() {
     on_worker(async {
-        let config = Config { half_closed_timeout: std::time::Duration::from_millis(50), ..Config::default() };
+        let config =
+            Config { half_closed_timeout: std::time::Duration::from_millis(50), ..Config::default() };
         let Joined { rig, mut near, far, .. } = joined(config).await;
         near.shutdown().await.unwrap();
         let error = near.read(&mut [0; 8]).await.unwrap_err();

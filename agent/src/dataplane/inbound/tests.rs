@@ -254,7 +254,7 @@ fn an_inbound_connections_future_stays_small() {
         let tcp = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let client = tcp.local_addr().unwrap();
         let plaintext = super::super::plaintext::serve(Rc::clone(&api), tcp, client);
-        assert!(std::mem::size_of_val(&plaintext) <= FUTURE_LEN_MAX, "{}", std::mem::size_of_val(&plaintext));
+        assert!(size_of_val(&plaintext) <= FUTURE_LEN_MAX, "{}", size_of_val(&plaintext));
         assert!(super::stream_future_len() <= FUTURE_LEN_MAX, "{}", super::stream_future_len());
     });
 }

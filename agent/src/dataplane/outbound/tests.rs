@@ -5,7 +5,10 @@ use std::sync::Arc;
 
 use adit_core::net::{NodeName, ObjectName};
 use adit_core::report::Direction;
-use adit_core::service::{Distribution, Endpoint, EndpointSlice, Service, ServicePort, SlicePort, TargetPort};
+use adit_core::service::{
+    Distribution, Endpoint, EndpointSlice, Service, ServicePort, SlicePort, TargetPort,
+};
+use adit_core::traffic::{TrafficPolicy, TrafficSettings};
 use adit_core::world::Change;
 use adit_proto::Reason;
 use adit_proto::hbone::{HEADER_ADIT_REASON, PORT_INBOUND_HBONE};
@@ -198,7 +201,12 @@ fn service(rig: &Rig, endpoints: &[SocketAddr]) -> SocketAddr {
         name: name.clone(),
         vips: vec![vip.ip()],
         headless: false,
-        ports: vec![ServicePort { name: "".into(), port: 80, target: TargetPort::Number(80), node_port: None }],
+        ports: vec![ServicePort {
+            name: "".into(),
+            port: 80,
+            target: TargetPort::Number(80),
+            node_port: None,
+        }],
         internal_local: false,
         distribution: Distribution::Any,
         affinity: None,
@@ -234,6 +242,15 @@ fn a_dead_endpoint_is_passed_over_and_no_connection_fails() {
         let alive = rig.serving_pod("api").await;
         let (app, addr) = app(&alive).await;
         let vip = service(&rig, &[SocketAddr::new(dead.first_ip(), addr.port()), addr]);
+        // Every first attempt earns a whole retry: what is looked at here is not the budget.
+        let settings = TrafficSettings { budget_percent: 100, ..TrafficSettings::default() };
+        let name = ObjectName::new("shop", "api");
+        rig.change(Change::TrafficPolicy(TrafficPolicy {
+            services: vec![name.clone()],
+            name,
+            created: 0,
+            settings,
+        }));
         let mut attempts = Vec::new();
         for _ in 0..8 {
             let mut near = rig.connect(&web, vip).await;
@@ -300,10 +317,8 @@ fn a_connections_future_stays_small() {
         let web = rig.pod("web");
         let (_near, captured) = super::super::testing::pair().await;
         let client = captured.peer_addr().unwrap();
-        let dst = adit_core::net::OriginalDst(client);
         let future = super::serve(web, captured, client);
-        let size = std::mem::size_of_val(&future);
+        let size = size_of_val(&future);
         assert!(size <= super::super::FUTURE_LEN_MAX, "{size} bytes");
-        let _ = dst;
     });
 }

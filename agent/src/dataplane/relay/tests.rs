@@ -25,7 +25,8 @@ fn bulk_and_small_bytes_pass_through_the_kernel_unchanged() {
             let sent: Vec<u8> = (0..3_000_000_u32).map(|n| n.to_le_bytes()[usize::from(round % 2)]).collect();
             let mut got = vec![0; sent.len()];
             let (wrote, read) = tokio::join!(far.write_all(&sent), near.read_exact(&mut got));
-            (wrote.unwrap(), read.unwrap());
+            wrote.unwrap();
+            read.unwrap();
             assert!(got == sent, "round {round}");
         }
         near.shutdown().await.unwrap();
