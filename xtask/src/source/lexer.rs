@@ -163,7 +163,8 @@ pub(super) fn words_after(code: &str, keyword: &str) -> Vec<(usize, String)> {
         if before.is_some_and(is_ident) || !rest.starts_with([' ', '\n']) {
             continue;
         }
-        let name: String = rest.trim_start().chars().take_while(|c| is_ident(*c)).collect();
+        let name: String =
+            rest.trim_start().trim_start_matches("r#").chars().take_while(|c| is_ident(*c)).collect();
         if !name.is_empty() {
             found.push((at, name));
         }

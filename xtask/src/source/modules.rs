@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use serde::Deserialize;
 
 use super::file::File;
-use super::lexer::{line_of, words_after};
+use super::lexer::words_after;
 use crate::repo;
 
 /// A crate: one target of a package.
@@ -75,11 +75,12 @@ fn collect(root: &Path, module: Module, folder: &Path, modules: &mut Vec<Module>
     let shipped = module.file.text.code_without_tests();
     let declared = declarations(&module.file.text.code, &module.file.text.whole);
     let (path, test_only) = (module.path.clone(), module.test_only);
+    let beside = module.file.path.parent().unwrap_or_else(|| Path::new("")).to_owned();
     modules.push(module);
     for declaration in declared {
         let Declaration { at, name, file } = declaration;
         let candidates = match file {
-            Some(named) => vec![folder.join(named)],
+            Some(named) => vec![beside.join(named)],
             None => vec![folder.join(format!("{name}.rs")), folder.join(&name).join("mod.rs")],
         };
         let Some(found) = candidates.into_iter().find(|path| root.join(path).is_file()) else {
@@ -100,7 +101,7 @@ fn collect(root: &Path, module: Module, folder: &Path, modules: &mut Vec<Module>
 struct Declaration {
     at: usize,
     name: String,
-    /// The file that a `#[path = "…"]` names.
+    /// The file that a `#[path = "…"]` names, from the folder of the declaring file.
     file: Option<String>,
 }
 
@@ -108,13 +109,31 @@ fn declarations(code: &str, whole: &str) -> Vec<Declaration> {
     words_after(code, "mod")
         .into_iter()
         .filter(|(at, name)| {
-            code[*at..].trim_start_matches("mod").trim_start()[name.len()..].starts_with(';')
+            let after = code[*at..].trim_start_matches("mod").trim_start();
+            after.trim_start_matches("r#")[name.len()..].starts_with(';')
         })
         .map(|(at, name)| {
-            let line = line_of(code, at);
-            let before = whole.lines().nth(line.saturating_sub(2)).unwrap_or("").trim();
-            let file = before.strip_prefix("#[path = \"").and_then(|rest| rest.strip_suffix("\"]"));
+            // Its attributes begin where the item before it ends.
+            let begin = code[..at].rfind([';', '}']).map_or(0, |end| end + 1);
+            let attribute = whole[begin..at].split_once("#[path = \"");
+            let file = attribute.and_then(|(_, rest)| rest.split('"').next());
             Declaration { at, name, file: file.map(str::to_owned) }
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::Text;
+
+    #[test]
+    fn a_module_is_found_by_its_name_raw_or_not_and_by_its_path() {
+        let text = Text::split(
+            "mod a;\n#[path = \"b/gen.rs\"]\n#[expect(x, reason = \"y\")]\nmod r#gen;\nmod c { }\n",
+        );
+        let found: Vec<(String, Option<String>)> =
+            declarations(&text.code, &text.whole).into_iter().map(|found| (found.name, found.file)).collect();
+        assert_eq!(found, [("a".to_owned(), None), ("gen".to_owned(), Some("b/gen.rs".to_owned()))]);
+    }
 }

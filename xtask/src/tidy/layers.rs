@@ -23,7 +23,7 @@ const fn layer(module: &'static str, row: u8, may_import: &'static [&'static str
 
 /// The table of ARCHITECTURE.md. `config` is an exception by shape: it composes every component's `Config`, and only
 /// `main` and `app` import it.
-const LAYERS: [Layer; 18] = [
+const LAYERS: [Layer; 19] = [
     layer("main", 6, &["app", "config"], true),
     layer(
         "app",
@@ -50,7 +50,9 @@ const LAYERS: [Layer; 18] = [
     layer("view", 0, &[], false),
     layer("netns", 0, &[], false),
     layer("sockets", 0, &["netns"], false),
-    layer("telemetry", 0, &[], false),
+    layer("telemetry", 0, &["clock", "units"], false),
+    // How configuration writes durations and sizes: below all others.
+    layer("units", 0, &[], false),
     layer("lib", 0, &[], false),
 ];
 
