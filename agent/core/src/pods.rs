@@ -14,47 +14,15 @@ mod event;
 mod pod;
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use adit_proto::SpiffeId;
 
 use crate::net::{PodKey, PodUid, SandboxId};
 use crate::time::{Mono, Now};
 pub use event::{
-    Drift, Effect, Event, Failure, Lacking, Op, Refusal, Seen, State, Ticket, Token, Want, Wish,
+    Drift, Effect, Event, Failure, Lacking, Limits, Op, PODS_MAX, Refusal, Seen, State, Ticket, Token, Want, Wish,
 };
 use pod::{Annotation, Next, Pod, Readd, Stage};
-
-/// The most sandboxes that are kept at once. Kubernetes' limit is 110 pods a node by default and 1,000 are seen; a
-/// sandbox that is being released counts until it is.
-pub const PODS_MAX: usize = 4096;
-
-/// The machine's spans.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Limits {
-    /// From an ADD to its answer. Less than the 30 s that the plugin gives a reached agent.
-    pub add: Duration,
-    /// From a DEL to its answer, should closing take longer: the pod goes in any case.
-    pub del: Duration,
-    /// How long what is open may go on after un-enrolment.
-    pub drain: Duration,
-    /// Before the first repetition of what failed; doubled each time.
-    pub retry_first: Duration,
-    /// The longest time before a repetition.
-    pub retry_max: Duration,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            add: Duration::from_secs(25),
-            del: Duration::from_secs(2),
-            drain: Duration::from_secs(3600),
-            retry_first: Duration::from_secs(1),
-            retry_max: Duration::from_secs(60),
-        }
-    }
-}
 
 /// An identity that pods hold.
 #[derive(Debug)]

@@ -8,6 +8,7 @@ pub mod crd;
 pub mod durations;
 pub mod namespaces;
 pub mod nodes;
+mod meta;
 mod object;
 pub mod pods;
 pub mod policies;
@@ -18,5 +19,6 @@ pub mod slices;
 pub mod trust;
 pub mod yaml;
 
-pub use object::{Key, Object, POLICY_API, Translated, word};
+pub use meta::{Translated, word};
+pub use object::{Key, Object, POLICY_API};
 pub use problem::{FieldPath, ObjectRef, Problem, Rejected, Unreadable, Wrong};

@@ -4,7 +4,7 @@ use adit_core::world::{Change, Kind};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
 
-use crate::object::{Translated, cluster_name};
+use crate::meta::{Translated, cluster_name};
 use crate::problem::Rejected;
 use crate::skip;
 

@@ -9,7 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde::Deserialize;
 
-use crate::object::{Translated, labels, missing, namespaced_name, or_default};
+use crate::meta::{Translated, labels, missing, namespaced_name, or_default};
 use crate::policies::parse;
 use crate::problem::{FieldPath, Problem, Rejected, Wrong};
 use crate::skip;

@@ -8,7 +8,7 @@ use adit_core::world::{Change, Kind};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
 
-use crate::object::{Translated, namespaced_name, or_default};
+use crate::meta::{Translated, namespaced_name, or_default};
 use crate::policies::parse;
 use crate::problem::{FieldPath, Problem, Rejected, Wrong};
 

@@ -21,7 +21,7 @@ use base64::engine::general_purpose::STANDARD;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 
-use crate::object::or_default;
+use crate::meta::or_default;
 
 #[cfg(test)]
 mod tests;

@@ -3,14 +3,45 @@
 use std::fmt;
 use std::mem;
 use std::sync::Arc;
+use std::time::Duration;
 
 use adit_proto::{Reason, SpiffeId};
 
-use super::PODS_MAX;
 use crate::net::{PodKey, PodUid, SandboxId};
 use crate::redirect::Part;
 use crate::time::Mono;
 use crate::workload::Skip;
+
+/// The most sandboxes that are kept at once. Kubernetes' limit is 110 pods a node by default and 1,000 are seen; a
+/// sandbox that is being released counts until it is.
+pub const PODS_MAX: usize = 4096;
+
+/// The machine's spans.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Limits {
+    /// From an ADD to its answer. Less than the 30 s that the plugin gives a reached agent.
+    pub add: Duration,
+    /// From a DEL to its answer, should closing take longer: the pod goes in any case.
+    pub del: Duration,
+    /// How long what is open may go on after un-enrolment.
+    pub drain: Duration,
+    /// Before the first repetition of what failed; doubled each time.
+    pub retry_first: Duration,
+    /// The longest time before a repetition.
+    pub retry_max: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            add: Duration::from_secs(25),
+            del: Duration::from_secs(2),
+            drain: Duration::from_secs(3600),
+            retry_first: Duration::from_secs(1),
+            retry_max: Duration::from_secs(60),
+        }
+    }
+}
 
 /// Who waits for an answer; the driver's number for a connection of the CNI socket.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use adit_proto::{Reason, SpiffeId};
 
-use super::{Effect, Lacking, Op, Refusal, State, Ticket, Token, Want, Wish};
+use super::event::{Effect, Lacking, Op, Refusal, State, Ticket, Token, Want, Wish};
 use crate::redirect::Part;
 use crate::time::Mono;
 use crate::workload::Skip;

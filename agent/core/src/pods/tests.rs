@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{Family, Sysctl, Table};
+use super::model::{Family, Sysctl, Table};
 
 /// One way in which a namespace is not as wanted.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]

@@ -2,7 +2,7 @@
 
 use adit_proto::hbone::{PORT_INBOUND_HBONE, PORT_INBOUND_PLAINTEXT, PORT_OUTBOUND};
 
-use super::{CONN_MARK, CONNTRACK_ZONE, Family, InboundMatch, Table, Wanted};
+use super::model::{CONN_MARK, CONNTRACK_ZONE, Family, InboundMatch, Table, Wanted};
 use crate::workload::PortRange;
 
 /// The first letters of the name of every chain of ours, and of nobody else's.

@@ -1,7 +1,7 @@
 //! Reads the text of `iptables-save`, of either back end. Total: a line that is not understood is passed over, since
 //! it is not ours.
 
-use super::Table;
+use super::model::Table;
 use super::rules::{Chain, PREFIX};
 
 /// What stands in a namespace, for one family.

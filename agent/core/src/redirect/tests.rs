@@ -1,6 +1,9 @@
 //! What is written, on top of what stands; the golden files were printed by iptables 1.8.9, both back ends.
 
+use std::sync::Arc;
+
 use super::*;
+use crate::workload::Skip;
 
 /// (back end, family, save text of a namespace that holds exactly [`wanted`]).
 const APPLIED: [(&str, Family, &str); 4] = [

@@ -17,7 +17,7 @@ use adit_core::world::{Change, Kind};
 use serde_json::{Map, Value};
 
 use super::{At, Policy, Spec, list, mistyped, object, parse, port, present, scope, text, values};
-use crate::object::{Translated, namespaced_name};
+use crate::meta::{Translated, namespaced_name};
 use crate::problem::{Problem, Rejected, Wrong};
 
 /// Fields of `spec`.

@@ -7,7 +7,7 @@ use adit_core::world::{Change, Kind};
 use serde_json::Value;
 
 use super::{At, Policy, mistyped, object, parse, present, scope};
-use crate::object::{Translated, namespaced_name};
+use crate::meta::{Translated, namespaced_name};
 use crate::problem::{Problem, Rejected, Wrong};
 
 /// Fields of `spec`.

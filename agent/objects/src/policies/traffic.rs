@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 use super::{At, Policy, list, mistyped, object, present};
 use crate::durations;
-use crate::object::{Translated, namespaced_name};
+use crate::meta::{Translated, namespaced_name};
 use crate::problem::{Problem, Rejected, Wrong};
 
 /// Fields of `spec`.

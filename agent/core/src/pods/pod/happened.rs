@@ -7,7 +7,7 @@ use adit_proto::SpiffeId;
 
 use super::{Annotation, Pod, Readd, Retry, Stage, refused};
 use crate::net::PodKey;
-use crate::pods::{Drift, Effect, Failure, Lacking, Limits, Op, Refusal, Ticket, Token, Wish};
+use crate::pods::event::{Drift, Effect, Failure, Lacking, Limits, Op, Refusal, Ticket, Token, Wish};
 use crate::redirect::Part;
 use crate::time::Mono;
 
