@@ -2,7 +2,7 @@
 //!
 //! Each worker is a current-thread runtime that shares nothing with the others: it has its own listeners in every pod
 //! (the kernel spreads connections over them), its own tunnels, budgets and counters. This file starts them and tells
-//! them what to serve; a connection's way is in [`outbound`], [`inbound`] and [`plaintext`]. Knows no Kubernetes and
+//! them what to serve; a connection's way is in `outbound`, `inbound` and `plaintext`. Knows no Kubernetes and
 //! no rules: pods come from `crate::pods`, decisions from `adit_core`.
 
 mod account;
@@ -74,7 +74,7 @@ pub struct Config {
     /// 256 MiB.
     pub connections_per_pod: usize,
     /// Bytes that may wait for slow readers, in all; beyond it new connections are refused (`memory_limit`) and nothing
-    /// more is read from apps. Default `256MiB`.
+    /// more is read from apps. Default `256MiB`, at least `16MiB` a worker.
     #[serde(deserialize_with = "crate::units::size")]
     pub buffer_budget: usize,
     /// How long a tunnel without connections is kept. Default `5m`.
@@ -311,5 +311,21 @@ impl Dataplane {
         for answer in answers {
             let _ = answer.await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_configured_has_its_default_and_unknown_keys_are_errors() {
+        let config: Config = serde_saphyr::from_str("buffer-budget: 64MiB\nworkers: 2").unwrap();
+        assert_eq!(
+            config,
+            Config { buffer_budget: 64 << 20, workers: NonZeroU32::new(2), ..Config::default() }
+        );
+        assert!(serde_saphyr::from_str::<Config>("buffer-budgets: 64MiB").is_err());
+        assert!(serde_saphyr::from_str::<Config>("workers: 0").is_err());
     }
 }

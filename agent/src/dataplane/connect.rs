@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use adit_core::net::{ObjectName, OriginalDst};
 use adit_core::report::{ConnectionReport, Stage, Transport};
-use adit_core::resolve::{self, Candidate, Destination, Via};
+use adit_core::resolve::{self, Candidate, Destination, PlaintextCause, Via};
 use adit_core::retry::{self, Attempts, Backoff, Failure, Next};
 use adit_core::time::Mono;
 use adit_core::traffic::TrafficSettings;
@@ -185,7 +185,7 @@ impl Phase<'_> {
             }
             let attempted = match candidate.via.clone() {
                 Via::Tunnel { expected } => self.attempt(&candidate, &expected).await,
-                Via::Plaintext(_) => return self.plaintext(&candidate).await,
+                Via::Plaintext(cause) => return self.plaintext(&candidate, cause).await,
                 Via::Unknown => {
                     Err(Attempted { failure: Failure::PodGone, error: CarryError::Unknown(candidate.addr) })
                 }
@@ -304,9 +304,15 @@ impl Phase<'_> {
     }
 
     /// As the app would have reached it, once, with no deadline but the kernel's.
-    async fn plaintext(&self, candidate: &Candidate) -> Result<Connected, CarryError> {
+    async fn plaintext(&self, candidate: &Candidate, cause: PlaintextCause) -> Result<Connected, CarryError> {
         self.report.edit(|report| {
-            report.transport = Transport::Plaintext;
+            report.transport = match cause {
+                PlaintextCause::Outside => Transport::Passthrough,
+                PlaintextCause::NotEnrolled
+                | PlaintextCause::NotYetCaptured
+                | PlaintextCause::SkippedPort
+                | PlaintextCause::HostNetwork => Transport::Plaintext,
+            };
             report.remote = candidate.workload.clone();
         });
         let begun = self.now();

@@ -28,7 +28,7 @@ use super::buffers::Chunk;
 use super::copy::Duplex;
 use super::error::{BrokenBy, ServeError, chain};
 use super::flow::{Flow, Near};
-use super::pod::{Pod, Reported, Seat, TunnelSeat};
+use super::pod::{Pod, Reported, Seat, TunnelSeat, log_panic};
 use super::protocol::{self, RESET_REFUSED};
 use super::stream::{MeshStream, Socket, Wire};
 use super::tunnel::{HANDSHAKE_DEADLINE, reason_of, security, tcp_facts};
@@ -159,7 +159,7 @@ async fn drive(mut connection: Connection<MeshStream, Chunk>, tunnel: Rc<Tunnel>
                 }
                 None => break,
             },
-            Some(_) = streams.join_next(), if !streams.is_empty() => {}
+            Some(ended) = streams.join_next(), if !streams.is_empty() => log_panic(ended),
             () = certs.trust_changed() => revoked = certs.is_revoked(&tunnel.peer),
             () = &mut refusing, if !told => {
                 told = true;
@@ -172,7 +172,9 @@ async fn drive(mut connection: Connection<MeshStream, Chunk>, tunnel: Rc<Tunnel>
     }
     // The streams find their tunnel broken, and say why in their own reports.
     drop(connection);
-    while streams.join_next().await.is_some() {}
+    while let Some(ended) = streams.join_next().await {
+        log_panic(ended);
+    }
 }
 
 type Accepted = (Request<RecvStream>, SendResponse<Chunk>);

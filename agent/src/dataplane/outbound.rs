@@ -27,6 +27,7 @@ pub(super) async fn serve(pod: Rc<Pod>, app: TcpStream, client: SocketAddr) {
         Err(error) => {
             // The client has gone already, and nobody knows where it was going.
             tracing::debug!(%client, "no original destination: {error}");
+            let _ = sockets::reset_on_close(&app);
             return;
         }
     };

@@ -39,6 +39,7 @@ pub(super) async fn serve(pod: Rc<Pod>, client_leg: TcpStream, client: SocketAdd
         Ok(dst) => dst,
         Err(error) => {
             tracing::debug!(%client, "no original destination: {error}");
+            let _ = sockets::reset_on_close(&client_leg);
             return;
         }
     };

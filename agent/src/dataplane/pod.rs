@@ -18,7 +18,7 @@ use adit_proto::{Reason, SpiffeId};
 use http::HeaderValue;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
-use tokio::task::{JoinSet, yield_now};
+use tokio::task::{JoinError, JoinSet, yield_now};
 use tokio::time::{sleep, timeout};
 
 use super::legs::Legs;
@@ -302,7 +302,10 @@ pub(super) async fn accept<F>(
         tokio::select! {
             biased;
             () = &mut refusing => break,
-            Some(_) = connections.join_next(), if !connections.is_empty() => in_a_row = 0,
+            Some(ended) = connections.join_next(), if !connections.is_empty() => {
+                in_a_row = 0;
+                log_panic(ended);
+            }
             accepted = listener.accept() => match accepted {
                 Ok((stream, client)) => {
                     connections.spawn_local(serve(Rc::clone(&pod), stream, client));
@@ -321,7 +324,19 @@ pub(super) async fn accept<F>(
         }
     }
     drop(listener);
-    while connections.join_next().await.is_some() {}
+    while let Some(ended) = connections.join_next().await {
+        log_panic(ended);
+    }
+}
+
+/// A connection that panicked ends alone, and is reported as aborted; the panic itself must not pass unseen.
+pub(super) fn log_panic(ended: Result<(), JoinError>) {
+    if let Err(error) = ended
+        && error.is_panic()
+    {
+        tracing::error!("a connection's task panicked: {error}");
+        metrics::counter!("adit_connection_panics_total").increment(1);
+    }
 }
 
 /// Whether an accept failed only because that client has gone (accept(2), "Error handling").

@@ -453,3 +453,43 @@ impl Pinger {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn pinger() -> (SendRequest<bytes::Bytes>, Connection<tokio::io::DuplexStream, bytes::Bytes>, Pinger)
+    {
+        let (near, far) = tokio::io::duplex(64 * 1024);
+        // A peer that takes everything and says nothing.
+        std::mem::forget(far);
+        let (requests, mut connection) = h2::client::Builder::new().handshake(near).await.unwrap();
+        let pinger = Pinger::new(connection.ping_pong().unwrap());
+        (requests, connection, pinger)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_idle_tunnel_whose_peer_is_silent_is_given_up() {
+        let (_requests, mut connection, mut pinger) = pinger().await;
+        let begun = Instant::now();
+        poll_fn(|cx| {
+            let _ = Pin::new(&mut connection).poll(cx);
+            pinger.poll(cx, true)
+        })
+        .await;
+        let took = begun.elapsed();
+        let due = PING_INTERVAL + PING_DEADLINE;
+        assert!((due..due + Duration::from_millis(10)).contains(&took), "{took:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_tunnel_with_streams_is_not_pinged() {
+        let (_requests, mut connection, mut pinger) = pinger().await;
+        let given_up = poll_fn(|cx| {
+            let _ = Pin::new(&mut connection).poll(cx);
+            pinger.poll(cx, false)
+        });
+        assert!(timeout(Duration::from_secs(3600), given_up).await.is_err());
+        assert!(!pinger.awaits_pong);
+    }
+}

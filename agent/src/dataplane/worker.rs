@@ -35,6 +35,9 @@ const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 /// Makes, on the worker, what is to run there.
 pub(super) type Errand = Box<dyn FnOnce() -> Pin<Box<dyn Future<Output = ()>>> + Send>;
 
+/// The least that a worker may buffer, whatever the configuration says: one stalled stream's window, four times.
+const BUFFER_SHARE_MIN: usize = 16 * 1024 * 1024;
+
 /// What a worker is told.
 pub(super) enum Command {
     /// Open a pod's listeners and serve it.
@@ -70,7 +73,7 @@ impl Worker {
             let opened = node.lookup();
             opened.inspect_err(|error| tracing::error!("kubelet probes cannot be told: {error}")).ok()
         });
-        let share = config.buffer_budget / workers.get() as usize;
+        let share = (config.buffer_budget / workers.get() as usize).max(BUFFER_SHARE_MIN);
         Rc::new(Self {
             shard: handles.reporter.shard(handles.clock),
             buffers: Rc::new(Buffers::new(share)),

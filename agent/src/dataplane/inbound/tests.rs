@@ -223,6 +223,27 @@ fn tunnels_to_a_pod_that_is_gone_are_let_go() {
 }
 
 #[test]
+fn an_idle_tunnel_is_let_go_and_a_busy_one_kept() {
+    on_worker(async {
+        let config = Config { tunnel_idle_timeout: std::time::Duration::ZERO, ..Config::default() };
+        let rig = Rig::new(config);
+        let web = rig.pod("web");
+        let api = rig.serving_pod("api").await;
+        let (app, addr) = app(&api).await;
+        let sweep = || web.pool.sweep(&rig.worker.handles.view.world(), rig.worker.handles.clock.now());
+        let mut near = rig.connect(&web, addr).await;
+        let (mut far, _) = app.accept().await.unwrap();
+        greet(&mut near, &mut far).await;
+        sweep();
+        assert_eq!(web.pool.tunnels(), 1, "it carries a connection");
+        drop((near, far));
+        assert_eq!(rig.reason(Direction::Outbound).await, None);
+        sweep();
+        assert_eq!(web.pool.tunnels(), 0);
+    });
+}
+
+#[test]
 fn a_thousand_connections_at_once_share_the_tunnels_they_need() {
     on_worker(async {
         let rig = Rig::new(Config::default());
