@@ -14,7 +14,6 @@ mod endpoints;
 mod error;
 mod flow;
 mod gate;
-mod half;
 mod inbound;
 mod legs;
 mod outbound;
@@ -28,6 +27,7 @@ mod stream;
 #[cfg(test)]
 mod testing;
 mod tunnel;
+mod unread;
 mod worker;
 
 use std::collections::HashMap;

@@ -19,7 +19,7 @@ use tokio::net::TcpStream;
 use super::account::Account;
 use super::buffers::{BLOCK_LEN, Chunk, Enlisted};
 use super::flow::Flow;
-use super::half::{Ended, HalfClosed};
+use super::unread::{Ended, Unread};
 
 #[cfg(test)]
 mod tests;
@@ -53,7 +53,9 @@ pub(super) struct Duplex {
     pending: Bytes,
     /// What has arrived while the app did not read.
     backlog: Option<Box<Backlog>>,
-    half: Option<Box<HalfClosed>>,
+    unread: Option<Box<Unread>>,
+    /// The app has something to say, and it cannot be taken.
+    stalled: bool,
     idle_timeout: Duration,
     enlisted: Enlisted,
     from_app: Direction,
@@ -86,7 +88,8 @@ impl Duplex {
             flow,
             pending: Bytes::new(),
             backlog: None,
-            half: None,
+            unread: None,
+            stalled: false,
             idle_timeout,
             enlisted: Enlisted::default(),
             from_app: Direction::Open,
@@ -110,12 +113,17 @@ impl Duplex {
         }
         let mut quota = QUOTA;
         while quota > 0 {
-            let readable = self.app.poll_read_ready(cx).map_err(|_| Broken::NearReset)?.is_ready();
-            if !readable || self.account.buffers().poll_room(cx, &mut self.enlisted).is_pending() {
+            self.stalled = false;
+            if self.app.poll_read_ready(cx).map_err(|_| Broken::NearReset)?.is_pending() {
+                return self.unreserve();
+            }
+            self.stalled = true;
+            if self.account.buffers().poll_room(cx, &mut self.enlisted).is_pending() {
                 return self.unreserve();
             }
             // What is asked for here stays asked for while this waits: the app has something to say.
             let room = ready!(self.poll_capacity(cx))?;
+            self.stalled = false;
             let Poll::Ready(read) = self.poll_read(cx, room) else { return self.unreserve() };
             let Some(chunk) = read.map_err(|_| Broken::NearReset)? else {
                 self.send.send_data(self.account.buffers().chunk(&[]), true).map_err(Broken::of)?;
@@ -245,13 +253,19 @@ impl Duplex {
         Ok(())
     }
 
-    fn poll_half_closed(&mut self, cx: &mut Context<'_>, moved: bool) -> Poll<Result<(), Broken>> {
-        let half = self.half.get_or_insert_with(|| Box::new(HalfClosed::new(self.idle_timeout)));
-        if moved {
-            half.moved();
+    /// Looks after an app that is not read: it has ended, or cannot be taken from.
+    fn poll_unread(&mut self, cx: &mut Context<'_>, moved: bool) -> Poll<Result<(), Broken>> {
+        let half_closed = self.from_app == Direction::Closed || self.to_app == Direction::Closed;
+        if !half_closed && !self.stalled {
+            return Poll::Pending;
         }
-        let silent = (self.from_app == Direction::Closed).then_some(&self.app);
-        match ready!(half.poll(cx, silent)) {
+        let idle_timeout = half_closed.then_some(self.idle_timeout);
+        let unread = self.unread.get_or_insert_with(|| Box::new(Unread::new(idle_timeout)));
+        if moved {
+            unread.moved();
+        }
+        let side = (self.stalled || self.from_app == Direction::Closed).then_some(&self.app);
+        match ready!(unread.poll(cx, side, idle_timeout)) {
             Ended::Reset => Poll::Ready(Err(Broken::NearReset)),
             Ended::Idle => Poll::Ready(Err(Broken::Idle)),
         }
@@ -284,11 +298,8 @@ impl Future for Duplex {
         if this.is_over() {
             return Poll::Ready(Ok(()));
         }
-        if this.from_app == Direction::Open && this.to_app == Direction::Open {
-            return Poll::Pending;
-        }
         let moved = this.flow.total() > before;
-        this.poll_half_closed(cx, moved)
+        this.poll_unread(cx, moved)
     }
 }
 

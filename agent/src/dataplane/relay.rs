@@ -16,8 +16,8 @@ use tokio::net::TcpStream;
 use super::buffers::Buffers;
 use super::copy::{Broken, QUOTA};
 use super::flow::Flow;
-use super::half::{Ended, HalfClosed};
 use super::pipes::{Pipe, Pipes};
+use super::unread::{Ended, Unread};
 
 #[cfg(test)]
 mod tests;
@@ -35,7 +35,7 @@ pub(super) struct Relay {
     buffers: Rc<Buffers>,
     pipes: Rc<Pipes>,
     flow: Flow,
-    half: Option<Box<HalfClosed>>,
+    unread: Option<Box<Unread>>,
     idle_timeout: Duration,
 }
 
@@ -43,6 +43,8 @@ pub(super) struct Relay {
 #[derive(Default)]
 struct Way {
     closed: bool,
+    /// The sink does not take what was read.
+    stalled: bool,
     /// Copied, and not yet written.
     pending: Bytes,
     pipe: Option<Pipe>,
@@ -73,7 +75,7 @@ impl Relay {
             buffers,
             pipes,
             flow,
-            half: None,
+            unread: None,
             idle_timeout,
         }
     }
@@ -82,17 +84,22 @@ impl Relay {
         self.from_near.closed && self.to_near.closed
     }
 
-    fn poll_half_closed(&mut self, cx: &mut Context<'_>, moved: bool) -> Poll<Result<(), Broken>> {
-        let half = self.half.get_or_insert_with(|| Box::new(HalfClosed::new(self.idle_timeout)));
-        if moved {
-            half.moved();
-        }
-        let (silent, reset) = if self.from_near.closed {
+    /// Looks after a side that is not read: it has ended, or the other does not take what it says.
+    fn poll_unread(&mut self, cx: &mut Context<'_>, moved: bool) -> Poll<Result<(), Broken>> {
+        let half_closed = self.from_near.closed || self.to_near.closed;
+        let (side, reset) = if self.from_near.closed || self.from_near.stalled {
             (&self.near, Broken::NearReset)
-        } else {
+        } else if self.to_near.closed || self.to_near.stalled {
             (&self.far, Broken::FarReset(h2::Reason::CANCEL))
+        } else {
+            return Poll::Pending;
         };
-        match ready!(half.poll(cx, Some(silent))) {
+        let idle_timeout = half_closed.then_some(self.idle_timeout);
+        let unread = self.unread.get_or_insert_with(|| Box::new(Unread::new(idle_timeout)));
+        if moved {
+            unread.moved();
+        }
+        match ready!(unread.poll(cx, Some(side), idle_timeout)) {
             Ended::Reset => Poll::Ready(Err(reset)),
             Ended::Idle => Poll::Ready(Err(Broken::Idle)),
         }
@@ -111,7 +118,9 @@ impl Way {
     ) -> Poll<Result<(), Failed>> {
         let mut quota = QUOTA;
         while quota > 0 {
+            self.stalled = true;
             let written = ready!(self.poll_write(cx, sink, buffers)).map_err(|_| Failed::Sink)?;
+            self.stalled = false;
             if written > 0 {
                 moved(written);
                 quota = quota.saturating_sub(written);
@@ -257,11 +266,8 @@ impl Future for Relay {
         if this.is_over() {
             return Poll::Ready(Ok(()));
         }
-        if !this.from_near.closed && !this.to_near.closed {
-            return Poll::Pending;
-        }
         let moved = this.flow.total() > before;
-        this.poll_half_closed(cx, moved)
+        this.poll_unread(cx, moved)
     }
 }
 

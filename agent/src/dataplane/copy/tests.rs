@@ -248,3 +248,21 @@ fn many_connections_share_one_tunnel() {
         let _ = spawn_local(async move { drop(open) }).await;
     });
 }
+
+#[test]
+fn a_reset_reaches_a_server_that_does_not_read() {
+    on_worker(async {
+        let Joined { rig, near, far, .. } = joined(Config::default()).await;
+        let block = vec![1; 64 * 1024];
+        let mut quiet = 0;
+        while quiet < 2000 {
+            quiet = if near.try_write(&block).is_ok() { 0 } else { quiet + 1 };
+            yield_now().await;
+        }
+        near.set_zero_linger().unwrap();
+        drop(near);
+        far.ready(tokio::io::Interest::ERROR).await.unwrap();
+        assert_eq!(rig.reason(Direction::Outbound).await, Some(Reason::ResetByClient));
+        assert_eq!(rig.reason(Direction::Inbound).await, Some(Reason::ResetByClient));
+    });
+}
