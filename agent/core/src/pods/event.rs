@@ -152,7 +152,7 @@ pub enum Event {
 pub enum Drift {
     /// It is as it should be again.
     Repaired,
-    /// It could not be repaired: the pod is not captured.
+    /// It could not be repaired: the pod is not captured until this says otherwise.
     Unrepairable,
 }
 

@@ -82,6 +82,16 @@ pub(super) struct Readd {
     pub(super) announced: bool,
 }
 
+/// Why a sandbox with rules is not captured.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Broken {
+    /// They could not be written: tried again here.
+    Rules,
+    /// The watch found that they do not capture. It tries again, and says when they do; writing them anew would only
+    /// announce what the watch then finds broken again.
+    Watched,
+}
+
 /// A failed operation.
 #[derive(Debug)]
 struct Retry {
@@ -103,7 +113,7 @@ pub(super) struct Pod {
     /// With what its rules were last applied.
     applied: Option<Arc<Skip>>,
     /// Its rules do not hold what they should, and could not be mended.
-    broken: bool,
+    broken: Option<Broken>,
     /// An enrolment failed: all of it is undone before the next attempt.
     failing: bool,
     terminating: bool,
@@ -135,7 +145,7 @@ impl Pod {
             },
             held: None,
             applied: None,
-            broken: false,
+            broken: None,
             failing: false,
             terminating: false,
             superseded: false,
@@ -230,13 +240,13 @@ impl Pod {
     }
 
     fn up_from_redirected(&self, want: &Want, ready: bool) -> Next {
-        if self.broken && self.may_be_announced() {
+        if self.broken.is_some() && self.may_be_announced() {
             return Next::Start(Op::Unannounce);
         }
-        if self.broken || self.applied.as_ref() != Some(&want.skip) {
+        if self.broken == Some(Broken::Rules) || self.applied.as_ref() != Some(&want.skip) {
             return Next::Start(Op::Redirect(want.clone()));
         }
-        if ready && !self.superseded && self.annotation != Annotation::On {
+        if self.broken.is_none() && ready && !self.superseded && self.annotation != Annotation::On {
             return Next::Start(Op::Announce);
         }
         Next::Wait
@@ -335,7 +345,7 @@ impl Pod {
             Stage::Added | Stage::Adopted | Stage::Leftover | Stage::Closed => Some(Lacking::Listeners),
             Stage::Listening if !ready => Some(Lacking::Certificate(want.identity.clone())),
             Stage::Reopened | Stage::Listening | Stage::Draining(_) | Stage::Drained => Some(Lacking::Rules),
-            Stage::Redirected if self.broken => Some(Lacking::Rules),
+            Stage::Redirected if self.broken.is_some() => Some(Lacking::Rules),
             Stage::Redirected if !ready => Some(Lacking::Certificate(want.identity.clone())),
             Stage::Redirected => match self.annotation {
                 Annotation::Seen | Annotation::On => None,

@@ -414,11 +414,10 @@ fn a_sandbox_made_anew_under_the_same_uid_is_another_and_the_old_one_says_nothin
     };
     assert_eq!(
         story.on(unrepairable),
-        ["redirect"],
+        [""; 0],
         "without taking the annotation off"
     );
-    assert_eq!(story.del("s1", 3), [""; 0]);
-    assert_eq!(story.ok(&old), ["serve", "close"]);
+    assert_eq!(story.del("s1", 3), ["close"]);
     assert_eq!(story.ok(&old), ["3 ok", "remove"], "the identity is still held");
 }
 
@@ -437,16 +436,16 @@ fn an_annotation_seen_before_answers_the_add_while_the_api_server_is_away() {
 }
 
 #[test]
-fn a_pod_that_cannot_be_repaired_loses_its_annotation_at_once_and_is_tried_again() {
+fn a_pod_that_cannot_be_repaired_is_not_announced_until_its_watch_says_that_it_holds() {
     let mut story = Story::live(&web());
     let drifted = |drift| Event::Drifted { key: web(), drift };
     assert_eq!(story.on(drifted(Drift::Repaired)), [""; 0]);
     assert_eq!(story.on(drifted(Drift::Unrepairable)), ["unannounce"]);
     assert_eq!(story.state(&web()), State::Redirected);
-    assert_eq!(story.ok(&web()), ["redirect"]);
-    assert_eq!(story.fails(&web()), [""; 0]);
-    assert_eq!(story.pass(Duration::from_secs(1)), ["redirect"]);
-    assert_eq!(story.ok(&web()), ["serve", "announce"]);
+    assert_eq!(story.ok(&web()), [""; 0]);
+    assert_eq!(story.pass(Duration::from_secs(60)), [""; 0]);
+    assert_eq!(story.on(drifted(Drift::Unrepairable)), [""; 0]);
+    assert_eq!(story.on(drifted(Drift::Repaired)), ["announce"]);
     assert_eq!(story.ok(&web()), [""; 0]);
     assert_eq!(story.state(&web()), State::Live);
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use adit_proto::SpiffeId;
 
-use super::{Annotation, Pod, Readd, Retry, Stage, refused};
+use super::{Annotation, Broken, Pod, Readd, Retry, Stage, refused};
 use crate::net::PodKey;
 use crate::pods::event::{Drift, Effect, Failure, Lacking, Limits, Op, Refusal, Ticket, Token, Wish};
 use crate::redirect::Part;
@@ -105,7 +105,7 @@ impl Pod {
     pub(in crate::pods) fn drifted(&mut self, drift: Drift) {
         // Elsewhere there are no rules that should hold, or they are about to be written.
         if self.stage == Stage::Redirected {
-            self.broken = drift == Drift::Unrepairable;
+            self.broken = (drift == Drift::Unrepairable).then_some(Broken::Watched);
         }
     }
 
@@ -190,7 +190,7 @@ impl Pod {
             Op::Redirect(want) => {
                 self.stage = Stage::Redirected;
                 self.applied = Some(want.skip);
-                self.broken = false;
+                self.broken = None;
                 out.push(Effect::Serve(key.clone()));
             }
             Op::Announce => self.annotation = Annotation::On,
@@ -224,7 +224,7 @@ impl Pod {
             // Rules stood before: they stay, the pod is not announced, and the attempt is repeated.
             (Op::Redirect(_), _) => {
                 self.stage = Stage::Redirected;
-                self.broken = true;
+                self.broken = Some(Broken::Rules);
             }
             // Neither can be had otherwise.
             (Op::Drain(_), _) => self.stage = Stage::Drained,
@@ -258,7 +258,7 @@ impl Pod {
     /// Nothing of ours is left in the sandbox; returns the identity that it held.
     pub(in crate::pods) fn released(&mut self) -> Option<SpiffeId> {
         self.failing = false;
-        self.broken = false;
+        self.broken = None;
         self.applied = None;
         self.held.take()
     }
