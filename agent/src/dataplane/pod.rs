@@ -1,43 +1,31 @@
-//! One served pod on one worker: its listeners, its tunnels, and what all its connections share.
+//! One served pod on one worker: its tunnels, and what all its connections share.
 
 use std::cell::{Cell, RefCell};
-use std::future::Future;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 use adit_core::net::{ObjectName, OriginalDst, PodKey, SourceAddr};
-use adit_core::redirect::Family;
 use adit_core::report::{ConnectionReport, Direction, End, TraceId};
 use adit_core::workload::{Enrolment, Labels, Owner, Pod as PodModel, Skip, Workload};
 use adit_core::world::World;
-use adit_proto::hbone::{PORT_INBOUND_HBONE, PORT_INBOUND_PLAINTEXT, PORT_OUTBOUND};
 use adit_proto::{Reason, SpiffeId};
 use http::HeaderValue;
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
-use tokio::task::{JoinError, JoinSet, yield_now};
-use tokio::time::{sleep, timeout};
+use tokio::task::JoinError;
 
 use super::legs::Legs;
 use super::pool::{Dialling, Pool};
-use super::worker::Worker;
-use super::{OpenError, ServedPod, inbound, outbound, plaintext, protocol};
-use crate::sockets::{self, ListenError, Options};
+use super::model::ServedPod;
+use super::protocol;
+use super::shared::Worker;
+use crate::sockets;
 use crate::telemetry::Report;
 
-/// Connections accepted in a row before the worker's other tasks get their turn.
-const ACCEPTS_IN_A_ROW: usize = 16;
 /// Tunnels that peers may have open to one pod on one worker: at some 30 KiB each 240 MiB. A peer pod has one per worker
 /// and 100 connections.
 const INBOUND_TUNNELS_MAX: usize = 8192;
-/// How long the end of a pod waits for its connections' tasks to be gone: they are told at once, some 60 a turn.
-const END_WAIT: Duration = Duration::from_secs(2);
-/// How long accepting pauses after an error that another attempt would only repeat (no descriptor left).
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-
 /// A pod as its connections see it.
 pub(super) struct Pod {
     pub(super) key: PodKey,
@@ -87,37 +75,7 @@ impl Drop for TunnelSeat {
     }
 }
 
-/// A pod being served, with its accept loops; these own its connections.
-pub(super) struct Serving {
-    pod: Rc<Pod>,
-    tasks: JoinSet<()>,
-}
-
 impl Pod {
-    /// Opens the pod's listeners on this worker, in its namespace, and serves them.
-    pub(super) fn open(
-        worker: &Rc<Worker>,
-        served: &ServedPod,
-        live: Arc<Live>,
-    ) -> Result<Serving, OpenError> {
-        let legs = Legs::of_pod(served.netns.clone(), served.mark, worker.config.legs());
-        let pod = Self::new(worker, served, legs, live);
-        let congestion = &worker.config.tunnel_congestion;
-        let congestion: Vec<&str> = congestion.iter().map(String::as_str).collect();
-        let (local, tunnel) = (pod.legs.local(), pod.legs.tunnel_listener(&congestion));
-        let mut tasks = JoinSet::new();
-        for family in [Family::V4, Family::V6] {
-            let listen = |port, options: &Options<'_>| listen(served, family, port, options);
-            let Some(outbound) = listen(PORT_OUTBOUND, &local)? else { continue };
-            let Some(plaintext) = listen(PORT_INBOUND_PLAINTEXT, &local)? else { continue };
-            let Some(tunnel) = listen(PORT_INBOUND_HBONE, &tunnel)? else { continue };
-            tasks.spawn_local(accept(Rc::clone(&pod), outbound, outbound::serve));
-            tasks.spawn_local(accept(Rc::clone(&pod), plaintext, plaintext::serve));
-            tasks.spawn_local(accept(Rc::clone(&pod), tunnel, inbound::serve));
-        }
-        Ok(Serving { pod, tasks })
-    }
-
     /// A pod without listeners.
     pub(super) fn new(worker: &Rc<Worker>, served: &ServedPod, legs: Legs, live: Arc<Live>) -> Rc<Self> {
         let pool = Pool::new(Dialling {
@@ -204,6 +162,12 @@ impl Pod {
         self.ips.first().copied().unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED))
     }
 
+    /// From now on what is open is being ended for `reason`, and nothing more is accepted.
+    pub(super) fn end_for(&self, reason: Reason) {
+        self.ending.set(Some(reason));
+        self.refuse_new();
+    }
+
     /// Accepts nothing more; tunnels that peers opened are told to end when their streams have.
     pub(super) fn refuse_new(&self) {
         self.refusing.send_replace(true);
@@ -213,29 +177,6 @@ impl Pod {
     pub(super) async fn refusing(&self) {
         // Never an error: the sender is in `self`.
         let _ = self.refusing.subscribe().wait_for(|refusing| *refusing).await;
-    }
-}
-
-impl Serving {
-    /// The pod.
-    pub(super) fn pod(&self) -> &Rc<Pod> {
-        &self.pod
-    }
-
-    /// Ends everything at once; open connections report `reason`.
-    pub(super) async fn end(mut self, reason: Reason) {
-        self.pod.ending.set(Some(reason));
-        self.pod.refuse_new();
-        self.tasks.shutdown().await;
-        self.pod.pool.close();
-        let gone = async {
-            while Rc::strong_count(&self.pod) > 1 {
-                yield_now().await;
-            }
-        };
-        if timeout(END_WAIT, gone).await.is_err() {
-            tracing::warn!(pod = %self.pod.key.uid, "connections of an ended pod are still being taken down");
-        }
     }
 }
 
@@ -269,66 +210,6 @@ fn stand_in(served: &ServedPod, world: &World) -> Workload {
     }
 }
 
-/// A listener in the pod's namespace; `None` where the kernel has no such family.
-fn listen(
-    served: &ServedPod,
-    family: Family,
-    port: u16,
-    options: &Options<'_>,
-) -> Result<Option<TcpListener>, OpenError> {
-    let listener = match sockets::listen(&served.netns, family, port, options) {
-        Ok(listener) => listener,
-        Err(ListenError::NoIpv6) => return Ok(None),
-        Err(error) => return Err(error.into()),
-    };
-    let socket =
-        TcpListener::from_std(listener.socket).map_err(|source| OpenError::Register { port, source })?;
-    Ok(Some(socket))
-}
-
-/// Accepts and serves until nothing more shall be accepted and what was has ended. Dropped, it ends all of it.
-pub(super) async fn accept<F>(
-    pod: Rc<Pod>,
-    listener: TcpListener,
-    serve: fn(Rc<Pod>, TcpStream, SocketAddr) -> F,
-) where
-    F: Future<Output = ()> + 'static,
-{
-    let mut connections = JoinSet::new();
-    let mut in_a_row = 0;
-    let refusing = pod.refusing();
-    tokio::pin!(refusing);
-    loop {
-        tokio::select! {
-            biased;
-            () = &mut refusing => break,
-            Some(ended) = connections.join_next(), if !connections.is_empty() => {
-                in_a_row = 0;
-                log_panic(ended);
-            }
-            accepted = listener.accept() => match accepted {
-                Ok((stream, client)) => {
-                    connections.spawn_local(serve(Rc::clone(&pod), stream, client));
-                    in_a_row += 1;
-                }
-                Err(error) if is_of_one_connection(&error) => {}
-                Err(error) => {
-                    tracing::warn!(pod = %pod.key.uid, "cannot accept: {error}");
-                    sleep(ACCEPT_PAUSE).await;
-                }
-            },
-        }
-        if in_a_row >= ACCEPTS_IN_A_ROW {
-            in_a_row = 0;
-            yield_now().await;
-        }
-    }
-    drop(listener);
-    while let Some(ended) = connections.join_next().await {
-        log_panic(ended);
-    }
-}
-
 /// A connection that panicked ends alone, and is reported as aborted; the panic itself must not pass unseen.
 pub(super) fn log_panic(ended: Result<(), JoinError>) {
     if let Err(error) = ended
@@ -337,15 +218,6 @@ pub(super) fn log_panic(ended: Result<(), JoinError>) {
         tracing::error!("a connection's task panicked: {error}");
         metrics::counter!("adit_connection_panics_total").increment(1);
     }
-}
-
-/// Whether an accept failed only because that client has gone (accept(2), "Error handling").
-fn is_of_one_connection(error: &std::io::Error) -> bool {
-    use std::io::ErrorKind as Kind;
-    matches!(
-        error.kind(),
-        Kind::ConnectionAborted | Kind::ConnectionReset | Kind::Interrupted | Kind::HostUnreachable
-    )
 }
 
 /// A connection's report, closed exactly once: by [`Reported::finish`], or when dropped, as what the pod is ending for.

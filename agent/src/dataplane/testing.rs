@@ -26,8 +26,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{LocalSet, spawn_local, yield_now};
 
 use super::legs::Legs;
-use super::pod::{Live, Pod, accept};
-use super::worker::Worker;
+use super::listeners::accept;
+use super::pod::{Live, Pod};
+use super::shared::Worker;
 use super::{Config, Handles, ServedPod, inbound, outbound};
 use crate::identity::fixed::{self, Fixed};
 use crate::netns::Netns;

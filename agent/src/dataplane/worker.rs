@@ -3,40 +3,29 @@
 //! Takes [`Command`]s, and looks after what it keeps: on each change of the world or of trust, and every few seconds.
 //! What is done for a connection is in [`super::outbound`], [`super::inbound`] and [`super::plaintext`].
 
-use std::cell::RefCell;
 use std::collections::HashMap;
-use std::num::NonZeroU32;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use adit_core::draw::Seed;
 use adit_core::net::PodKey;
-use adit_core::traffic::TrafficSettings;
 use adit_proto::Reason;
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinSet, LocalSet};
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::buffers::Buffers;
-use super::endpoints::Endpoints;
-use super::gate::Gate;
-use super::pipes::Pipes;
-use super::pod::{Live, Pod, Serving};
-use super::{Config, Handles, OpenError, ServedPod};
-use crate::node::Lookup;
-use crate::telemetry::Shard;
+use super::listeners::Serving;
+use super::model::{OpenError, ServedPod};
+use super::pod::Live;
+use super::shared::Worker;
 
 /// How often a worker forgets what is idle and reports long connections.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Makes, on the worker, what is to run there.
 pub(super) type Errand = Box<dyn FnOnce() -> Pin<Box<dyn Future<Output = ()>>> + Send>;
-
-/// The least that a worker may buffer, whatever the configuration says: one stalled stream's window, four times.
-const BUFFER_SHARE_MIN: usize = 16 * 1024 * 1024;
 
 /// What a worker is told.
 pub(super) enum Command {
@@ -48,45 +37,6 @@ pub(super) enum Command {
     Run(Errand),
     /// End a pod at once; its connections report this reason.
     Close { key: PodKey, reason: Reason, done: oneshot::Sender<()> },
-}
-
-/// What the connections of one worker have in common.
-pub(super) struct Worker {
-    pub(super) handles: Handles,
-    pub(super) config: Config,
-    pub(super) shard: Shard,
-    pub(super) buffers: Rc<Buffers>,
-    pub(super) pipes: Rc<Pipes>,
-    pub(super) endpoints: Endpoints,
-    pub(super) handshakes: Gate,
-    pub(super) seed: RefCell<Seed>,
-    /// For connections to pods dialled by their own address.
-    pub(super) traffic_default: Arc<TrafficSettings>,
-    /// Finds whose socket a probe comes from; none where the kernel does not say.
-    pub(super) lookup: RefCell<Option<Lookup>>,
-}
-
-impl Worker {
-    /// The common part of a worker; must be made on its thread.
-    pub(super) fn new(config: Config, handles: Handles, workers: NonZeroU32, seed: Seed) -> Rc<Self> {
-        let lookup = handles.node.as_ref().and_then(|node| {
-            let opened = node.lookup();
-            opened.inspect_err(|error| tracing::error!("kubelet probes cannot be told: {error}")).ok()
-        });
-        let share = (config.buffer_budget / workers.get() as usize).max(BUFFER_SHARE_MIN);
-        Rc::new(Self {
-            shard: handles.reporter.shard(handles.clock),
-            buffers: Rc::new(Buffers::new(share)),
-            pipes: Rc::default(),
-            endpoints: Endpoints::new(workers),
-            handshakes: Gate::default(),
-            seed: RefCell::new(seed),
-            traffic_default: Arc::default(),
-            lookup: RefCell::new(lookup),
-            handles,
-            config,
-        })
-    }
 }
 
 /// Runs a worker until its commands end. Blocks the thread.
@@ -132,7 +82,7 @@ async fn obey(
         Command::Open { pod, live, done } => {
             let result = match pods.contains_key(&pod.key) {
                 true => Err(OpenError::AlreadyOpen(pod.key.clone())),
-                false => Pod::open(worker, &pod, live).map(|serving| {
+                false => Serving::open(worker, &pod, live).map(|serving| {
                     pods.insert(pod.key.clone(), serving);
                 }),
             };
