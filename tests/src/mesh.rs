@@ -203,6 +203,11 @@ impl Mesh {
         self.remove_object(&pod.spec.object_file())
     }
 
+    /// Prints on standard error what agents, rules, sockets and logs say, as [`with_mesh`] does for a test that fails.
+    pub fn print_state(&self) {
+        dump::print(self);
+    }
+
     /// What a runtime would call for this pod.
     pub fn cni(&self, pod: &Pod) -> Result<Cni> {
         Cni::new(self.topology.node(&pod.spec.node)?, &self.folder, pod)
@@ -213,6 +218,12 @@ impl Mesh {
         self.write_object(&spec.object_file(), &objects::service(&spec))?;
         self.services.insert(spec.object_file(), spec);
         self.write_endpoints()
+    }
+
+    /// A service that was added.
+    pub fn service_of(&self, namespace: &str, name: &str) -> Result<&ServiceSpec> {
+        let file = format!("service-{namespace}-{name}");
+        self.services.get(&file).with_context(|| format!("no service {namespace}/{name}"))
     }
 
     /// Lets each node translate service addresses as kube-proxy does, for pods that are not enrolled. It follows the

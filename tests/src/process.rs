@@ -269,6 +269,12 @@ impl Process {
         }
     }
 
+    /// The lines so far that have at least this number and are still kept. See [`Process::next_line`].
+    pub fn lines_from(&self, first: u64) -> Vec<String> {
+        let inner = self.log.lock();
+        inner.lines.iter().filter(|(number, _)| *number >= first).map(|(_, line)| line.clone()).collect()
+    }
+
     /// The number that its next line will have: lines of later are waited for from here.
     pub fn next_line(&self) -> u64 {
         self.log.lock().next
