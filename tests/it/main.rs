@@ -3,5 +3,6 @@
 mod cleanup;
 mod harness;
 mod mesh;
+mod policy;
 mod servers;
 mod smoke;
