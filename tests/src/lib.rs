@@ -5,9 +5,12 @@
 //! in-process [`apps`]; on its links, [`sniffer`]s; over it all, a [`mesh`]. Tests hold a [`slot`], one of which is exclusive.
 
 pub mod apps;
+pub mod bench;
+pub mod demo;
 pub mod mesh;
 pub mod netns;
 mod not_run;
+pub mod peers;
 pub mod process;
 pub mod sandbox;
 pub mod servers;
