@@ -10,7 +10,8 @@ use adit_core::redirect::{self as plan, Drift, Family, Wanted};
 use nix::libc;
 use socket2::{Domain, Socket, Type};
 
-use super::{RedirectError, command};
+use super::command;
+use super::error::RedirectError;
 use crate::netns::Netns;
 
 /// An implementation of iptables.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
 
-use super::RedirectError;
+use super::error::RedirectError;
 use crate::netns::Netns;
 
 /// How long one program may take: 3 ms as measured, and up to 5 s for the lock (`-w 5`) of iptables-legacy.
@@ -40,10 +40,10 @@ pub(super) async fn run(
     let child =
         netns.run(|| command.spawn())?.map_err(|source| RedirectError::Program { program, source })?;
     match tokio::time::timeout(RUN_TIME_MAX, finished(child, input)).await {
-        Err(_) => Err(RedirectError::Slow { program }),
+        Err(_) => Err(RedirectError::Slow { program, within: RUN_TIME_MAX }),
         Ok(Err(source)) => Err(RedirectError::Program { program, source }),
         Ok(Ok(Finished { output, .. })) if output.len() as u64 > OUTPUT_LEN_MAX => {
-            Err(RedirectError::TooLong { program })
+            Err(RedirectError::TooLong { program, limit: OUTPUT_LEN_MAX })
         }
         Ok(Ok(Finished { output, good: true, .. })) => Ok(String::from_utf8_lossy(&output).into_owned()),
         Ok(Ok(Finished { stderr, good: false, .. })) => {

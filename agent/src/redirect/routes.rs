@@ -10,7 +10,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::libc;
 use nix::sys::socket::SockProtocol;
 
-use super::RedirectError;
+use super::error::RedirectError;
 use crate::netns::Netns;
 use crate::sockets::netlink::{Ask, Netlink};
 

@@ -11,7 +11,7 @@ use adit_core::redirect::Sysctl;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
-use super::RedirectError;
+use super::error::RedirectError;
 use crate::netns::{Netns, NetnsError};
 
 /// What writing did.

@@ -11,8 +11,10 @@ use adit_core::redirect::{Drift, Family, Wanted};
 use adit_core::time::Mono;
 use nix::sys::socket::SockProtocol;
 
+use super::apply::{Applied, Condition, apply, verify};
+use super::backend::Backend;
+use super::error::RedirectError;
 use super::generation::Generation;
-use super::{Applied, Backend, Condition, RedirectError, apply, verify};
 use crate::clock::Clock;
 use crate::netns::Netns;
 use crate::sockets::netlink::Announcements;

@@ -35,7 +35,7 @@ struct Family {
 enum Series {
     Counter(Cells<AtomicU64, u64>),
     Gauge(Cells<AtomicU64, u64>),
-    Histogram(Cells<Histogram, Counts>),
+    Histogram(Box<Cells<Histogram, Counts>>),
 }
 
 /// The cells of one series, and what cells that are gone had counted.
@@ -157,7 +157,7 @@ impl Registry {
     fn histogram_cell(&self, name: &str, labels: String) -> Arc<Histogram> {
         let cell = Arc::new(Histogram::default());
         match self.series(&mut self.lock(), name, labels, || {
-            Series::Histogram(Cells::default())
+            Series::Histogram(Box::default())
         }) {
             Series::Histogram(cells) => cells.cells.push(Arc::clone(&cell)),
             Series::Counter(_) | Series::Gauge(_) => kind_clash(name),
@@ -336,7 +336,7 @@ impl Recorder for Registry {
     fn register_histogram(&self, key: &Key, _: &Metadata<'_>) -> metrics::Histogram {
         let mut families = self.lock();
         match self.series(&mut families, key.name(), key_text(key), || {
-            Series::Histogram(Cells::default())
+            Series::Histogram(Box::default())
         }) {
             Series::Histogram(cells) => metrics::Histogram::from_arc(cells.shared()),
             Series::Counter(_) | Series::Gauge(_) => metrics::Histogram::noop(),
