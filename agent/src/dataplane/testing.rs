@@ -33,7 +33,7 @@ use super::{Config, Handles, ServedPod, inbound, outbound};
 use crate::identity::fixed::{self, Fixed};
 use crate::netns::Netns;
 use crate::telemetry::Reporter;
-use crate::telemetry::hub::Said;
+use crate::telemetry::said::Said;
 use crate::view::{self, Publisher};
 
 /// Every wait of a test ends here at the latest.

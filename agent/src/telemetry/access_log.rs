@@ -13,8 +13,8 @@ use adit_proto::admin::{self, Flow, Party};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::Format;
-use super::hub::Said;
+use super::config::Format;
+use super::said::Said;
 
 /// Makes the flow that a report says. Borrows what it can.
 pub fn flow(said: &Said) -> Flow<'_> {
@@ -23,15 +23,8 @@ pub fn flow(said: &Said) -> Flow<'_> {
         End::Open | End::Closed => (None, None),
         End::Failed(reason, detail) => (Some(*reason), detail.as_deref()),
     };
-    let peer = report
-        .security
-        .as_ref()
-        .map(|security| Cow::Borrowed(security.peer.as_str()));
-    let local = party(
-        None,
-        Some(&report.local),
-        Some(report.local.identity.as_str().into()),
-    );
+    let peer = report.security.as_ref().map(|security| Cow::Borrowed(security.peer.as_str()));
+    let local = party(None, Some(&report.local), Some(report.local.identity.as_str().into()));
     let remote = party(None, report.remote.as_deref(), peer);
     let (mut source, mut destination) = match report.direction {
         Direction::Outbound => (local, remote),
@@ -54,10 +47,7 @@ pub fn flow(said: &Said) -> Flow<'_> {
         hint: reason.map(|reason| reason.hint().into()),
         source,
         destination,
-        service: report
-            .service
-            .as_ref()
-            .map(|(name, port)| format!("{name}:{port}").into()),
+        service: report.service.as_ref().map(|(name, port)| format!("{name}:{port}").into()),
         target: report.target.map(addr),
         tls: report.security.as_deref().map(tls),
         tunnel_reused: report.tunnel_reused,
@@ -109,20 +99,14 @@ fn tls(security: &Security) -> admin::Tls<'_> {
 fn decision(decision: &Decision) -> admin::Decision<'_> {
     admin::Decision {
         allowed: decision.allowed,
-        policy: decision
-            .policy
-            .as_ref()
-            .map(|name: &ObjectName| name.to_string().into()),
+        policy: decision.policy.as_ref().map(|name: &ObjectName| name.to_string().into()),
         rule: decision.rule,
     }
 }
 
 fn stages(report: &ConnectionReport) -> std::collections::BTreeMap<Cow<'_, str>, u64> {
     let took = |stage| report.stages.get(stage).map(micros);
-    Stages::ALL
-        .into_iter()
-        .filter_map(|stage| Some((stage.label().into(), took(stage)?)))
-        .collect()
+    Stages::ALL.into_iter().filter_map(|stage| Some((stage.label().into(), took(stage)?))).collect()
 }
 
 fn micros(span: std::time::Duration) -> u64 {
@@ -136,9 +120,7 @@ pub fn rfc3339(wall: SystemTime) -> String {
         .ok()
         .zip(wall.duration_since(SystemTime::UNIX_EPOCH).ok())
         .and_then(|(second, since)| {
-            second
-                .replace_millisecond(u16::try_from(since.subsec_millis()).ok()?)
-                .ok()
+            second.replace_millisecond(u16::try_from(since.subsec_millis()).ok()?).ok()
         })
         .and_then(|at| at.format(&Rfc3339).ok())
         .unwrap_or_else(|| "1970-01-01T00:00:00Z".into())
@@ -171,12 +153,7 @@ pub fn words(flow: &Flow<'_>) -> String {
     if let Some(reason) = &flow.reason {
         let _ = write!(text, " reason={reason}");
     }
-    if let Some(admin::Decision {
-        policy: Some(policy),
-        rule,
-        ..
-    }) = &flow.decision
-    {
+    if let Some(admin::Decision { policy: Some(policy), rule, .. }) = &flow.decision {
         let _ = write!(text, " policy={policy}");
         if let Some(rule) = rule {
             let _ = write!(text, " rule={rule}");

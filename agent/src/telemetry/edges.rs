@@ -14,7 +14,7 @@ use adit_proto::admin::{Edge, Party};
 use adit_proto::{Reason, SpiffeId};
 
 use super::histogram::Counts;
-use super::hub::Said;
+use super::said::Said;
 
 /// The length of a slot.
 const SLOT: Duration = Duration::from_secs(10);
@@ -50,16 +50,10 @@ impl EdgeKey {
     pub fn of(report: &ConnectionReport) -> Self {
         let side = |workload: &adit_core::workload::Workload| {
             let Owner { kind, name } = &workload.pod.owner;
-            (
-                Arc::clone(&workload.pod.name.namespace),
-                Arc::clone(kind),
-                Arc::clone(name),
-            )
+            (Arc::clone(&workload.pod.name.namespace), Arc::clone(kind), Arc::clone(name))
         };
-        let local = Side {
-            workload: Some(side(&report.local)),
-            identity: Some(report.local.identity.clone()),
-        };
+        let local =
+            Side { workload: Some(side(&report.local)), identity: Some(report.local.identity.clone()) };
         let remote = Side {
             workload: report.remote.as_deref().map(side),
             identity: report.security.as_ref().map(|security| security.peer.clone()),
@@ -107,11 +101,7 @@ struct Slot {
 impl Edges {
     /// No edges yet; at most `kept_max` are kept apart.
     pub fn new(kept_max: usize) -> Self {
-        Self {
-            kept_max,
-            edges: HashMap::new(),
-            other: 0,
-        }
+        Self { kept_max, edges: HashMap::new(), other: 0 }
     }
 
     /// Counts one report.
@@ -128,21 +118,19 @@ impl Edges {
     }
 
     fn forget_idle(&mut self, now: Mono) {
-        let oldest = slot_of(now).saturating_sub(SLOTS_MAX as u64);
-        self.edges
-            .retain(|_, window| window.active > 0 || window.slots.back().is_some_and(|(at, _)| *at > oldest));
+        let oldest = oldest_of(now, SLOTS_MAX as u64);
+        self.edges.retain(|_, window| {
+            window.active > 0 || window.slots.back().is_some_and(|(at, _)| *at >= oldest)
+        });
     }
 
     /// The edges of the last `window` (at most ten minutes), sorted; and how many connections are in none of them.
     pub fn read(&mut self, now: Mono, window: Duration) -> (Vec<Edge>, u64) {
         self.forget_idle(now);
         let slots = (window.as_secs().div_ceil(SLOT.as_secs())).clamp(1, SLOTS_MAX as u64);
-        let since = slot_of(now).saturating_sub(slots);
-        let mut edges: Vec<_> = self
-            .edges
-            .iter()
-            .filter_map(|(key, window)| window.read(key, since))
-            .collect();
+        let since = oldest_of(now, slots);
+        let mut edges: Vec<_> =
+            self.edges.iter().filter_map(|(key, window)| window.read(key, since)).collect();
         edges.sort_by(|a, b| {
             (&a.source, &a.destination, &a.service, &a.direction, &a.transport).cmp(&(
                 &b.source,
@@ -158,6 +146,11 @@ impl Edges {
 
 fn slot_of(now: Mono) -> u64 {
     now.0.as_secs() / SLOT.as_secs()
+}
+
+/// The oldest of the last so many slots. The agent's own first slot is number 0, and one of them.
+fn oldest_of(now: Mono, slots: u64) -> u64 {
+    (slot_of(now) + 1).saturating_sub(slots)
 }
 
 impl Window {
@@ -198,7 +191,7 @@ impl Window {
 
     fn read(&self, key: &EdgeKey, since: u64) -> Option<Edge> {
         let mut sum = Slot::default();
-        for (_, slot) in self.slots.iter().filter(|(at, _)| *at > since) {
+        for (_, slot) in self.slots.iter().filter(|(at, _)| *at >= since) {
             sum.opened += slot.opened;
             sum.retries += slot.retries;
             sum.bytes_to_server += slot.bytes_to_server;
@@ -224,11 +217,7 @@ impl Window {
             service: key.service.as_ref().map(|(name, port)| format!("{name}:{port}")),
             opened: sum.opened,
             active,
-            failed: sum
-                .failed
-                .iter()
-                .map(|(reason, count)| (reason.label().to_owned(), *count))
-                .collect(),
+            failed: sum.failed.iter().map(|(reason, count)| (reason.label().to_owned(), *count)).collect(),
             retries: sum.retries,
             bytes_to_server: sum.bytes_to_server,
             bytes_to_client: sum.bytes_to_client,
@@ -256,14 +245,22 @@ fn party(side: &Side) -> Party<'static> {
 
 /// How long the connect phase of a report took: all its stages but the first byte.
 pub fn connect_phase(report: &ConnectionReport) -> Duration {
-    [
-        Stage::Resolve,
-        Stage::PoolWait,
-        Stage::Tcp,
-        Stage::Tls,
-        Stage::Connect,
-    ]
-    .into_iter()
-    .filter_map(|stage| report.stages.get(stage))
-    .sum()
+    [Stage::Resolve, Stage::PoolWait, Stage::Tcp, Stage::Tls, Stage::Connect]
+        .into_iter()
+        .filter_map(|stage| report.stages.get(stage))
+        .sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_agents_first_ten_seconds_are_within_the_window_for_ten_minutes() {
+        let at = |seconds| Mono(Duration::from_secs(seconds));
+        assert_eq!(oldest_of(at(5), 60), slot_of(at(0)));
+        assert_eq!(oldest_of(at(599), 60), slot_of(at(9)));
+        assert_eq!(oldest_of(at(600), 60), slot_of(at(10)));
+        assert_eq!(oldest_of(at(39), 1), slot_of(at(30)));
+    }
 }

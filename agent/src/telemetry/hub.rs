@@ -7,72 +7,27 @@ use std::collections::VecDeque;
 use std::fs::OpenOptions;
 use std::io::{self, BufWriter, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
+use std::sync::mpsc::{Receiver, TryRecvError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 use adit_core::draw::Seed;
-use adit_core::report::{ConnectionReport, End};
 use adit_core::time::Mono;
 use adit_proto::admin;
 
 use super::access_log::{flow, write_line};
+use super::config::{AccessLog, Config, StartError};
 use super::edges::Edges;
-use super::{AccessLog, Config, Registry, StartError, process};
+use super::process;
+use super::registry::Registry;
+use super::said::{Said, Sender};
 use crate::clock::Clock;
 
-/// Reports that may wait. At 0.7 KiB each 11 MiB, and at one look each 25 ms room for 650,000 connections a second.
-pub const QUEUE_LEN_MAX: usize = 16 * 1024;
 /// How often the thread looks.
 const TICK: Duration = Duration::from_millis(25);
 /// How often idle series are looked for, and the process' own gauges are read.
 const UPKEEP: Duration = Duration::from_secs(10);
-
-/// One closed or interim report, as it goes to the telemetry thread.
-#[derive(Clone, Debug)]
-pub struct Said {
-    /// What is said.
-    pub report: Box<ConnectionReport>,
-    /// How it ended, or that it is open.
-    pub end: End,
-    /// When this was said.
-    pub at: Mono,
-    /// Whether this is the first report of the connection.
-    pub first: bool,
-    /// Whether the connection was carried: its connect phase succeeded.
-    pub carried: bool,
-    /// How long the connect phase took, if it did.
-    pub connect_phase: Duration,
-    /// Bytes since the report before.
-    pub new_bytes_to_server: u64,
-    /// Bytes since the report before.
-    pub new_bytes_to_client: u64,
-}
-
-/// The workers' end of the queue.
-#[derive(Clone, Debug)]
-pub struct Sender {
-    queue: SyncSender<Said>,
-    dropped: Arc<AtomicU64>,
-}
-
-impl Sender {
-    /// An end whose reports go to `queue`.
-    pub fn new(queue: SyncSender<Said>) -> Self {
-        Self {
-            queue,
-            dropped: Arc::default(),
-        }
-    }
-
-    /// Says it, or counts that it could not.
-    pub fn say(&self, said: Said) {
-        if self.queue.try_send(said).is_err() {
-            self.dropped.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-}
 
 /// What the admin API reads: kept flows, edges and metrics. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -102,14 +57,8 @@ impl Flowing {
         read: impl FnOnce(&admin::Flows<'_>) -> T,
     ) -> T {
         let kept = lock(&self.kept);
-        let mut flows: Vec<_> = kept
-            .flows
-            .iter()
-            .rev()
-            .map(flow)
-            .filter(|flow| wanted(flow))
-            .take(limit)
-            .collect();
+        let mut flows: Vec<_> =
+            kept.flows.iter().rev().map(flow).filter(|flow| wanted(flow)).take(limit).collect();
         flows.reverse();
         read(&admin::Flows {
             node: self.node.to_string(),
@@ -148,33 +97,18 @@ pub fn start(
     node: Arc<str>,
     registry: Registry,
 ) -> Result<(Sender, Flowing), StartError> {
-    let (queue, said) = sync_channel(QUEUE_LEN_MAX);
-    let sender = Sender::new(queue);
+    let (sender, said) = Sender::channel();
     let kept = Arc::new(Mutex::new(Kept {
         flows: VecDeque::new(),
         flows_max: config.flows_kept,
         edges: Edges::new(config.edges_kept),
     }));
-    let dropped = Arc::clone(&sender.dropped);
-    let flowing = Flowing {
-        node,
-        clock,
-        registry: registry.clone(),
-        kept: Arc::clone(&kept),
-        dropped,
-    };
+    let dropped = sender.dropped();
+    let flowing = Flowing { node, clock, registry: registry.clone(), kept: Arc::clone(&kept), dropped };
     let log = Log::open(config.access_log.clone())?;
     let lost = registry.counter("adit_reports_dropped_total", &[]);
-    let counted = Arc::clone(&sender.dropped);
-    let thread = Thread {
-        said,
-        kept,
-        log,
-        clock,
-        registry,
-        dropped: counted,
-        lost,
-    };
+    let counted = sender.dropped();
+    let thread = Thread { said, kept, log, clock, registry, dropped: counted, lost };
     thread::Builder::new()
         .name("adit-telemetry".into())
         .spawn(move || thread.run())
@@ -203,8 +137,7 @@ impl Thread {
                 gauges.read();
                 self.registry.expire(now);
             }
-            self.lost
-                .store(self.dropped.load(Ordering::Relaxed), Ordering::Relaxed);
+            self.lost.store(self.dropped.load(Ordering::Relaxed), Ordering::Relaxed);
             thread::sleep(TICK);
         }
     }
@@ -253,19 +186,11 @@ impl Log {
                     .create(true)
                     .append(true)
                     .open(path)
-                    .map_err(|source| StartError::AccessLog {
-                        path: path.clone(),
-                        source,
-                    })?;
+                    .map_err(|source| StartError::AccessLog { path: path.clone(), source })?;
                 Box::new(BufWriter::with_capacity(64 * 1024, file))
             }
         };
-        Ok(Self {
-            config,
-            out,
-            draws: Seed(u64::from(std::process::id())),
-            broken: false,
-        })
+        Ok(Self { config, out, draws: Seed(u64::from(std::process::id())), broken: false })
     }
 
     fn write(&mut self, said: &Said) {

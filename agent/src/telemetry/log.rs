@@ -7,7 +7,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Registry, fmt, reload};
 
-use super::Format;
+use super::config::Format;
 
 /// Changes the level while the process runs.
 #[derive(Clone, Debug)]
@@ -36,9 +36,7 @@ pub fn init(level: &str, format: Format) -> Result<Level, LevelError> {
     let base = tracing_subscriber::registry().with(filter);
     let installed = match format {
         Format::Json => base.with(fmt::layer().json().with_writer(io::stderr)).try_init(),
-        Format::Text => base
-            .with(fmt::layer().with_ansi(false).with_writer(io::stderr))
-            .try_init(),
+        Format::Text => base.with(fmt::layer().with_ansi(false).with_writer(io::stderr)).try_init(),
     };
     drop(installed);
     Ok(Level(handle))
@@ -52,8 +50,5 @@ impl Level {
 }
 
 fn filter(level: &str) -> Result<EnvFilter, LevelError> {
-    EnvFilter::try_new(level).map_err(|source| LevelError::Filter {
-        level: level.to_owned(),
-        source,
-    })
+    EnvFilter::try_new(level).map_err(|source| LevelError::Filter { level: level.to_owned(), source })
 }

@@ -4,7 +4,7 @@ use std::fs;
 
 use metrics::Gauge;
 
-use super::Registry;
+use super::registry::Registry;
 
 /// Bytes in a page, and ticks in a second: both fixed in the Linux ABI of the architectures that Adit is built for.
 const PAGE: f64 = 4096.0;
@@ -52,12 +52,7 @@ fn cpu_seconds(stat: &str) -> Option<f64> {
 
 /// The second field of statm(5), in pages.
 fn resident_bytes(statm: &str) -> Option<f64> {
-    statm
-        .split(' ')
-        .nth(1)?
-        .parse::<f64>()
-        .ok()
-        .map(|pages| pages * PAGE)
+    statm.split(' ').nth(1)?.parse::<f64>().ok().map(|pages| pages * PAGE)
 }
 
 #[cfg(test)]

@@ -111,11 +111,7 @@ impl Registry {
                     .map(|(labels, series)| (Arc::clone(labels), series.value()))
                     .collect();
                 series.sort_unstable_by(|a, b| a.0.cmp(&b.0));
-                Read {
-                    name: Arc::clone(name),
-                    help: family.help.clone(),
-                    series,
-                }
+                Read { name: Arc::clone(name), help: family.help.clone(), series }
             })
             .collect()
     }
@@ -123,12 +119,7 @@ impl Registry {
     /// The counter's value now; 0 if there is no such series. For tests and the admin API.
     pub fn counter_value(&self, name: &str, labels: &[(&str, &str)]) -> u64 {
         let text = label_text(labels.iter().copied());
-        match self
-            .lock()
-            .get(name)
-            .and_then(|family| family.series.get(text.as_str()))
-            .map(Series::value)
-        {
+        match self.lock().get(name).and_then(|family| family.series.get(text.as_str())).map(Series::value) {
             Some(Value::Counter(value)) => value,
             Some(Value::Gauge(_) | Value::Histogram(_)) | None => 0,
         }
@@ -136,9 +127,7 @@ impl Registry {
 
     fn counter_cell(&self, name: &str, labels: String) -> Arc<AtomicU64> {
         let cell = Arc::new(AtomicU64::new(0));
-        match self.series(&mut self.lock(), name, labels, || {
-            Series::Counter(Cells::default())
-        }) {
+        match self.series(&mut self.lock(), name, labels, || Series::Counter(Cells::default())) {
             Series::Counter(cells) => cells.cells.push(Arc::clone(&cell)),
             Series::Gauge(_) | Series::Histogram(_) => kind_clash(name),
         }
@@ -156,9 +145,7 @@ impl Registry {
 
     fn histogram_cell(&self, name: &str, labels: String) -> Arc<Histogram> {
         let cell = Arc::new(Histogram::default());
-        match self.series(&mut self.lock(), name, labels, || {
-            Series::Histogram(Box::default())
-        }) {
+        match self.series(&mut self.lock(), name, labels, || Series::Histogram(Box::default())) {
             Series::Histogram(cells) => cells.cells.push(Arc::clone(&cell)),
             Series::Counter(_) | Series::Gauge(_) => kind_clash(name),
         }
@@ -175,9 +162,7 @@ impl Registry {
         if !families.contains_key(name) {
             families.insert(name.into(), Family::default());
         }
-        let family = families
-            .get_mut(name)
-            .expect("the family was inserted if it was absent");
+        let family = families.get_mut(name).expect("the family was inserted if it was absent");
         family.series.entry(labels.into()).or_insert_with(new)
     }
 
@@ -194,20 +179,12 @@ impl Registry {
 /// One name used for two kinds of metric: a mistake in this program. The cell counts, and is not shown.
 fn kind_clash(name: &str) {
     debug_assert!(false, "the metric {name} is used as two kinds");
-    tracing::error!(
-        name,
-        "a metric's name is used for two kinds; one of them is not shown"
-    );
+    tracing::error!(name, "a metric's name is used for two kinds; one of them is not shown");
 }
 
 impl<C, V: Default> Default for Cells<C, V> {
     fn default() -> Self {
-        Self {
-            base: V::default(),
-            cells: Vec::new(),
-            seen: V::default(),
-            changed: Mono::ZERO,
-        }
+        Self { base: V::default(), cells: Vec::new(), seen: V::default(), changed: Mono::ZERO }
     }
 }
 
@@ -315,9 +292,7 @@ impl Recorder for Registry {
 
     fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
         let mut families = self.lock();
-        match self.series(&mut families, key.name(), key_text(key), || {
-            Series::Counter(Cells::default())
-        }) {
+        match self.series(&mut families, key.name(), key_text(key), || Series::Counter(Cells::default())) {
             Series::Counter(cells) => Counter::from_arc(cells.shared()),
             Series::Gauge(_) | Series::Histogram(_) => Counter::noop(),
         }
@@ -325,9 +300,7 @@ impl Recorder for Registry {
 
     fn register_gauge(&self, key: &Key, _: &Metadata<'_>) -> Gauge {
         let mut families = self.lock();
-        match self.series(&mut families, key.name(), key_text(key), || {
-            Series::Gauge(Cells::default())
-        }) {
+        match self.series(&mut families, key.name(), key_text(key), || Series::Gauge(Cells::default())) {
             Series::Gauge(cells) => Gauge::from_arc(cells.shared()),
             Series::Counter(_) | Series::Histogram(_) => Gauge::noop(),
         }
@@ -335,9 +308,7 @@ impl Recorder for Registry {
 
     fn register_histogram(&self, key: &Key, _: &Metadata<'_>) -> metrics::Histogram {
         let mut families = self.lock();
-        match self.series(&mut families, key.name(), key_text(key), || {
-            Series::Histogram(Box::default())
-        }) {
+        match self.series(&mut families, key.name(), key_text(key), || Series::Histogram(Box::default())) {
             Series::Histogram(cells) => metrics::Histogram::from_arc(cells.shared()),
             Series::Counter(_) | Series::Gauge(_) => metrics::Histogram::noop(),
         }
@@ -376,15 +347,11 @@ mod tests {
     #[test]
     fn a_series_without_holders_keeps_its_count_and_leaves_after_the_idle_time() {
         let registry = Registry::default();
-        registry
-            .counter("adit_x_total", &[])
-            .fetch_add(5, Ordering::Relaxed);
+        registry.counter("adit_x_total", &[]).fetch_add(5, Ordering::Relaxed);
         let start = Mono::from_millis(1);
         registry.expire(start);
         assert_eq!(registry.counter_value("adit_x_total", &[]), 5);
-        registry
-            .counter("adit_x_total", &[])
-            .fetch_add(2, Ordering::Relaxed);
+        registry.counter("adit_x_total", &[]).fetch_add(2, Ordering::Relaxed);
         registry.expire(start + IDLE / 2);
         assert_eq!(registry.counter_value("adit_x_total", &[]), 7);
         registry.expire(start + IDLE);
@@ -396,17 +363,11 @@ mod tests {
     #[test]
     fn gauges_and_histograms_of_two_workers_add_up() {
         let registry = Registry::default();
-        let (one, two) = (
-            registry.gauge("adit_active", &[]),
-            registry.gauge("adit_active", &[]),
-        );
+        let (one, two) = (registry.gauge("adit_active", &[]), registry.gauge("adit_active", &[]));
         one.increment(2.0);
         two.increment(3.0);
         one.decrement(1.0);
-        let (a, b) = (
-            registry.histogram("adit_s", &[]),
-            registry.histogram("adit_s", &[]),
-        );
+        let (a, b) = (registry.histogram("adit_s", &[]), registry.histogram("adit_s", &[]));
         a.add(Duration::from_micros(50));
         b.add(Duration::from_secs(1));
         let read = registry.read();

@@ -17,11 +17,7 @@ pub enum Page {
 impl Page {
     /// What the scraper asked for with its `Accept` header.
     pub fn of_accept(accept: &str) -> Self {
-        if accept.contains("application/openmetrics-text") {
-            Self::OpenMetrics
-        } else {
-            Self::Prometheus
-        }
+        if accept.contains("application/openmetrics-text") { Self::OpenMetrics } else { Self::Prometheus }
     }
 
     /// The reply's `Content-Type`.
@@ -64,21 +60,14 @@ impl Page {
         };
         // Writing to a String does not fail.
         if let Some(help) = &family.help {
-            let _ = writeln!(
-                out,
-                "# HELP {base} {}",
-                help.replace('\\', "\\\\").replace('\n', "\\n")
-            );
+            let _ = writeln!(out, "# HELP {base} {}", help.replace('\\', "\\\\").replace('\n', "\\n"));
         }
         let _ = writeln!(out, "# TYPE {base} {kind}");
         for (labels, value) in &family.series {
             match value {
                 Value::Counter(count) => {
-                    let suffix = if self == Self::OpenMetrics && base == &*family.name {
-                        "_total"
-                    } else {
-                        ""
-                    };
+                    let suffix =
+                        if self == Self::OpenMetrics && base == &*family.name { "_total" } else { "" };
                     let _ = writeln!(out, "{}{suffix}{} {count}", family.name, braces(labels));
                 }
                 Value::Gauge(value) => {
@@ -91,11 +80,7 @@ impl Page {
 }
 
 fn braces(labels: &str) -> String {
-    if labels.is_empty() {
-        String::new()
-    } else {
-        format!("{{{labels}}}")
-    }
+    if labels.is_empty() { String::new() } else { format!("{{{labels}}}") }
 }
 
 fn print_histogram(out: &mut String, name: &str, labels: &str, counts: &Counts) {
@@ -103,11 +88,7 @@ fn print_histogram(out: &mut String, name: &str, labels: &str, counts: &Counts) 
     let mut below = 0;
     for (bound, n) in BOUNDS_US.iter().zip(counts.buckets) {
         below += n;
-        let _ = writeln!(
-            out,
-            "{name}_bucket{{{labels}{comma}le=\"{}\"}} {below}",
-            Seconds(*bound)
-        );
+        let _ = writeln!(out, "{name}_bucket{{{labels}{comma}le=\"{}\"}} {below}", Seconds(*bound));
     }
     let count = counts.count();
     let _ = writeln!(out, "{name}_bucket{{{labels}{comma}le=\"+Inf\"}} {count}");
@@ -122,12 +103,7 @@ impl std::fmt::Display for Seconds {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let micros = format!("{:06}", self.0 % 1_000_000);
         let micros = micros.trim_end_matches('0');
-        write!(
-            f,
-            "{}.{}",
-            self.0 / 1_000_000,
-            if micros.is_empty() { "0" } else { micros }
-        )
+        write!(f, "{}.{}", self.0 / 1_000_000, if micros.is_empty() { "0" } else { micros })
     }
 }
 
@@ -173,14 +149,8 @@ mod tests {
     #[test]
     fn the_openmetrics_page_names_counter_families_without_suffix_and_ends() {
         let page = Page::OpenMetrics.print(&registry().read());
-        assert!(
-            page.contains("# TYPE adit_connections_opened counter\n"),
-            "{page}"
-        );
-        assert!(
-            page.contains("adit_connections_opened_total{direction=\"inbound\"} 2\n"),
-            "{page}"
-        );
+        assert!(page.contains("# TYPE adit_connections_opened counter\n"), "{page}");
+        assert!(page.contains("adit_connections_opened_total{direction=\"inbound\"} 2\n"), "{page}");
         assert!(page.ends_with("# EOF\n"));
         assert_eq!(
             Page::of_accept("application/openmetrics-text;version=1.0.0,text/plain;q=0.5"),

@@ -14,13 +14,11 @@ use adit_core::net::ObjectName;
 use adit_core::report::{ConnectionReport, End, Stage};
 use adit_core::time::Mono;
 use adit_proto::Reason;
-use metrics::Gauge;
 
-use super::Registry;
-use super::edges::{EdgeKey, Side, connect_phase};
-use super::histogram::Histogram;
-use super::hub::{Said, Sender};
-use super::registry::IDLE;
+use super::edges::{EdgeKey, connect_phase};
+use super::registry::{IDLE, Registry};
+use super::said::{Said, Sender};
+use super::series::EdgeSeries;
 use crate::clock::Clock;
 
 /// One worker's telemetry. Cheap to clone; not `Send`.
@@ -65,20 +63,6 @@ impl Verdict {
 }
 
 type VerdictKey = (Option<ObjectName>, Verdict);
-
-/// The counters of one edge, held by its connections and by the worker's table.
-struct EdgeSeries {
-    opened: Arc<AtomicU64>,
-    closed: Arc<AtomicU64>,
-    active: Gauge,
-    to_server: Arc<AtomicU64>,
-    to_client: Arc<AtomicU64>,
-    retries: OnceCell<Arc<AtomicU64>>,
-    connect: Arc<Histogram>,
-    tls: OnceCell<Arc<Histogram>>,
-    failed: RefCell<Vec<(Reason, Arc<AtomicU64>)>>,
-    used: Cell<Mono>,
-}
 
 /// A live connection's report. Closed exactly once: by [`Report::close`], or as `aborted` when it is dropped.
 pub struct Report {
@@ -139,11 +123,7 @@ impl Shard {
             edge: OnceCell::new(),
         });
         let slot = self.0.live.borrow_mut().add(Rc::clone(&live));
-        Report {
-            live,
-            shard: self.clone(),
-            slot,
-        }
+        Report { live, shard: self.clone(), slot }
     }
 
     /// Counts what a policy did; without a name where no policy decided.
@@ -203,49 +183,6 @@ impl Shard {
         edge.used.set(self.0.clock.now().mono);
         edge
     }
-
-    fn failed(&self, edge: &EdgeSeries, key: &ConnectionReport, reason: Reason) {
-        let mut failed = edge.failed.borrow_mut();
-        if let Some((_, counter)) = failed.iter().find(|(known, _)| *known == reason) {
-            counter.fetch_add(1, Ordering::Relaxed);
-            return;
-        }
-        let key = EdgeKey::of(key);
-        let text = Texts::of(&key);
-        let mut labels = text.labels(&key).to_vec();
-        labels.push(("reason", reason.label()));
-        let counter = self.0.registry.counter("adit_connections_failed_total", &labels);
-        counter.fetch_add(1, Ordering::Relaxed);
-        failed.push((reason, counter));
-    }
-
-    fn retried(&self, edge: &EdgeSeries, report: &ConnectionReport) {
-        let retries = u64::from(report.attempts.saturating_sub(1));
-        if retries > 0 {
-            edge.retries
-                .get_or_init(|| {
-                    let key = EdgeKey::of(report);
-                    self.0
-                        .registry
-                        .counter("adit_connect_retries_total", &Texts::of(&key).labels(&key))
-                })
-                .fetch_add(retries, Ordering::Relaxed);
-        }
-    }
-
-    fn shook_hands(&self, edge: &EdgeSeries, report: &ConnectionReport) {
-        if let Some(took) = report.stages.get(Stage::Tls) {
-            edge.tls
-                .get_or_init(|| {
-                    let key = EdgeKey::of(report);
-                    self.0.registry.histogram(
-                        "adit_tls_handshake_duration_seconds",
-                        &Texts::of(&key).labels(&key),
-                    )
-                })
-                .add(took);
-        }
-    }
 }
 
 impl Report {
@@ -265,11 +202,7 @@ impl Report {
     pub fn carried(&self) {
         let report = self.live.report.borrow();
         let edge = self.shard.edge(&report);
-        edge.opened.fetch_add(1, Ordering::Relaxed);
-        edge.active.increment(1.0);
-        edge.connect.add(connect_phase(&report));
-        self.shard.retried(&edge, &report);
-        self.shard.shook_hands(&edge, &report);
+        edge.opened(&self.shard.0.registry, &report);
         drop(report);
         if self.live.edge.set(edge).is_err() {
             debug_assert!(false, "a connection is carried once");
@@ -287,26 +220,25 @@ impl Report {
         }
         self.shard.0.live.borrow_mut().remove(self.slot);
         let report = self.live.report.borrow();
+        let registry = &self.shard.0.registry;
         match self.live.edge.get() {
             Some(edge) => {
-                edge.closed.fetch_add(1, Ordering::Relaxed);
-                edge.active.decrement(1.0);
+                edge.closed();
                 edge.used.set(self.shard.0.clock.now().mono);
                 if let Some(reason) = end.reason() {
-                    self.shard.failed(edge, &report, reason);
+                    edge.failed(registry, &report, reason);
                 }
             }
             None => {
                 let edge = self.shard.edge(&report);
-                self.shard.retried(&edge, &report);
+                edge.retried(registry, &report);
                 if let Some(reason) = end.reason() {
-                    self.shard.failed(&edge, &report, reason);
+                    edge.failed(registry, &report, reason);
                 }
             }
         }
         drop(report);
-        self.live
-            .say(&self.shard.0.hub, end, self.shard.0.clock.now().mono);
+        self.live.say(&self.shard.0.hub, end, self.shard.0.clock.now().mono);
     }
 }
 
@@ -348,8 +280,7 @@ impl Live {
         let new_bytes_to_client =
             report.bytes_to_client - self.said_to_client.replace(report.bytes_to_client);
         if let Some(edge) = self.edge.get() {
-            edge.to_server.fetch_add(new_bytes_to_server, Ordering::Relaxed);
-            edge.to_client.fetch_add(new_bytes_to_client, Ordering::Relaxed);
+            edge.carried(new_bytes_to_server, new_bytes_to_client);
         }
         self.said_at.set(at);
         let said = Said {
@@ -385,117 +316,4 @@ impl LiveList {
         self.slots[slot] = None;
         self.free.push(slot);
     }
-}
-
-/// An edge's label values that are made of several words.
-struct Texts {
-    source: SideTexts,
-    destination: SideTexts,
-    service: String,
-}
-
-struct SideTexts {
-    workload: String,
-}
-
-impl Texts {
-    fn of(key: &EdgeKey) -> Self {
-        let side = |side: &Side| SideTexts {
-            workload: side
-                .workload
-                .as_ref()
-                .map(|(_, kind, name)| format!("{kind}/{name}"))
-                .unwrap_or_default(),
-        };
-        Self {
-            source: side(&key.source),
-            destination: side(&key.destination),
-            service: key
-                .service
-                .as_ref()
-                .map(|(name, port)| format!("{name}:{port}"))
-                .unwrap_or_default(),
-        }
-    }
-
-    fn labels<'l>(&'l self, key: &'l EdgeKey) -> [(&'static str, &'l str); 9] {
-        let namespace = |side: &'l Side| side.workload.as_ref().map_or("", |(namespace, ..)| namespace);
-        let identity = |side: &'l Side| side.identity.as_ref().map_or("", |identity| identity.as_str());
-        [
-            ("direction", key.direction.label()),
-            ("transport", key.transport.label()),
-            ("source_namespace", namespace(&key.source)),
-            ("source_workload", &self.source.workload),
-            ("source_identity", identity(&key.source)),
-            ("destination_namespace", namespace(&key.destination)),
-            ("destination_workload", &self.destination.workload),
-            ("destination_identity", identity(&key.destination)),
-            ("destination_service", &self.service),
-        ]
-    }
-}
-
-impl EdgeSeries {
-    fn new(registry: &Registry, key: &EdgeKey) -> Self {
-        let texts = Texts::of(key);
-        let labels = texts.labels(key);
-        let counter = |name| registry.counter(name, &labels);
-        Self {
-            opened: counter("adit_connections_opened_total"),
-            closed: counter("adit_connections_closed_total"),
-            active: registry.gauge("adit_connections_active", &labels),
-            to_server: counter("adit_bytes_to_server_total"),
-            to_client: counter("adit_bytes_to_client_total"),
-            retries: OnceCell::new(),
-            connect: registry.histogram("adit_connect_duration_seconds", &labels),
-            tls: OnceCell::new(),
-            failed: RefCell::default(),
-            used: Cell::new(Mono::ZERO),
-        }
-    }
-}
-
-/// The metrics that the workers keep, and what they count.
-pub fn describe() {
-    metrics::describe_counter!(
-        "adit_connections_opened_total",
-        "Connections whose connect phase succeeded, by edge."
-    );
-    metrics::describe_counter!(
-        "adit_connections_closed_total",
-        "Opened connections that have ended, by edge."
-    );
-    metrics::describe_counter!(
-        "adit_connections_failed_total",
-        "Connections that were not carried, or ended other than by both sides closing, by edge and reason."
-    );
-    metrics::describe_gauge!("adit_connections_active", "Connections open now, by edge.");
-    metrics::describe_counter!(
-        "adit_bytes_to_server_total",
-        "Bytes from clients to servers, by edge."
-    );
-    metrics::describe_counter!(
-        "adit_bytes_to_client_total",
-        "Bytes from servers to clients, by edge."
-    );
-    metrics::describe_counter!(
-        "adit_connect_retries_total",
-        "Connect attempts after the first, by edge."
-    );
-    metrics::describe_histogram!(
-        "adit_connect_duration_seconds",
-        "Time of the whole connect phase, by edge."
-    );
-    metrics::describe_histogram!(
-        "adit_tls_handshake_duration_seconds",
-        "Time of TLS handshakes, by edge."
-    );
-    metrics::describe_counter!(
-        "adit_policy_verdicts_total",
-        "What each policy did with connections."
-    );
-    metrics::describe_counter!(
-        "adit_reports_dropped_total",
-        "Reports lost because they came too fast to be written."
-    );
 }

@@ -6,17 +6,15 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, SystemTime};
 
 use adit_core::net::{NodeName, ObjectName, OriginalDst, PodUid, SourceAddr};
-use adit_core::report::{
-    ConnectionReport, Decision, Direction, End, Security, Stage, TraceId, Transport,
-};
+use adit_core::report::{ConnectionReport, Decision, Direction, End, Security, Stage, TraceId, Transport};
 use adit_core::workload::{Enrolment, Labels, Owner, Pod, Skip, Workload};
 use adit_proto::Reason;
 use adit_proto::admin::Flow;
 
 use super::access_log::{flow, words, write_line};
 use super::edges::Edges;
-use super::hub::Said;
 use super::render::Page;
+use super::said::Said;
 use super::{Format, Reporter, Shard};
 use crate::clock::Clock;
 
@@ -205,7 +203,9 @@ async fn a_refusal_names_policy_reason_and_hint_in_both_forms() {
     assert_eq!(read.tls.unwrap().group, "X25519MLKEM768");
     assert_eq!(read.time, "1970-01-01T00:00:00Z");
     let words = words(&flow(&said));
-    for part in ["reason=peer_denied", "policy=shop/no-bots", "rule=1", "shop/web-abc(10.0.0.1:40000)", "attempts=2"] {
+    for part in
+        ["reason=peer_denied", "policy=shop/no-bots", "rule=1", "shop/web-abc(10.0.0.1:40000)", "attempts=2"]
+    {
         assert!(words.contains(part), "{part}: {words}");
     }
 }
