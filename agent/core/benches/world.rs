@@ -159,7 +159,7 @@ fn pod(n: u32, terminating: bool) -> Pod {
         node: Some(node_name(n % NODES)),
         ips: vec![pod_ip(n)],
         service_account: format!("service-number-{service}").into(),
-        labels: Labels(labels.collect::<BTreeMap<_, _>>()),
+        labels: Labels(labels.collect::<BTreeMap<_, _>>()).into(),
         mesh: None,
         host_network: false,
         is_static: false,

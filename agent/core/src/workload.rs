@@ -88,8 +88,8 @@ pub struct Pod {
     pub ips: Vec<IpAddr>,
     /// `spec.serviceAccountName`, `default` where absent.
     pub service_account: Arc<str>,
-    /// `metadata.labels`.
-    pub labels: Labels,
+    /// `metadata.labels`; one set for all pods with the same.
+    pub labels: Arc<Labels>,
     /// The pod's own label `adit.dev/mesh`.
     pub mesh: Option<MeshLabel>,
     /// `spec.hostNetwork`.

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use adit_core::net::{NodeName, PodUid};
-use adit_core::workload::{self, Labels, NamedPort, Owner};
+use adit_core::workload::{self, NamedPort, Owner};
 use adit_core::world::{Change, Kind};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -129,7 +129,7 @@ pub fn translate(pod: &Pod) -> Result<Translated, Rejected> {
         node: pod.spec.node_name.as_deref().filter(|node| !node.is_empty()).map(|node| NodeName(node.into())),
         ips,
         service_account: account.unwrap_or("default").into(),
-        labels: pod.metadata.labels.as_ref().map_or_else(Labels::default, labels),
+        labels: pod.metadata.labels.as_ref().map(labels).unwrap_or_default().into(),
         mesh: skip::mesh_label(&pod.metadata, &mut problems),
         host_network: pod.spec.host_network,
         is_static: annotation(MIRROR).is_some()

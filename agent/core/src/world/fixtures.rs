@@ -41,7 +41,7 @@ pub(crate) fn pod(of: &str, ips: &[&str]) -> Pod {
         node: Some(node_name("a")),
         ips: ips.iter().copied().map(ip).collect(),
         service_account: "web".into(),
-        labels: labels(&[("app", "web")]),
+        labels: labels(&[("app", "web")]).into(),
         mesh: None,
         host_network: false,
         is_static: false,

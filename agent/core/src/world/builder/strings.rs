@@ -10,8 +10,8 @@ use crate::net::ObjectName;
 use crate::service::EndpointSlice;
 use crate::workload::{Labels, Pod, Skip};
 
-/// Strings are swept for unused ones when there are twice as many as were in use, but not below this: 1,024 strings of
-/// 64 bytes are 64 KiB.
+/// Strings and sets of labels are swept for unused ones when there are twice as many as were in use, but not below this:
+/// 1,024 strings of 64 bytes are 64 KiB.
 const SWEEP_MIN: usize = 1024;
 
 /// The strings in use, each once.
@@ -20,6 +20,8 @@ pub(super) struct Strings {
     /// Never walked through in an order that anyone could see. Hashed with the process's own key: the words are the
     /// cluster's users'.
     known: HashSet<Arc<str>>,
+    /// Sets of labels, each once: the pods of one owner mostly have the same.
+    labels: HashSet<Arc<Labels>>,
     sweep_at: usize,
     identities: BTreeMap<(Arc<str>, Arc<str>), SpiffeId>,
     pub(super) no_skip: Arc<Skip>,
@@ -29,6 +31,7 @@ impl Default for Strings {
     fn default() -> Self {
         Self {
             known: HashSet::new(),
+            labels: HashSet::new(),
             sweep_at: SWEEP_MIN,
             identities: BTreeMap::new(),
             no_skip: Arc::default(),
@@ -98,15 +101,19 @@ impl Strings {
         self.share(&mut name.name);
     }
 
-    fn share_labels(&mut self, labels: &mut Labels) {
-        let shared = std::mem::take(&mut labels.0)
-            .into_iter()
-            .map(|(mut key, mut value)| {
-                self.share(&mut key);
-                self.share(&mut value);
-                (key, value)
-            });
-        labels.0 = shared.collect();
+    fn share_labels(&mut self, labels: &mut Arc<Labels>) {
+        if let Some(known) = self.labels.get(labels) {
+            *labels = Arc::clone(known);
+            return;
+        }
+        let shared = labels.0.iter().map(|(key, value)| {
+            let (mut key, mut value) = (Arc::clone(key), Arc::clone(value));
+            self.share(&mut key);
+            self.share(&mut value);
+            (key, value)
+        });
+        *labels = Arc::new(Labels(shared.collect()));
+        self.labels.insert(Arc::clone(labels));
     }
 
     fn share(&mut self, string: &mut Arc<str>) {
@@ -120,14 +127,17 @@ impl Strings {
 
     /// Forgets what nobody else holds any more.
     fn sweep(&mut self) {
-        if self.known.len() < self.sweep_at {
+        if self.known.len() + self.labels.len() < self.sweep_at {
             return;
         }
+        // Before the strings, which it holds.
+        self.labels.retain(|labels| Arc::strong_count(labels) > 1);
+        self.labels.shrink_to_fit();
         // An identity holds its names: where it is the last to do so, the account has no pod.
         self.identities
             .retain(|(_, account), _| Arc::strong_count(account) > 2);
         self.known.retain(|string| Arc::strong_count(string) > 1);
         self.known.shrink_to_fit();
-        self.sweep_at = (self.known.len() * 2).max(SWEEP_MIN);
+        self.sweep_at = ((self.known.len() + self.labels.len()) * 2).max(SWEEP_MIN);
     }
 }

@@ -66,7 +66,7 @@ fn some_pod() -> impl Strategy<Value = Pod> {
             uid: PodUid(format!("uid-{uid}").into()),
             node: node.map(node_name),
             mesh,
-            labels,
+            labels: labels.into(),
             captured,
             terminating,
             host_network: host_network && terminating,
@@ -606,6 +606,7 @@ fn equal_words_are_held_once() {
     assert!(Arc::ptr_eq(&left.service_account, &right.service_account));
     let first = |pod: &Pod| Arc::clone(pod.labels.0.values().next().unwrap());
     assert!(Arc::ptr_eq(&first(&left), &first(&right)));
+    assert!(Arc::ptr_eq(&left.labels, &right.labels));
 }
 
 #[test]
@@ -613,7 +614,9 @@ fn strings_that_are_not_used_any_more_are_forgotten() {
     let mut builder = builder([]);
     for n in 0..10_000 {
         let of = format!("shop/pod-{n}");
-        builder.apply(Change::Pod(pod(&of, &[])));
+        let mut pod = pod(&of, &[]);
+        pod.labels = labels(&[("app", "web"), ("pod", &of)]).into();
+        builder.apply(Change::Pod(pod));
         builder.freeze();
         builder.apply(Change::PodGone(name(&of)));
         builder.freeze();
