@@ -3,6 +3,7 @@
 mod cleanup;
 mod harness;
 mod mesh;
+mod peers;
 mod policy;
 mod servers;
 mod smoke;

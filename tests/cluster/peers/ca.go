@@ -31,9 +31,12 @@ const method = "/istio.v1.auth.IstioCertificateService/CreateCertificate"
 // raw passes messages through as the bytes that they are on the wire: no generated code, so nothing in common with Adit's.
 type raw struct{}
 
-func (raw) Name() string                       { return "proto" }
-func (raw) Marshal(v any) ([]byte, error)      { return *v.(*[]byte), nil }
-func (raw) Unmarshal(data []byte, v any) error { *v.(*[]byte) = append([]byte(nil), data...); return nil }
+func (raw) Name() string                  { return "proto" }
+func (raw) Marshal(v any) ([]byte, error) { return *v.(*[]byte), nil }
+func (raw) Unmarshal(data []byte, v any) error {
+	*v.(*[]byte) = append([]byte(nil), data...)
+	return nil
+}
 
 // field returns every value of a length-delimited field, and the last value of a varint field.
 func field(message []byte, wanted protowire.Number) (values [][]byte, number uint64) {
@@ -118,8 +121,8 @@ func caClient(f *flags) error {
 		os.WriteFile(f.out+".root", chain[len(chain)-1], 0o600))
 }
 
-// caServer issues what is asked under a root of its own (written to PREFIX.root), for as long as it runs. With -mode
-// deny it refuses everybody.
+// caServer issues what is asked under a root of its own (written to PREFIX.root), for as long as it runs; a negative
+// life makes a certificate that has expired. With -mode deny it refuses everybody.
 func caServer(f *flags) error {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -170,8 +173,8 @@ func caServer(f *flags) error {
 		if err != nil {
 			return nil, err
 		}
-		say(map[string]any{"issued": id.String(), "seconds": seconds})
-		leaf := &x509.Certificate{SerialNumber: serial, NotBefore: now.Add(-5 * time.Minute), NotAfter: time.Now().Add(time.Duration(min(seconds, uint64(f.seconds))) * time.Second),
+		say(map[string]any{"issued": id.String(), "seconds": int64(seconds)})
+		leaf := &x509.Certificate{SerialNumber: serial, NotBefore: now.Add(-5 * time.Minute), NotAfter: time.Now().Add(time.Duration(min(int64(seconds), f.seconds)) * time.Second),
 			URIs: []*url.URL{id}, KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}, BasicConstraintsValid: true}
 		der, err := x509.CreateCertificate(rand.Reader, leaf, root, csr.PublicKey, key)
 		if err != nil {

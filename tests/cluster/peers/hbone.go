@@ -56,34 +56,41 @@ func hboneClient(f *flags) error {
 			return err
 		}
 	}
-	return nil
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	// All that was sent has been read when a PING behind it is answered.
+	return errors.Join(client.Ping(ctx), client.Shutdown(ctx))
 }
 
 func (f *flags) stream(client *http2.ClientConn) error {
 	body, send := io.Pipe()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	defer cancel()
-	request := (&http.Request{Method: http.MethodConnect, URL: &url.URL{Host: f.authority}, Host: f.authority,
-		Header: http.Header{"Forwarded": {"for=\"192.0.2.7:4000\""}}, Body: body, ContentLength: -1}).WithContext(ctx)
+	// Without a context: its end, like the body's, would reset a stream that is still sent on. The caller bounds it all.
+	request := &http.Request{Method: http.MethodConnect, URL: &url.URL{Host: f.authority}, Host: f.authority,
+		Header: http.Header{"Forwarded": {"for=\"192.0.2.7:4000\""}}, Body: body, ContentLength: -1}
 	reply, err := client.RoundTrip(request)
 	if err != nil {
 		return fmt.Errorf("connect: %w", err)
 	}
-	defer reply.Body.Close()
+	// The reply's body is read to its end and never closed: closing would reset a stream that is still sent on.
 	if reply.StatusCode != http.StatusOK || f.mode == "status" {
 		say(map[string]any{"status": reply.StatusCode, "reason": reply.Header.Get("adit-reason")})
 		send.Close()
 		return nil
 	}
 	sent := bytes.Repeat([]byte("0123456789abcdef"), f.bytes/16)
+	wrote := make(chan struct{})
 	go func() {
 		_, _ = send.Write(sent)
 		if f.mode == "reset" {
-			cancel()
+			send.CloseWithError(errors.New("reset on purpose")) // a body that fails is RST_STREAM
 		} else {
 			send.Close()
 		}
+		close(wrote)
 	}()
+	if f.mode == "half-close" {
+		<-wrote
+	}
 	sum := sha256.New()
 	received, err := io.Copy(sum, reply.Body)
 	if f.mode == "reset" {
@@ -99,8 +106,8 @@ func (f *flags) stream(client *http2.ClientConn) error {
 }
 
 // hboneServer is the other end of an agent's outbound side. Modes: echo; a number (answer every CONNECT with it);
-// goaway (GOAWAY before the first stream is taken, on every other connection); rst (REFUSED_STREAM to the first
-// stream of every connection); reset (200, then RST_STREAM after the first bytes).
+// goaway (GOAWAY before the first stream is taken, on every other connection); rst (REFUSED_STREAM to every stream, on
+// every other connection); reset (200, then RST_STREAM after the first bytes).
 func hboneServer(f *flags) error {
 	svid, bundle, err := f.load()
 	if err != nil {
@@ -118,13 +125,23 @@ func hboneServer(f *flags) error {
 		if err != nil {
 			return err
 		}
-		if (f.mode == "goaway" && n%2 == 0) || f.mode == "rst" || f.mode == "reset" {
+		if (n%2 == 0 && (f.mode == "goaway" || f.mode == "rst")) || f.mode == "reset" {
 			go f.refuse(conn)
 			continue
 		}
-		server := &http2.Server{MaxUploadBufferPerStream: 64 << 10, MaxUploadBufferPerConnection: 64 << 10}
-		go server.ServeConn(conn, &http2.ServeConnOpts{Handler: http.HandlerFunc(f.answer)})
+		go f.serve(conn)
 	}
+}
+
+func (f *flags) serve(conn net.Conn) {
+	// ServeConn judges the TLS version, which is known after the handshake.
+	if err := conn.(*tls.Conn).Handshake(); err != nil {
+		say(map[string]any{"handshake": err.Error()})
+		conn.Close()
+		return
+	}
+	server := &http2.Server{MaxUploadBufferPerStream: 64 << 10, MaxUploadBufferPerConnection: 64 << 10}
+	server.ServeConn(conn, &http2.ServeConnOpts{Handler: http.HandlerFunc(f.answer)})
 }
 
 func (f *flags) answer(w http.ResponseWriter, r *http.Request) {
@@ -162,7 +179,6 @@ func (f *flags) refuse(conn net.Conn) {
 	}
 	framer := http2.NewFramer(conn, conn)
 	_ = framer.WriteSettings()
-	refused := false
 	for {
 		frame, err := framer.ReadFrame()
 		if err != nil {
@@ -183,8 +199,7 @@ func (f *flags) refuse(conn net.Conn) {
 			case f.mode == "goaway":
 				_ = framer.WriteGoAway(0, http2.ErrCodeNo, nil)
 				return
-			case f.mode == "rst" && !refused:
-				refused = true
+			case f.mode == "rst":
 				_ = framer.WriteRSTStream(frame.StreamID, http2.ErrCodeRefusedStream)
 			default:
 				var block bytes.Buffer
