@@ -222,6 +222,9 @@ pub struct PodStatus {
     pub backend: Option<String>,
     /// Connections that it has in the data path.
     pub connections: u64,
+    /// What its annotations keep out of the mesh: `inbound port 80`, `outbound to 10.0.0.0/8`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub skipped: Vec<String>,
     /// What is not as it should be.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<String>,

@@ -8,8 +8,12 @@ use adit_core::pods::{Op, Pods as Machine, Seen, State};
 use adit_core::redirect::Part;
 use adit_proto::admin::PodStatus;
 
+use super::journal::Captured;
 use super::sandbox::Sandbox;
 use crate::redirect::Condition;
+
+/// The state of a pod of before a restart that is not verified yet, as [`PodStatus`] says it.
+pub(super) const ADOPTED: &str = "adopted";
 
 /// Every sandbox, by pod; connections are filled in by the reader.
 pub(super) fn status(machine: &Machine, sandboxes: &BTreeMap<PodKey, Sandbox>) -> Arc<[PodStatus]> {
@@ -21,6 +25,10 @@ fn one(seen: &Seen<'_>, sandbox: &Sandbox) -> PodStatus {
     let lacking = seen.lacking.iter().map(ToString::to_string);
     let trouble = sandbox.trouble.iter().map(ToString::to_string);
     let without = sandbox.applied.iter().flat_map(|applied| applied.conditions.iter().map(condition));
+    let older = (sandbox.older > 0).then(|| match sandbox.older {
+        1 => "1 connection is older than its capture, and goes on in clear".to_owned(),
+        more => format!("{more} connections are older than its capture, and go on in clear"),
+    });
     PodStatus {
         pod: format!("{}/{}", entry.pod.namespace, entry.pod.name),
         uid: entry.pod.uid.clone(),
@@ -31,14 +39,33 @@ fn one(seen: &Seen<'_>, sandbox: &Sandbox) -> PodStatus {
         identity: entry.captured.as_ref().map(|captured| captured.identity.to_string()),
         backend: entry.backend.map(|backend| backend.to_string()),
         connections: 0,
-        conditions: lacking.chain(trouble).chain(without).collect(),
+        skipped: entry.captured.iter().flat_map(skipped).collect(),
+        conditions: lacking.chain(trouble).chain(without).chain(older).collect(),
     }
+}
+
+/// What is kept out of the mesh: these packets are not redirected.
+fn skipped(captured: &Captured) -> Vec<String> {
+    let ports = |direction: &'static str, ranges: &[(u16, u16)]| -> Vec<String> {
+        let word = |(first, last): &(u16, u16)| {
+            if first == last {
+                format!("{direction} port {first}")
+            } else {
+                format!("{direction} ports {first}-{last}")
+            }
+        };
+        ranges.iter().map(word).collect()
+    };
+    let networks = captured.skip_outbound_cidrs.iter().map(|net| format!("outbound to {net}"));
+    let outbound = ports("outbound", &captured.skip_outbound_ports);
+    let inbound = ports("inbound", &captured.skip_inbound_ports);
+    outbound.into_iter().chain(networks).chain(inbound).collect()
 }
 
 fn state(state: State) -> &'static str {
     match state {
         State::Added => "added",
-        State::Adopted => super::ADOPTED,
+        State::Adopted => ADOPTED,
         State::Listening => "listening",
         State::Redirected => "redirected",
         State::Live => "live",
@@ -83,6 +110,14 @@ pub(super) fn describe() {
     metrics::describe_counter!(
         "adit_capture_failures_total",
         "Steps of a pod's way in or out of the mesh that failed, by step."
+    );
+    metrics::describe_gauge!(
+        "adit_older_connections",
+        "Open connections of captured pods that are older than their capture, and go on in clear."
+    );
+    metrics::describe_counter!(
+        "adit_older_connections_closed_total",
+        "Connections older than a pod's capture that were closed, as STRICT forbids clear ones."
     );
     metrics::describe_counter!(
         "adit_cni_requests_total",
