@@ -7,13 +7,27 @@ use std::cmp::Ordering;
 use crate::draw::Seed;
 use crate::resolve::Candidate;
 
-/// How busy an endpoint is, as this worker sees it. Fewer connections are better; at equal numbers, lower latency.
-#[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
+/// How busy an endpoint is, as this worker sees it.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Load {
     /// Open connections and attempts under way.
     pub active: u32,
     /// Smoothed time of a connect, in microseconds; 0 where nothing is known yet.
     pub latency_us: u32,
+}
+
+impl Load {
+    /// Whether another is to be preferred: fewer connections are better; at equal numbers, less than half the latency.
+    ///
+    /// A smaller difference is no reason: with one connection after another, the nearest of several good endpoints
+    /// would get every one of them.
+    fn is_worse_than(self, other: Self) -> bool {
+        match self.active.cmp(&other.active) {
+            Ordering::Greater => true,
+            Ordering::Less => false,
+            Ordering::Equal => self.latency_us / 2 > other.latency_us,
+        }
+    }
 }
 
 /// Picks a candidate and returns its index: of two drawn at random from the lowest tier that has any that is usable,
@@ -42,18 +56,13 @@ pub fn pick(
     // Distinct from the first, and uniform among the rest.
     let second = (first + 1 + seed.below(count - 1)) % count;
     let (first, second) = (nth(first)?, nth(second)?);
-    match load(&candidates[first]).cmp(&load(&candidates[second])) {
-        Ordering::Less | Ordering::Equal => Some(first),
-        Ordering::Greater => Some(second),
-    }
+    let worse = load(&candidates[first]).is_worse_than(load(&candidates[second]));
+    Some(if worse { second } else { first })
 }
 
 /// The lowest tier that has a usable candidate, and how many it has.
 fn nearest(candidates: &[Candidate], usable: impl Fn(&Candidate) -> bool) -> Option<(u8, u64)> {
-    let tiers = candidates
-        .iter()
-        .filter(|candidate| usable(candidate))
-        .map(|candidate| candidate.tier);
+    let tiers = candidates.iter().filter(|candidate| usable(candidate)).map(|candidate| candidate.tier);
     tiers.fold(None, |nearest, tier| match nearest {
         Some((held, count)) if held == tier => Some((held, count + 1)),
         Some((held, count)) if held < tier => Some((held, count)),
@@ -90,10 +99,7 @@ mod tests {
     }
 
     fn busy(active: u32) -> Load {
-        Load {
-            active,
-            latency_us: 0,
-        }
+        Load { active, latency_us: 0 }
     }
 
     proptest! {
@@ -117,11 +123,20 @@ mod tests {
         #[test]
         fn of_two_the_less_loaded_is_picked_always(left in 0_u32..5, right in 0_u32..5, fast: bool, seed: u64) {
             let loads = [
-                Load { active: left, latency_us: u32::from(!fast) },
-                Load { active: right, latency_us: u32::from(fast) },
+                Load { active: left, latency_us: if fast { 100 } else { 202 } },
+                Load { active: right, latency_us: if fast { 202 } else { 100 } },
             ];
             let picked = pick(&candidates(&[0, 0]), |_| true, |candidate| loads[at(candidate)], &mut Seed(seed));
-            prop_assert_eq!(picked, Some(usize::from(loads[1] < loads[0])));
+            prop_assert_eq!(picked, Some(usize::from(right < left || (right == left && !fast))));
+        }
+
+        #[test]
+        fn of_two_good_ones_the_nearer_is_not_the_only_one_picked(near in 1_u32..1000, seed: u64) {
+            let mut seed = Seed(seed);
+            let load = |candidate: &Candidate| Load { active: 0, latency_us: near * (1 + u32::from(at(candidate) == 1)) };
+            let all = candidates(&[0, 0]);
+            let far = (0..100).filter(|_| pick(&all, |_| true, load, &mut seed) == Some(1)).count();
+            prop_assert!((20..80).contains(&far), "{far} of 100");
         }
     }
 

@@ -252,7 +252,10 @@ impl Phase<'_> {
         let opened = timeout(limit, self.open(&key, candidate.addr, &mut reused)).await;
         let error = match opened {
             Ok(Ok((slot, stream))) => {
-                in_use.connected(self.now().since(begun));
+                // A handshake says nothing of the endpoint: without this the first one dialled would stay the slow one.
+                if reused {
+                    in_use.connected(self.now().since(begun));
+                }
                 self.succeeded(candidate.addr);
                 return Ok(Connected { carrier: Carrier::Tunnel { slot, stream }, in_use: Some(in_use) });
             }

@@ -63,12 +63,21 @@ struct Busy {
     used: Cell<Mono>,
 }
 
+impl Busy {
+    /// What is known of its latency, in microseconds: half as much for each second without a connection. An endpoint
+    /// that was slow once is tried again, or nobody would learn that it is not any more.
+    fn latency_at(&self, now: Mono) -> u32 {
+        let idle = u32::try_from(now.since(self.used.get()).as_secs()).unwrap_or(u32::MAX);
+        self.latency_us.get().checked_shr(idle).unwrap_or(0)
+    }
+}
+
 /// Counts a connection, or an attempt at one, at its endpoint until dropped.
 #[derive(Debug)]
 pub(super) struct InUse(Rc<Busy>);
 
 impl InUse {
-    /// The connect took so long: smoothed over the last eight or so.
+    /// A connect without a handshake took so long: smoothed over the last eight or so.
     pub(super) fn connected(&self, took: Duration) {
         let took = u32::try_from(took.as_micros()).unwrap_or(u32::MAX).max(1);
         let old = self.0.latency_us.get();
@@ -122,7 +131,7 @@ impl Endpoints {
         let load = |candidate: &Candidate| {
             loads.get(&candidate.addr).map_or_else(Load::default, |busy| Load {
                 active: busy.active.get(),
-                latency_us: busy.latency_us.get(),
+                latency_us: busy.latency_at(now),
             })
         };
         balance::pick(choice.candidates, sound, load, seed)
