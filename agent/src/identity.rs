@@ -13,9 +13,11 @@ mod driver;
 pub(crate) mod fixed;
 mod journal;
 mod leaf;
+mod missing;
 #[cfg(test)]
 mod testing;
 pub mod tls;
+mod unproven;
 mod verify;
 
 #[path = "identity/gen/istio.v1.auth.rs"]
@@ -40,10 +42,11 @@ use tokio::task::JoinSet;
 use crate::clock::Clock;
 use crate::units;
 
-pub use certs::{CertSource, NoCertificate, ServedCertificate};
+pub use certs::{CertSource, ServedCertificate};
 pub use journal::Keeping;
+pub use missing::NoCertificate;
 pub use tls::{Peer, TlsFacts};
-pub use verify::VerifyError;
+pub use unproven::VerifyError;
 
 /// Where the bundle comes from: the last one that was read (`adit_objects::trust`). Its sender is the source of truth's.
 /// Whether its roots and lists can be used is judged here; until one can, the last good one is used.

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use adit_core::net::{ObjectName, OriginalDst, PodKey, SourceAddr};
 use adit_core::report::{ConnectionReport, Direction, End, TraceId};
-use adit_core::workload::{Enrolment, Labels, Owner, Pod as PodModel, Skip, Workload};
+use adit_core::workload::{Enrolment, Owner, Pod as PodModel, Skip, Workload};
 use adit_core::world::World;
 use adit_proto::{Reason, SpiffeId};
 use http::HeaderValue;
@@ -189,7 +189,7 @@ fn stand_in(served: &ServedPod, world: &World) -> Workload {
         node: Some(world.settings().node.clone()),
         ips: served.ips.iter().map(IpAddr::to_canonical).collect(),
         service_account: account.into(),
-        labels: Labels::default(),
+        labels: Arc::default(),
         mesh: None,
         host_network: false,
         is_static: false,

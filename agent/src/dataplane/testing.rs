@@ -16,7 +16,7 @@ use adit_core::draw::Seed;
 use adit_core::net::{NodeName, ObjectName, OriginalDst, PodKey, PodUid, SandboxId};
 use adit_core::policy::{Action, AuthorizationPolicy, Rule, Scope};
 use adit_core::report::{Direction, End};
-use adit_core::workload::{Labels, MeshLabel, Owner, Pod as PodModel, Skip};
+use adit_core::workload::{MeshLabel, Owner, Pod as PodModel, Skip};
 use adit_core::world::builder::WorldBuilder;
 use adit_core::world::{Change, Settings};
 use adit_proto::hbone::PORT_INBOUND_HBONE;
@@ -192,7 +192,7 @@ fn model(account: &str, uid: &PodUid, ip: IpAddr) -> PodModel {
         node: Some(NodeName("here".into())),
         ips: vec![ip],
         service_account: account.into(),
-        labels: Labels::default(),
+        labels: Arc::default(),
         mesh: Some(MeshLabel::Enabled),
         host_network: false,
         is_static: false,

@@ -16,9 +16,9 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use webpki::EndEntityCert;
 use zeroize::Zeroize;
 
-use super::leaf::Leaf;
-use super::tls::unix_time;
-use super::verify::{Purpose, Trust, VerifyError};
+use super::leaf::{Leaf, unix_time};
+use super::unproven::VerifyError;
+use super::verify::{Purpose, Trust};
 
 /// Certificates in one answer, roots included. Ours has three; 16 leave room for a bundle of roots at its end.
 const CHAIN_LEN_MAX: usize = 16;

@@ -9,13 +9,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use adit_core::time::Validity;
-use adit_proto::{Reason, SpiffeId};
+use adit_proto::SpiffeId;
 use arc_swap::ArcSwap;
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, ServerConfig};
 use tokio::sync::watch;
 
 use super::cert::Certificate;
+use super::missing::NoCertificate;
 use super::tls::{Peer, Tls};
 use super::verify::Trust;
 
@@ -28,27 +29,6 @@ const CLIENT_CONFIGS_MAX: usize = 1024;
 pub struct CertSource {
     shared: Arc<Shared>,
     trust_seen: watch::Receiver<u64>,
-}
-
-/// There is no certificate for an identity: none was issued yet, or the last one has expired.
-#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("no certificate for {id}")]
-pub struct NoCertificate {
-    /// Whose.
-    pub id: SpiffeId,
-}
-
-impl NoCertificate {
-    /// [`Reason::OwnCertificateMissing`].
-    pub fn reason(&self) -> Reason {
-        Reason::OwnCertificateMissing
-    }
-}
-
-impl From<NoCertificate> for std::io::Error {
-    fn from(error: NoCertificate) -> Self {
-        Self::other(error)
-    }
 }
 
 /// What is publicly known of a served certificate.

@@ -8,10 +8,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use adit_core::time::Validity;
 use adit_proto::SpiffeId;
 use adit_proto::spiffe::SpiffeIdError;
+use rustls_pki_types::UnixTime;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::verify::VerifyError;
+use super::unproven::VerifyError;
 
 /// What a leaf says of itself: nothing of it is proven yet.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -98,4 +99,11 @@ fn system_time(unix_secs: i64) -> SystemTime {
             .unwrap_or(UNIX_EPOCH),
         Err(_) => UNIX_EPOCH,
     }
+}
+
+/// `None` before 1970.
+pub(crate) fn unix_time(wall: SystemTime) -> Option<UnixTime> {
+    wall.duration_since(UNIX_EPOCH)
+        .ok()
+        .map(UnixTime::since_unix_epoch)
 }

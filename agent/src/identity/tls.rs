@@ -6,7 +6,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use adit_proto::{Reason, SpiffeId};
 use rustls::client::Resumption;
@@ -21,9 +21,10 @@ use rustls::{
 };
 use rustls_pki_types::UnixTime;
 
-use super::certs::NoCertificate;
-use super::leaf::Leaf;
-use super::verify::{AnyPeer, ExpectPeer, Trust, VerifyError};
+use super::leaf::{Leaf, unix_time};
+use super::missing::NoCertificate;
+use super::unproven::VerifyError;
+use super::verify::{AnyPeer, ExpectPeer, Trust};
 use crate::clock::Clock;
 
 /// The only protocol inside the tunnel's TLS.
@@ -248,13 +249,6 @@ impl TimeProvider for WallClock {
     fn current_time(&self) -> Option<UnixTime> {
         unix_time(self.0.now().wall)
     }
-}
-
-/// `None` before 1970.
-pub(crate) fn unix_time(wall: SystemTime) -> Option<UnixTime> {
-    wall.duration_since(UNIX_EPOCH)
-        .ok()
-        .map(UnixTime::since_unix_epoch)
 }
 
 impl Tls {

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use adit_core::net::{NodeName, ObjectName};
 use adit_core::trust::TrustBundle;
-use adit_core::workload::{Labels, Owner, Pod, Skip};
+use adit_core::workload::{Owner, Pod, Skip};
 use adit_core::world::builder::WorldBuilder;
 use adit_core::world::{Change, Settings, World};
 use adit_proto::cni::{Add, Attachment, Check, Code, ContainerId, Del, Gc, IfName, PodRef, Reply, Request};
@@ -143,7 +143,7 @@ fn object(terminating: bool) -> Change {
         node: Some(NodeName("n1".into())),
         ips: vec![],
         service_account: "web".into(),
-        labels: Labels::default(),
+        labels: Arc::default(),
         mesh: None,
         host_network: false,
         is_static: false,

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use adit_core::net::{NodeName, ObjectName, OriginalDst, PodUid, SourceAddr};
 use adit_core::report::{ConnectionReport, Decision, Direction, End, Security, Stage, TraceId, Transport};
-use adit_core::workload::{Enrolment, Labels, Owner, Pod, Skip, Workload};
+use adit_core::workload::{Enrolment, Owner, Pod, Skip, Workload};
 use adit_proto::Reason;
 use adit_proto::admin::Flow;
 
@@ -25,7 +25,7 @@ fn workload(name: &str, ip: &str) -> Arc<Workload> {
         node: Some(NodeName("one".into())),
         ips: vec![ip.parse().unwrap()],
         service_account: name.into(),
-        labels: Labels::default(),
+        labels: Arc::default(),
         mesh: None,
         host_network: false,
         is_static: false,

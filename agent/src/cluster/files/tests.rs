@@ -28,12 +28,12 @@ fn gone(path: &str) -> (PathBuf, Reading) {
 }
 
 /// Changes of namespaces, in short: `+name` with its label, `-name`.
+#[expect(clippy::wildcard_enum_match_arm, reason = "these tests have no other objects")]
 fn short(update: Update) -> Vec<String> {
     assert!(update.again.is_empty(), "{:?}", update.again);
     let word = |change| match change {
         Change::Namespace(namespace) => format!("+{} {:?}", namespace.name, namespace.mesh),
         Change::NamespaceGone(name) => format!("-{name}"),
-        #[expect(clippy::wildcard_enum_match_arm, reason = "these tests have no other objects")]
         other => panic!("{other:?}"),
     };
     update.changes.into_iter().map(word).collect()

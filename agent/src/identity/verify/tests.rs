@@ -1,5 +1,6 @@
 use super::super::testing::{Authority, Spec, bundle, id, wall};
-use super::super::tls::{Tls, unix_time};
+use super::super::leaf::unix_time;
+use super::super::tls::Tls;
 use super::*;
 use crate::clock::Clock;
 

@@ -1,5 +1,5 @@
 use adit_core::net::NodeName;
-use adit_core::workload::{Labels, MeshLabel, Namespace, Owner, Pod, Skip};
+use adit_core::workload::{MeshLabel, Namespace, Owner, Pod, Skip};
 use adit_core::world::builder::WorldBuilder;
 use adit_core::world::{Change, Settings};
 
@@ -12,7 +12,7 @@ fn pod(namespace: &str, name: &str) -> Pod {
         node: Some(NodeName("n1".into())),
         ips: vec![],
         service_account: "web".into(),
-        labels: Labels::default(),
+        labels: Arc::default(),
         mesh: None,
         host_network: false,
         is_static: false,
