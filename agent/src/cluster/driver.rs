@@ -28,6 +28,8 @@ use crate::view::Publisher;
 const FLUSH_AFTER: Duration = Duration::from_millis(20);
 /// How many changes are gathered at most: reading that many files takes about as long as [`FLUSH_AFTER`].
 const FLUSH_AT: usize = 256;
+/// How much text of files is held at once: a pod's is 1 to 10 KiB, so this is some hundred pods; a longer file alone.
+const READ_LEN: usize = 1024 * 1024;
 /// How long after a failure the status file is tried again.
 const WRITE_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
@@ -48,6 +50,8 @@ pub(super) struct Driver {
     status_file: StatusFile,
     /// When the status file is tried again.
     write_again: Option<Mono>,
+    /// Captured pods of which a sandbox is gone, and whose object is still there: at most one a pod of the node.
+    ended: BTreeSet<PodUid>,
     is_synced: bool,
 }
 
@@ -102,6 +106,7 @@ impl Driver {
             status,
             status_file,
             write_again: None,
+            ended: BTreeSet::new(),
             is_synced: false,
         })
     }
@@ -156,11 +161,16 @@ impl Driver {
             match command {
                 Command::Captured { uid, captured, done } => {
                     if captured {
+                        self.ended.remove(&uid);
                         self.status.captured.insert(uid.0.to_string());
                     } else {
                         self.status.captured.remove(&*uid.0);
                     }
                     written.push(done);
+                }
+                Command::SandboxGone(uid) => {
+                    self.ended.insert(uid);
+                    self.forget_ended();
                 }
                 Command::Acknowledge(generation) => self.status.bundle_generation = generation,
                 Command::Refresh(done) => refreshed.push(done),
@@ -197,9 +207,9 @@ impl Driver {
             self.tidy_copy(&objects);
         }
         // No snapshot is made in between: an object that goes from one file to another has not gone.
-        for some in objects.chunks(FLUSH_AT) {
-            let read = some.iter().map(|path| (path.clone(), directory::read(path))).collect();
-            let changes = self.take_objects(read, is_first);
+        let mut objects = objects.into_iter().peekable();
+        while objects.peek().is_some() {
+            let changes = self.take_objects(read_some(&mut objects), is_first);
             has_changed |= !changes.is_empty();
             changes.into_iter().for_each(|change| self.builder.apply(change));
         }
@@ -218,6 +228,7 @@ impl Driver {
         }
         if self.is_synced && (has_changed || is_first) {
             self.publisher.publish(self.builder.freeze());
+            self.forget_ended();
         }
         self.show();
         self.status.policies = self.files.policies();
@@ -280,6 +291,20 @@ impl Driver {
         self.status.captured.retain(|uid| world.workload(&PodUid(uid.as_str().into())).is_some());
     }
 
+    /// Forgets pods whose sandbox and whose object are gone.
+    fn forget_ended(&mut self) {
+        if self.ended.is_empty() {
+            return;
+        }
+        let world = self.builder.freeze();
+        let (still, over) = std::mem::take(&mut self.ended).into_iter().partition(|uid| world.workload(uid).is_some());
+        self.ended = still;
+        let over: BTreeSet<PodUid> = over;
+        for uid in over {
+            self.status.captured.remove(&*uid.0);
+        }
+    }
+
     /// Lets the own World see what the status file says of the own node.
     fn show_captured(&mut self) {
         let pods = self.status.captured.iter().map(|uid| PodUid(uid.as_str().into()));
@@ -322,6 +347,21 @@ impl Driver {
         }
         result.map_err(Arc::new)
     }
+}
+
+/// Reads files until there is enough to work on.
+fn read_some(paths: &mut impl Iterator<Item = PathBuf>) -> Vec<(PathBuf, Reading)> {
+    let mut read = Vec::new();
+    let mut len = 0;
+    while read.len() < FLUSH_AT && len < READ_LEN {
+        let Some(path) = paths.next() else { break };
+        let reading = directory::read(&path);
+        if let Reading::Text(text) = &reading {
+            len += text.len();
+        }
+        read.push((path, reading));
+    }
+    read
 }
 
 /// Says that a copy could not be kept or forgotten.

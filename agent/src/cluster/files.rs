@@ -59,12 +59,14 @@ pub(super) struct Files {
 #[derive(Debug, Default)]
 struct Place {
     told: Option<Fingerprint>,
-    files: BTreeSet<Arc<Path>>,
+    /// Mostly one. Sorted, no doubles, exactly sized: there is one of these for every object of the mesh.
+    files: Vec<Arc<Path>>,
 }
 
 #[derive(Debug, Default)]
 struct File {
-    objects: BTreeMap<Key, Entry>,
+    /// By key, exactly sized.
+    objects: Box<[(Key, Entry)]>,
     /// What is wrong with it now, beside its objects' fields.
     troubles: Vec<Trouble>,
 }
@@ -206,44 +208,59 @@ impl Files {
     /// Reads the objects of a file; what cannot be read keeps the version that the file had of it.
     fn read(&self, path: &Arc<Path>, text: &str, fresh: &mut Fresh) -> Result<File, yaml::YamlError> {
         let known = self.files.get(path);
-        let mut file = File::default();
+        let mut objects: BTreeMap<Key, Entry> = BTreeMap::new();
+        let mut troubles = Vec::new();
         let trouble = |at, what| Trouble { file: path.to_path_buf(), at: Some(at), what };
         yaml::read_each(text, |document| match self.entry(&document) {
             Ok(None) => {}
-            Ok(Some((key, entry, _))) if file.objects.contains_key(&key) => {
-                file.troubles.push(trouble(entry.at, Wrong::Twice(key.object(), path.to_path_buf())));
+            Ok(Some((key, entry, _))) if objects.contains_key(&key) => {
+                troubles.push(trouble(entry.at, Wrong::Twice(key.object(), path.to_path_buf())));
             }
             Ok(Some((key, entry, change))) => {
                 if let Some(change) = change {
                     fresh.insert((key.clone(), Arc::clone(path)), change);
                 }
-                file.objects.insert(key, entry);
+                objects.insert(key, entry);
             }
             Err(rejected) => {
                 let last =
                     known.and_then(|known| known.objects.iter().find(|(key, _)| key.is(&rejected.object)));
                 if let Some((key, entry)) = last {
-                    file.objects.entry(key.clone()).or_insert_with(|| entry.clone());
+                    objects.entry(key.clone()).or_insert_with(|| entry.clone());
                 }
-                file.troubles.push(trouble(document.locate(&rejected.field), Wrong::Rejected(rejected)));
+                troubles.push(trouble(document.locate(&rejected.field), Wrong::Rejected(rejected)));
             }
         })?;
-        Ok(file)
+        Ok(File { objects: objects.into_iter().collect(), troubles })
     }
 
     fn entry(&self, document: &Document) -> Result<Option<(Key, Entry, Option<Change>)>, Rejected> {
-        let Some((key, object)) = Object::read(&document.value)? else {
+        let Some((mut key, object)) = Object::read(&document.value)? else {
             return Ok(None);
         };
+        self.share_namespace(&mut key);
         let translated = object.translate(&self.system_namespace)?;
         let placed =
             translated.problems.into_iter().map(|problem| (document.locate(&problem.field), problem));
         let problems: Vec<_> = placed.collect();
-        let change = translated.change;
+        let mut change = translated.change;
+        if let Some(Change::Pod(pod)) = &mut change {
+            // Most objects are pods: their names are held once, here and in the World.
+            pod.name = key.name.clone();
+        }
         let policy = change.clone().filter(|_| is_policy(key.kind));
         let rare = (policy.is_some() || !problems.is_empty()).then(|| Arc::new(Rare { problems, policy }));
         let entry = Entry { at: document.at, fingerprint: change.as_ref().map(Fingerprint::of), rare };
         Ok(Some((key, entry, change)))
+    }
+
+    /// Replaces a key's namespace by that of an object of the same kind there, if one is known.
+    fn share_namespace(&self, key: &mut Key) {
+        let first = Key { kind: key.kind, name: ObjectName::new(Arc::clone(&key.name.namespace), "") };
+        let same = self.places.range(first..).next().map(|(known, _)| &known.name.namespace);
+        if let Some(same) = same.filter(|same| **same == key.name.namespace) {
+            key.name.namespace = Arc::clone(same);
+        }
     }
 
     /// Notes that a file cannot be used now; its objects stay.
@@ -255,15 +272,15 @@ impl Files {
     /// Puts a file in the place of the one that was known.
     fn replace(&mut self, path: &Arc<Path>, new: Option<File>, touched: &mut BTreeSet<Key>) {
         let old = self.files.remove(path).unwrap_or_default();
-        for key in old.objects.into_keys() {
+        for (key, _) in old.objects {
             if let Some(place) = self.places.get_mut(&key) {
-                place.files.remove(path);
+                place.files.retain(|file| file != path);
             }
             touched.insert(key);
         }
         let Some(new) = new else { return };
-        for key in new.objects.keys() {
-            self.places.entry(key.clone()).or_default().files.insert(Arc::clone(path));
+        for (key, _) in &new.objects {
+            self.places.entry(key.clone()).or_default().add(path);
             touched.insert(key.clone());
         }
         self.files.insert(Arc::clone(path), new);
@@ -273,7 +290,7 @@ impl Files {
     fn tell(&mut self, key: Key, fresh: &mut Fresh, update: &mut Update) {
         let Some(place) = self.places.get_mut(&key) else { return };
         let first = place.files.first();
-        let entry = first.and_then(|first| self.files.get(first)?.objects.get(&key));
+        let entry = first.and_then(|first| self.files.get(first)?.get(&key));
         match (place.told, first, entry.and_then(|entry| entry.fingerprint)) {
             (told, _, now) if told == now => {}
             (_, Some(first), Some(now)) => match fresh.remove(&(key.clone(), Arc::clone(first))) {
@@ -301,7 +318,23 @@ impl Files {
 
     /// The version of an object that counts.
     fn winner(&self, key: &Key) -> Option<&Entry> {
-        self.files.get(self.first_place(key)?)?.objects.get(key)
+        self.files.get(self.first_place(key)?)?.get(key)
+    }
+}
+
+impl File {
+    fn get(&self, key: &Key) -> Option<&Entry> {
+        let at = self.objects.binary_search_by(|(known, _)| known.cmp(key)).ok()?;
+        Some(&self.objects[at].1)
+    }
+}
+
+impl Place {
+    fn add(&mut self, file: &Arc<Path>) {
+        if let Err(at) = self.files.binary_search(file) {
+            self.files.reserve_exact(1);
+            self.files.insert(at, Arc::clone(file));
+        }
     }
 }
 
