@@ -132,6 +132,8 @@ pub struct Announcer {
 enum Command {
     /// A pod is captured, or not any more.
     Captured { uid: PodUid, captured: bool, done: Done },
+    /// A sandbox of this pod is gone: nothing is said of it any more once its object is gone too.
+    SandboxGone(PodUid),
     /// The trust bundle that is in use.
     Acknowledge(u64),
     /// Look at everything again.
@@ -205,6 +207,13 @@ impl Announcer {
             // A driver that has ended has nothing to add.
             let _ = is_done.await;
         }
+    }
+
+    /// Says that the runtime removed a pod's sandbox. What is said of the pod goes with its object: another sandbox may
+    /// be made for it.
+    pub async fn sandbox_gone(&self, uid: PodUid) {
+        // A driver that has ended says nothing any more.
+        let _ = self.commands.send(Command::SandboxGone(uid)).await;
     }
 
     /// Says that a pod is captured, or not any more. Returns when every reader of the status file can know.

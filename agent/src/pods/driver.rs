@@ -2,6 +2,7 @@
 //! and what the machine wants is started. Blocks for nothing but small files on tmpfs.
 
 mod effects;
+mod older;
 mod requests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -10,7 +11,7 @@ use std::time::Duration;
 
 use adit_core::draw::Seed;
 use adit_core::net::{PodKey, PodUid};
-use adit_core::pods::{Drift, Event, Failure, Limits, Pods as Machine, Ticket, Token, Want, Wish};
+use adit_core::pods::{Drift, Event, Failure, Limits, Op, Pods as Machine, Ticket, Token, Want, Wish};
 use adit_core::time::Mono;
 use adit_proto::SpiffeId;
 use adit_proto::admin::PodStatus;
@@ -60,6 +61,8 @@ pub(super) struct Driver {
     journal: Journal,
     namespaces: NamespacesFile,
     namespaces_due: Option<Mono>,
+    /// World's policy generation that connections in clear were last judged by.
+    policies_seen: u64,
     show: watch::Sender<Arc<[PodStatus]>>,
     seed: Seed,
     /// From the machine's JournalWrite to its JournalRemove.
@@ -91,6 +94,8 @@ struct Waiting {
 enum Ended {
     Operation(Performed),
     Certificate(SpiffeId),
+    /// The cluster knows that a sandbox is gone.
+    Forgotten,
 }
 
 /// What the watch over one sandbox found.
@@ -112,6 +117,7 @@ impl Driver {
             journal: parts.journal,
             namespaces: parts.namespaces,
             namespaces_due: None,
+            policies_seen: 0,
             show: parts.show,
             seed: parts.seed,
             sandboxes: BTreeMap::new(),
@@ -207,6 +213,10 @@ impl Driver {
                 self.feed(Event::Terminating { uid });
             }
         }
+        if world.policy_generation() != self.policies_seen {
+            self.policies_seen = world.policy_generation();
+            self.look_at_older_again();
+        }
         if self.namespaces_due.is_none() {
             self.namespaces_due = Some(self.performer.clock.now().mono + NAMESPACES_AFTER);
         }
@@ -231,6 +241,7 @@ impl Driver {
             tracing::info!(pod = %key.uid, sandbox = %key.sandbox, "its namespace is gone without a DEL");
             self.feed(Event::SandboxGone(key));
         }
+        self.look_at_older_again();
     }
 
     fn found(&mut self, found: Found) {
@@ -275,6 +286,7 @@ impl Driver {
                 self.certificates.remove(&id);
                 return self.feed(Event::IdentityReady(id));
             }
+            Ok((_, Ended::Forgotten)) => return,
             Ok((id, Ended::Operation(performed))) => {
                 self.operations.remove(&id);
                 self.performed(performed)
@@ -303,7 +315,11 @@ impl Driver {
                     Brought::Nothing => {}
                     Brought::Applied(applied) => {
                         sandbox.applied(applied);
+                        if let Op::Redirect(want) = &op {
+                            sandbox.applied_with = Some(Arc::clone(&want.skip));
+                        }
                         self.write(&key);
+                        self.look_at_older(&key);
                     }
                     Brought::Restored(refused) => {
                         if !refused.is_empty() {

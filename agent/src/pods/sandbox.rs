@@ -25,6 +25,10 @@ pub(super) struct Sandbox {
     pub(super) mark: Mark,
     /// The last application of its rules by this process.
     pub(super) applied: Option<Applied>,
+    /// What its rules skip, while they stand.
+    pub(super) applied_with: Option<Arc<Skip>>,
+    /// How many of its connections are older than its capture and go on in clear.
+    pub(super) older: usize,
     /// Why the last operation failed, while it has not succeeded.
     pub(super) trouble: Option<Arc<str>>,
     pub(super) keeping: Option<Keeping>,
@@ -69,6 +73,8 @@ impl Sandbox {
             netns,
             mark,
             applied: None,
+            applied_with: None,
+            older: 0,
             trouble: None,
             keeping: None,
         })
@@ -81,7 +87,16 @@ impl Sandbox {
             return Err(Stale::Other);
         }
         let mark = Mark::new(entry.mark).ok_or(Stale::Mark)?;
-        Ok(Self { entry, netns, mark, applied: None, trouble: None, keeping: None })
+        Ok(Self {
+            entry,
+            netns,
+            mark,
+            applied: None,
+            applied_with: None,
+            older: 0,
+            trouble: None,
+            keeping: None,
+        })
     }
 
     pub(super) fn key(&self) -> PodKey {

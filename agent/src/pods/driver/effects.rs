@@ -57,7 +57,12 @@ impl Driver {
         };
         match &op {
             // A watch would take these for drift.
-            Op::Redirect(_) | Op::Unredirect(_) | Op::Close(_) => sandbox.keeping = None,
+            Op::Redirect(_) => sandbox.keeping = None,
+            Op::Unredirect(_) | Op::Close(_) => {
+                sandbox.keeping = None;
+                sandbox.applied_with = None;
+                sandbox.older = 0;
+            }
             Op::OpenSockets(_) | Op::Announce | Op::Unannounce | Op::Drain(_) | Op::RestoreSysctls => {}
         }
         let work = self.performer.perform(sandbox, ticket, op);
@@ -109,6 +114,12 @@ impl Driver {
             task.abort();
         }
         self.sandboxes.remove(key);
+        self.show_older();
+        let (announcer, uid) = (self.performer.announcer.clone(), key.uid.clone());
+        self.tasks.spawn(async move {
+            announcer.sandbox_gone(uid).await;
+            Ended::Forgotten
+        });
         if !self.machine.knows(key) {
             self.arriving.remove(key);
         }
