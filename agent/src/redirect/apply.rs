@@ -171,7 +171,7 @@ fn exact(standing: &Standing, wanted: &Wanted) -> bool {
 }
 
 /// Our ports on which nothing of ours listens.
-fn listeners_missing(netns: &Netns, families: &[Family]) -> Result<Vec<Drift>, RedirectError> {
+pub(super) fn listeners_missing(netns: &Netns, families: &[Family]) -> Result<Vec<Drift>, RedirectError> {
     let mut diag = Diag::open(netns).map_err(RedirectError::Netlink)?;
     let mut missing = Vec::new();
     for family in families {

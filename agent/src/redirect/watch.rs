@@ -11,10 +11,11 @@ use adit_core::redirect::{Drift, Family, Wanted};
 use adit_core::time::Mono;
 use nix::sys::socket::SockProtocol;
 
-use super::apply::{Applied, Condition, apply, verify};
+use super::apply::{Applied, Condition, apply, listeners_missing, verify};
 use super::backend::Backend;
 use super::error::RedirectError;
 use super::generation::Generation;
+use super::sysctls;
 use crate::clock::Clock;
 use crate::netns::Netns;
 use crate::sockets::netlink::Announcements;
@@ -163,7 +164,23 @@ impl Keeper {
             || unsound
             || due
             || self.backend == Backend::Legacy
+            || self.unannounced_drift()
             || !self.probe_all(PROBE_WAIT).await.is_empty()
+    }
+
+    /// Whether something has drifted that nothing announces and no probe shows: sysctls, and listeners of the ports that
+    /// the probe does not go to. 100 µs. What cannot be read is looked at by the comparison.
+    fn unannounced_drift(&self) -> bool {
+        let families = match self.conditions.contains(&Condition::NoIpv6) {
+            true => vec![Family::V4],
+            false => Family::BOTH.to_vec(),
+        };
+        let changed = sysctls::changed(&self.netns).map(|changed| changed.into_iter().map(Drift::Sysctl).collect());
+        let missing = listeners_missing(&self.netns, &families);
+        match (changed, missing) {
+            (Ok(changed), Ok(missing)) => !self.not_tolerated([changed, missing].concat()).is_empty(),
+            (_, _) => true,
+        }
     }
 
     /// Compares everything, repairs what can be, and probes.
