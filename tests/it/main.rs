@@ -2,8 +2,11 @@
 
 mod cleanup;
 mod harness;
+mod identity;
 mod mesh;
 mod peers;
 mod policy;
 mod servers;
+mod services;
 mod smoke;
+mod transport;
