@@ -196,7 +196,7 @@ fn a_go_server_is_reached_with_small_windows_and_many_streams() -> Result<()> {
                 mesh.agent("n1")?.wait_for_flow(first, "a stream's report", |flow| flow.state == "closed")?;
             assert_eq!(flow.destination.identity.as_deref(), Some(pod.identity().as_str()));
             let tls = flow.tls.context("a tunnel has a handshake")?;
-            assert_eq!((&*tls.version, &*tls.group), ("TLSv1_3", "X25519MLKEM768"));
+            assert_eq!((&*tls.version, &*tls.group), ("TLSv1.3", "X25519MLKEM768"));
         }
         let connects: Vec<Value> =
             peer.said().into_iter().filter(|line| line["method"] == "CONNECT").collect();

@@ -56,7 +56,7 @@ fn enrolled_pods_talk_under_their_identities_and_no_clear_byte_is_on_any_link() 
             })?;
             assert_eq!(flow.source.identity.as_deref(), Some(client.identity().as_str()));
             let tls = flow.tls.expect("a tunnel has a handshake");
-            assert_eq!((&*tls.version, &*tls.group), ("TLSv1_3", "X25519MLKEM768"));
+            assert_eq!((&*tls.version, &*tls.group), ("TLSv1.3", "X25519MLKEM768"));
         }
         let seen: Vec<_> = serving.accepted().iter().map(|accepted| accepted.peer.ip()).collect();
         assert_eq!(seen, client.host.ips(), "the app sees its real client");

@@ -25,8 +25,8 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Request, Status};
 use zeroize::Zeroizing;
 
-use super::r#gen::IstioCertificateRequest;
-use super::r#gen::istio_certificate_service_client::IstioCertificateServiceClient;
+use super::stub::IstioCertificateRequest;
+use super::stub::istio_certificate_service_client::IstioCertificateServiceClient;
 use super::tls::Tls;
 
 /// How long one call may take, connecting included. A CA answers in milliseconds; a pod's ADD waits 30 s in all.

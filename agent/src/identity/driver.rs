@@ -19,7 +19,7 @@ use super::csr;
 use super::journal::Journal;
 use super::tls::Tls;
 use super::verify::Trust;
-use super::{IdentityStatus, Needs, TrustInput};
+use super::needs::{IdentityStatus, Needs, TrustInput};
 use crate::clock::Clock;
 
 /// Calls to the CA at once for identities that have no certificate: pods wait for them.

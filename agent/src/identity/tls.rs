@@ -47,7 +47,7 @@ pub struct Peer {
 /// What a handshake negotiated, in the names of the RFCs.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub struct TlsFacts {
-    /// `TLSv1_3`.
+    /// `TLSv1.3`.
     pub version: &'static str,
     /// As `TLS13_AES_128_GCM_SHA256`.
     pub suite: &'static str,
@@ -115,7 +115,7 @@ pub fn peer_of(tls: &CommonState) -> Result<Peer, HandshakeError> {
         serial: leaf.serial,
         not_after: leaf.validity.not_after,
         tls: TlsFacts {
-            version: "TLSv1_3",
+            version: "TLSv1.3",
             suite: suite.ok_or(HandshakeError::NotFull)?,
             group: group.ok_or(HandshakeError::NotFull)?,
         },

@@ -77,7 +77,7 @@ pub(super) fn telemetry(stage: &mut Stage<'_>) -> Result<()> {
             from == Some(frontend.as_str()) && to == Some(payments.as_str()),
             "{node} reports other identities: {from:?} {to:?}"
         );
-        ensure!(&*tls.version == "TLSv1.3" || &*tls.version == "TLSv1_3", "{node}: {}", tls.version);
+        ensure!(&*tls.version == "TLSv1.3", "{node}: {}", tls.version);
         say.line(format!("{node} ({}), trace {}", flow.direction, flow.trace))?;
         say.quote(format!(
             "{frontend}\n -> {payments}\n{} {} key exchange {}, peer certificate {} until {}",

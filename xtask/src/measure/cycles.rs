@@ -6,7 +6,7 @@ use crate::source::{self, Crate, Import, Module};
 
 type Graph = BTreeMap<Vec<String>, BTreeSet<Vec<String>>>;
 
-/// The modules of the largest cycle, named; empty where there is none. Tests do not count, and neither does the
+/// The modules of the largest cycle, named; empty where there is none. Tests and generated files do not count, and neither does the
 /// crate's root, which is a list of modules.
 pub(super) fn largest_cycle(krate: &Crate) -> Vec<String> {
     let graph = graph(krate);
@@ -40,8 +40,8 @@ fn reach(graph: &Graph, from: &[String]) -> BTreeSet<Vec<String>> {
 }
 
 fn graph(krate: &Crate) -> Graph {
-    let shipped: Vec<&Module> =
-        krate.modules.iter().filter(|module| !module.test_only && !module.file.is_test()).collect();
+    let written_by_hand = |module: &&Module| !module.test_only && !module.file.is_test() && !module.file.is_generated();
+    let shipped: Vec<&Module> = krate.modules.iter().filter(written_by_hand).collect();
     let known: BTreeSet<&[String]> = shipped.iter().map(|module| module.path.as_slice()).collect();
     let doors = doors(&shipped, &known);
     let mut graph = Graph::new();

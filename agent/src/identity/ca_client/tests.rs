@@ -13,7 +13,7 @@ use tokio_rustls::TlsAcceptor;
 use super::super::testing::{Authority, bundle, id, wall};
 use super::*;
 use crate::clock::Clock;
-use crate::identity::r#gen::IstioCertificateResponse;
+use crate::identity::stub::IstioCertificateResponse;
 
 const CA_NAME: &str = "adit-ca.adit-system.svc";
 

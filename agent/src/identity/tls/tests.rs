@@ -102,7 +102,7 @@ async fn a_handshake_proves_both_identities_and_is_post_quantum() {
     let client = web.certs.client(&id("web"), &id("api")).unwrap();
     let (web_end, api_end) = shake(client, api.certs.server(&id("api")).unwrap()).await;
     let facts = TlsFacts {
-        version: "TLSv1_3",
+        version: "TLSv1.3",
         suite: "TLS13_AES_128_GCM_SHA256",
         group: "X25519MLKEM768",
     };
