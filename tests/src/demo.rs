@@ -76,7 +76,7 @@ fn steps(options: Options, sandbox: &Sandbox, say: &mut Say, slot: &mut Option<S
     policy::refuse(&mut stage)?;
     kill::kill_a_replica(&mut stage)?;
     rotate::rotate(&mut stage)?;
-    edges(&stage)?;
+    edges(&mut stage)?;
 
     let Stage { say, shop, mut caller, .. } = stage;
     let tally = caller.tally()?;
@@ -133,7 +133,8 @@ fn marker() -> Result<String> {
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-fn edges(stage: &Stage<'_>) -> Result<()> {
+fn edges(stage: &mut Stage<'_>) -> Result<()> {
+    stage.say.step("Every hop, from `adit edges`")?;
     let Stage { say, shop, .. } = stage;
     let table = shop.mesh.adit(&["edges", "-n", "shop"])?;
     for wanted in ["ns/shop/sa/frontend", "ns/shop/sa/payments", "mTLS TLSv1", "policy_denied"] {

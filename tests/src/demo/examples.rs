@@ -73,6 +73,7 @@ struct Object<S> {
 }
 
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct Metadata {
     namespace: String,
     name: String,
@@ -80,6 +81,8 @@ struct Metadata {
     labels: BTreeMap<String, String>,
     #[serde(default)]
     annotations: BTreeMap<String, String>,
+    #[serde(default)]
+    owner_references: Vec<Value>,
 }
 
 #[derive(Deserialize)]
@@ -117,6 +120,7 @@ fn pod(object: Object<PodFields>) -> Result<Template> {
         annotations: metadata.annotations,
         ports,
         container: main,
+        metadata: serde_json::json!({ "ownerReferences": metadata.owner_references }),
         ..PodSpec::new(&spec.node_name, &metadata.namespace, &metadata.name)
     };
     Ok(Template { spec, image })

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context, Result, anyhow, ensure};
 
 use super::Stage;
-use super::accounts::{Accounts, Kill};
+use super::accounts::{Accounts, Kill, Since};
 use super::shop::Shop;
 use crate::apps::{Load, LoadReport, Shape, run_load};
 use crate::mesh::Agent;
@@ -15,8 +15,11 @@ use crate::mesh::Agent;
 const RATE: u32 = 250;
 /// How long.
 const LENGTH: Duration = Duration::from_secs(10);
-/// Connections that stay open beside them: what a kill may cut.
-const LONG_LIVED: usize = 16;
+/// Connections that stay open beside them, what a kill may cut: so many from the start, and as many from when the
+/// replica is back, which is chosen for them as it has none.
+const LONG_LIVED: usize = 8;
+/// When the second ones are opened: the replica's second ejection (of 2 s, from about 3 s on) is over by then.
+const SECOND: Duration = Duration::from_millis(5800);
 const REPLICA: &str = "payments-1";
 
 /// New connections at [`RATE`] from the frontend.
@@ -32,16 +35,20 @@ pub(super) fn new_connections(shop: &Shop, length: Duration) -> Result<Load> {
     })
 }
 
-/// Loads from the frontend's namespace, each on a thread of its own, while `meanwhile` runs.
+/// Loads from the frontend's namespace, each on a thread of its own and from its own instant on, while `meanwhile`
+/// runs.
 pub(super) fn under_load<T>(
     shop: &mut Shop,
-    loads: &[Load],
+    loads: &[(Duration, Load)],
     meanwhile: impl FnOnce(&mut Shop) -> Result<T>,
 ) -> Result<(Vec<LoadReport>, T)> {
     let netns = shop.pod("frontend")?.host.netns.clone();
     thread::scope(|scope| {
-        let running: Vec<_> =
-            loads.iter().map(|load| scope.spawn(|| netns.run(|| run_load(load))?)).collect();
+        let run = |(delay, load): &(Duration, Load)| {
+            thread::sleep(*delay);
+            netns.run(|| run_load(load))?
+        };
+        let running: Vec<_> = loads.iter().map(|load| scope.spawn(move || run(load))).collect();
         let done = meanwhile(shop);
         let reports = running
             .into_iter()
@@ -87,18 +94,23 @@ pub(super) fn kill_a_replica(stage: &mut Stage<'_>) -> Result<()> {
     stage.say.step("A payments replica dies under load: first its process, then the whole pod")?;
     let (shop, say) = (&mut *stage.shop, &*stage.say);
     let endpoint = shop.pod(REPLICA)?.at(8080).to_string();
-    let first = shop.mesh.agent("n1")?.process().next_line();
+    let since = Since::now(shop.mesh.agent("n1")?, shop.mesh.agent("n2")?);
     let before = Counts::read(shop, shop.mesh.agent("n1")?)?;
     let fresh = new_connections(shop, LENGTH)?;
-    let kept = Load { shape: Shape::KeepAlive, clients: LONG_LIVED, rate: Some(160), ..fresh.clone() };
+    let kept = Load { shape: Shape::KeepAlive, clients: LONG_LIVED, rate: Some(80), ..fresh.clone() };
+    let later = Load { duration: LENGTH - SECOND, ..kept.clone() };
     say.line(format!(
-        "the frontend opens {RATE} connections/s for {} s, and has {LONG_LIVED} that stay open",
-        LENGTH.as_secs()
+        "the frontend opens {RATE} connections/s for {} s; {LONG_LIVED} stay open from the start, {LONG_LIVED} more from \
+         {:.1} s",
+        LENGTH.as_secs(),
+        SECOND.as_secs_f64()
     ))?;
-    let (reports, killed) = under_load(shop, &[fresh, kept], |shop| script(shop, &|line| say.line(line)))?;
-    let [fresh, kept] = &reports[..] else { anyhow::bail!("two loads have two reports") };
+    let loads = [(Duration::ZERO, fresh), (Duration::ZERO, kept), (SECOND, later)];
+    let (reports, killed) = under_load(shop, &loads, |shop| script(shop, &|line| say.line(line)))?;
+    let [fresh, kept @ ..] = &reports[..] else { anyhow::bail!("every load has a report") };
+    let kept_failures: u64 = kept.iter().map(LoadReport::failures).sum();
     let agent = shop.mesh.agent("n1")?;
-    let accounts = Accounts::take(agent, first)?;
+    let accounts = Accounts::take(agent, shop.mesh.agent("n2")?, since)?;
     let after = Counts::read(shop, agent)?;
 
     let (by_process, by_pod) =
@@ -125,7 +137,7 @@ pub(super) fn kill_a_replica(stage: &mut Stage<'_>) -> Result<()> {
     say.line(format!(
         "counted apart, already carried by that replica at the instant of the kill: {by_process} (process), {by_pod} \
          (pod); requests of the open connections that were cut so: {}",
-        kept.failures()
+        kept_failures
     ))?;
     ensure!(lost.is_empty(), "{} connections were lost, the first: {}", lost.len(), lost[0]);
     let unexplained = accounts.unexplained(&[(killed.process, &endpoint), (killed.pod, &endpoint)])?;
@@ -135,16 +147,15 @@ pub(super) fn kill_a_replica(stage: &mut Stage<'_>) -> Result<()> {
         unexplained.len(),
         unexplained[0]
     );
-    let seen_by_apps = usize::try_from(fresh.failures() + kept.failures())?;
+    let seen_by_apps = usize::try_from(fresh.failures() + kept_failures)?;
     ensure!(
         seen_by_apps <= by_process + by_pod,
-        "the clients saw {seen_by_apps} failures, of which {} are explained: {:?} {:?}",
-        by_process + by_pod,
-        fresh.failed,
-        kept.failed
+        "the clients saw {seen_by_apps} failures, of which {} are explained: {reports:?}",
+        by_process + by_pod
     );
     ensure!(fresh.rate() >= 200.0, "only {:.0} new connections a second", fresh.rate());
     ensure!(by_process > 0, "no connection was carried by the replica when its process was killed");
+    ensure!(by_pod > 0, "no connection was carried by the replica when its pod was killed");
     Ok(())
 }
 
@@ -174,15 +185,15 @@ fn script(shop: &mut Shop, say: &dyn Fn(&str) -> Result<()>) -> Result<Killed> {
     at(4.0);
     shop.restart_server(REPLICA)?;
     say(&format!("4.0 s: started again, as the kubelet does (pid {})", shop.server_id(REPLICA)?))?;
-    at(6.0);
+    at(6.5);
     let pod = timed(&mut || shop.kill_pod(REPLICA))?;
-    say("6.0 s: the whole pod: its link cut, so that it cannot say goodbye, and everything in it killed")?;
-    at(7.0);
+    say("6.5 s: the whole pod: its link cut, so that it cannot say goodbye, and everything in it killed")?;
+    at(7.5);
     let template = shop.remove_pod(REPLICA).context("cannot remove the dead pod")?;
-    say("7.0 s: the cluster has noticed: endpoint, sandbox and object removed")?;
-    at(8.0);
+    say("7.5 s: the cluster has noticed: endpoint, sandbox and object removed")?;
+    at(8.3);
     let fresh = shop.replace_pod(template)?;
-    say(&format!("8.0 s: a new {REPLICA} at {}, in the mesh from its first packet", fresh.host.v4))?;
+    say(&format!("8.3 s: a new {REPLICA} at {}, in the mesh from its first packet", fresh.host.v4))?;
     Ok(Killed { process, pod })
 }
 

@@ -3,11 +3,16 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::thread;
+use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::killpg;
+use nix::unistd::Pid;
 use serde_json::json;
 
 use super::examples::{self, Examples, Template};
+use crate::WAIT_MAX;
 use crate::mesh::{Mesh, Pod};
 use crate::process::{Output, Process};
 use crate::sandbox::Sandbox;
@@ -112,9 +117,19 @@ impl Shop {
         self.servers.get(name).map(Process::id).with_context(|| format!("{name} has no server"))
     }
 
-    /// Kills a pod's server with SIGKILL, as the kernel's memory killer would.
+    /// Kills a pod's server with SIGKILL, as the kernel's memory killer would; comes back when all its processes, and
+    /// so its listeners, are gone.
     pub(super) fn kill_server(&mut self, name: &str) -> Result<()> {
-        self.servers.remove(name).map(drop).with_context(|| format!("{name} has no server"))
+        let server = self.servers.remove(name).with_context(|| format!("{name} has no server"))?;
+        let group = Pid::from_raw(server.id().cast_signed());
+        drop(server);
+        let deadline = Instant::now() + WAIT_MAX;
+        // Workers are reaped by the sandbox's first process; until then the kernel lets the group be asked for.
+        while killpg(group, None).is_ok() {
+            ensure!(Instant::now() < deadline, "{name}'s server does not die");
+            thread::yield_now();
+        }
+        Ok(())
     }
 
     /// Starts it again, as the kubelet does.

@@ -37,6 +37,8 @@ pub struct PodSpec {
     pub ports: Vec<(String, u16)>,
     /// More fields of its container: probes and the like.
     pub container: Value,
+    /// More fields of its `metadata`: ownerReferences and the like.
+    pub metadata: Value,
     /// Whether its endpoints are ready.
     pub ready: bool,
     /// Whether it is being deleted.
@@ -96,6 +98,7 @@ impl PodSpec {
             annotations: BTreeMap::new(),
             ports: Vec::new(),
             container: Value::Null,
+            metadata: Value::Null,
             ready: true,
             terminating: false,
         }
@@ -212,6 +215,7 @@ pub(super) fn pod(spec: &PodSpec, uid: &str, host: Option<&Host>) -> Value {
         },
         "status": status,
     });
+    super::merge(&mut object["metadata"], &spec.metadata);
     if spec.terminating {
         object["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
     }
