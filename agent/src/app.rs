@@ -6,7 +6,7 @@ mod status;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use adit_core::draw::Seed;
 use adit_core::trust::TrustBundle;
@@ -28,10 +28,11 @@ use crate::pods::{self, Links, Pods};
 use crate::shutdown;
 use crate::telemetry::{self, Flowing};
 use crate::view::{self, View};
+use crate::VERSION;
 pub use follow::Reload;
 
-/// The agent's version, as it says it.
-pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// How long the last lines of the access log may take to be written.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Why the agent cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -115,6 +116,7 @@ impl App {
         let stop_within = self.config.stop_within;
         let pods = Arc::new(self.pods);
         let mut tasks = JoinSet::new();
+        let flowing = self.flowing.clone();
         tasks.spawn(self.admin.serve(Sources {
             flowing: self.flowing,
             status: status::reader(&self.config, &self.view, &self.cluster, &self.identity, &pods, &self.readiness),
@@ -135,6 +137,7 @@ impl App {
         tasks.spawn(async move {
             draining.started().await;
             readiness.update(|facts| facts.draining = true);
+            tracing::info!(seconds = stop_within.as_secs(), "draining: open connections may go on for a while");
         });
         let dataplane = self.dataplane;
         let idle = async {
@@ -143,7 +146,9 @@ impl App {
             }
         };
         shutdown::on_signal(drain, stop_within, idle).await.map_err(StartError::Signals)?;
-        drop(dataplane);
+        dataplane.stop().await;
+        // A reader of the log that stands still must not keep the agent from ending.
+        let _ = tokio::time::timeout(LAST_WORDS, flowing.written()).await;
         Ok(())
     }
 }

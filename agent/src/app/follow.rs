@@ -10,7 +10,7 @@ use adit_proto::admin::PodStatus;
 use tokio::signal::unix::Signal;
 use tokio::sync::watch;
 
-use super::VERSION;
+use crate::VERSION;
 use crate::cluster::Cluster;
 use crate::config::{Config, NodeFacts};
 use crate::health::Readiness;

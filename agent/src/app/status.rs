@@ -6,7 +6,7 @@ use std::sync::Arc;
 use adit_core::world::World;
 use adit_proto::admin::{CertStatus, Status};
 
-use super::VERSION;
+use crate::VERSION;
 use crate::cluster::Cluster;
 use crate::config::Config;
 use crate::health::Readiness;
