@@ -4,6 +4,7 @@
 //! The node is a network namespace: `/proc/1/ns/net` in a cluster. Decides nothing about traffic.
 
 mod cgroups;
+mod error;
 mod older;
 
 use std::collections::HashSet;
@@ -23,21 +24,11 @@ use crate::sockets::canonical;
 use crate::sockets::diag::{Diag, SocketState};
 use crate::sockets::netlink::{Announcements, Ask, Netlink};
 use cgroups::Cgroups;
+pub use error::NodeError;
 pub use older::{Direction, Older, close, older};
 
 /// Groups of rtnetlink: IPv4 address 5, IPv6 address 9.
 const ADDRESS_GROUPS: u32 = 1 << 4 | 1 << 8;
-
-/// Why the kernel gave no answer.
-#[derive(Debug, thiserror::Error)]
-pub enum NodeError {
-    /// The addresses of the node cannot be read or followed.
-    #[error("cannot read the node's own addresses")]
-    Addresses(#[source] io::Error),
-    /// A question about sockets failed.
-    #[error("cannot ask the kernel for sockets")]
-    Sockets(#[source] io::Error),
-}
 
 /// Where the other end of a connection is, as far as the node's own sockets tell.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

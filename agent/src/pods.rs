@@ -44,8 +44,6 @@ pub use server::ListenError;
 const ASKS_MAX: usize = 64;
 /// Names the kernel's present boot: nothing in the journal outlives it.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
-/// The state of a pod of before a restart that is not verified yet, as [`PodStatus`] says it.
-const ADOPTED: &str = "adopted";
 
 /// How pods are captured.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
@@ -174,7 +172,7 @@ impl Pods {
 
     /// Pods of the journal that are not verified yet, for readiness.
     pub fn adopting(&self) -> usize {
-        self.status.borrow().iter().filter(|pod| pod.state == ADOPTED).count()
+        self.status.borrow().iter().filter(|pod| pod.state == show::ADOPTED).count()
     }
 
     /// Changes whenever [`Pods::status`] does, but for numbers of connections.

@@ -10,13 +10,17 @@ const SIZE_UNITS: [(&str, u64); 4] = [("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB"
 
 /// Reads a duration; the unit must be written.
 pub fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-    deserializer.deserialize_str(Text(|text: &str| parse_duration(text).ok_or("a duration such as 250ms, 30s, 5m or 24h")))
+    deserializer.deserialize_str(Text(|text: &str| {
+        parse_duration(text).ok_or("a duration such as 250ms, 30s, 5m or 24h")
+    }))
 }
 
 /// Reads a size in bytes; the unit must be written.
 pub fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
     deserializer.deserialize_str(Text(|text: &str| {
-        parse(text, &SIZE_UNITS).and_then(|bytes| usize::try_from(bytes).ok()).ok_or("a size such as 64KiB or 16MiB")
+        parse(text, &SIZE_UNITS)
+            .and_then(|bytes| usize::try_from(bytes).ok())
+            .ok_or("a size such as 64KiB or 16MiB")
     }))
 }
 
@@ -54,7 +58,9 @@ mod tests {
     fn a_duration_has_a_number_and_a_unit() {
         assert_eq!(parse_duration("250ms"), Some(Duration::from_millis(250)));
         assert_eq!(parse_duration("24h"), Some(Duration::from_secs(86_400)));
-        for text in ["", "5", "s", "-1s", "1.5s", "1 s", "1d", "99999999999999999999s", "18446744073709551615h"] {
+        for text in
+            ["", "5", "s", "-1s", "1.5s", "1 s", "1d", "99999999999999999999s", "18446744073709551615h"]
+        {
             assert_eq!(parse_duration(text), None, "{text}");
         }
     }

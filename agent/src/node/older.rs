@@ -7,7 +7,7 @@ use adit_core::redirect::Family;
 use adit_core::workload::Skip;
 use adit_proto::hbone::{PORT_OUTBOUND, PORTS_RESERVED};
 
-use super::NodeError;
+use super::error::NodeError;
 use crate::netns::Netns;
 use crate::sockets::diag::{Diag, Socket, SocketState};
 
