@@ -9,6 +9,7 @@ mod copy;
 mod directory;
 mod driver;
 mod files;
+mod model;
 mod publish;
 mod statuses;
 mod trouble;
@@ -17,84 +18,23 @@ mod trouble;
 mod tests;
 
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use adit_core::net::PodUid;
-use adit_core::world::{Kind, Settings};
+use adit_core::world::Kind;
 use arc_swap::ArcSwap;
-use serde::Deserialize;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::AbortOnDropHandle;
 
 use self::driver::Driver;
+use self::model::{Command, Shown};
+pub use self::model::{Config, Own, StartError};
 pub use self::trouble::{Trouble, Wrong};
 use crate::clock::Clock;
 use crate::view::Publisher;
 
 /// Commands that wait. Each pod has one at a time, and a node a few hundred pods; a sender beyond waits.
 const COMMANDS_MAX: usize = 256;
-
-/// Where the truth is.
-#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq)]
-#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Config {
-    /// The mesh's directory. It must be there when the agent starts. No default.
-    pub directory: PathBuf,
-}
-
-/// What the agent knows of itself.
-#[derive(Clone, Debug)]
-pub struct Own {
-    /// What the World is made with.
-    pub settings: Settings,
-    /// The version that the status file shows.
-    pub version: String,
-    /// The admin socket that the status file shows.
-    pub admin_socket: PathBuf,
-    /// Where the copy of accepted objects is kept; none: no copy.
-    pub copy_dir: Option<PathBuf>,
-}
-
-/// Why the source of truth cannot be started.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// `directory` is not set.
-    #[error("cluster.directory is not set: say where the mesh's directory is")]
-    NoDirectory,
-    /// The mesh's directory cannot be followed.
-    #[error("cannot follow the mesh's directory {path}")]
-    Directory {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// The status file cannot be written.
-    #[error("cannot write the status file of node {node} in {dir}")]
-    Status {
-        /// Whose.
-        node: String,
-        /// Where.
-        dir: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// The node's name cannot be a file's.
-    #[error("the node's name {0:?} is no name of a Kubernetes node")]
-    NodeName(String),
-    /// The copy of accepted objects has no place.
-    #[error("cannot keep a copy of the objects in {dir}")]
-    Copy {
-        /// Where.
-        dir: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-}
 
 /// Why an announcement did not reach the others.
 #[derive(Debug, thiserror::Error)]
@@ -115,32 +55,11 @@ pub struct Cluster {
     _driver: Arc<AbortOnDropHandle<()>>,
 }
 
-/// What the driver shows of itself.
-#[derive(Debug, Default)]
-struct Shown {
-    is_synced: bool,
-    troubles: Vec<Trouble>,
-}
-
 /// Says to the other agents what this one has captured, for who captures pods. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Announcer {
     commands: mpsc::Sender<Command>,
 }
-
-#[derive(Debug)]
-enum Command {
-    /// A pod is captured, or not any more.
-    Captured { uid: PodUid, captured: bool, done: Done },
-    /// A sandbox of this pod is gone: nothing is said of it any more once its object is gone too.
-    SandboxGone(PodUid),
-    /// The trust bundle that is in use.
-    Acknowledge(u64),
-    /// Look at everything again.
-    Refresh(oneshot::Sender<()>),
-}
-
-type Done = oneshot::Sender<Result<(), Arc<io::Error>>>;
 
 /// Reads everything once, publishes the first World, and begins to follow changes.
 ///
