@@ -1,3 +1,6 @@
+use std::path::PathBuf;
+
+use adit_core::world::Settings;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
