@@ -148,6 +148,15 @@ impl Dataplane {
         self.end(key, Reason::PodGone).await;
     }
 
+    /// Ends every pod at once: listeners, connections (`aborted`) and tunnels. For the agent's own end.
+    pub async fn stop(&self) {
+        let keys: Vec<PodKey> =
+            self.shared.live.lock().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect();
+        for key in keys {
+            self.end(&key, Reason::Aborted).await;
+        }
+    }
+
     /// Runs what `make` makes on the first worker, beside its connections, until it ends or the worker does.
     ///
     /// For the kubelet's probes: they are answered only while that worker comes round.

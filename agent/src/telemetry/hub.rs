@@ -37,6 +37,7 @@ pub struct Flowing {
     registry: Registry,
     kept: Arc<Mutex<Kept>>,
     dropped: Arc<AtomicU64>,
+    rounds: Arc<AtomicU64>,
 }
 
 #[derive(Debug)]
@@ -79,6 +80,16 @@ impl Flowing {
         }
     }
 
+    /// Resolves once all that was said before is in the access log, kept and counted; never where the log's reader
+    /// stands still. For the agent's own end.
+    pub async fn written(&self) {
+        // The round that is under way may have begun before.
+        let until = self.rounds.load(Ordering::Acquire) + 2;
+        while self.rounds.load(Ordering::Acquire) < until {
+            tokio::time::sleep(TICK).await;
+        }
+    }
+
     /// The metrics.
     pub fn registry(&self) -> &Registry {
         &self.registry
@@ -104,11 +115,19 @@ pub fn start(
         edges: Edges::new(config.edges_kept),
     }));
     let dropped = sender.dropped();
-    let flowing = Flowing { node, clock, registry: registry.clone(), kept: Arc::clone(&kept), dropped };
+    let rounds = Arc::<AtomicU64>::default();
+    let flowing = Flowing {
+        node,
+        clock,
+        registry: registry.clone(),
+        kept: Arc::clone(&kept),
+        dropped,
+        rounds: Arc::clone(&rounds),
+    };
     let log = Log::open(config.access_log.clone())?;
     let lost = registry.counter("adit_reports_dropped_total", &[]);
     let counted = sender.dropped();
-    let thread = Thread { said, kept, log, clock, registry, dropped: counted, lost };
+    let thread = Thread { said, kept, log, clock, registry, dropped: counted, lost, rounds };
     thread::Builder::new()
         .name("adit-telemetry".into())
         .spawn(move || thread.run())
@@ -124,6 +143,8 @@ struct Thread {
     registry: Registry,
     dropped: Arc<AtomicU64>,
     lost: Arc<AtomicU64>,
+    /// How often the queue was emptied.
+    rounds: Arc<AtomicU64>,
 }
 
 impl Thread {
@@ -152,6 +173,7 @@ impl Thread {
             }
         };
         self.log.flush();
+        self.rounds.fetch_add(1, Ordering::Release);
         open
     }
 
