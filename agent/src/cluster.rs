@@ -1,4 +1,4 @@
-//! The source of truth: follows the mesh's objects, and hands every change on as a new [`World`].
+//! The source of truth: follows the mesh's objects, and hands every change on as a new `World`.
 //!
 //! DRIVER. [`directory`] is the embedded default, a directory of the same YAML that a cluster would be given; what its
 //! files say is `adit-objects`' to judge, what follows from it the World's. Changes are gathered for 20 ms or

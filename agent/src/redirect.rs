@@ -1,6 +1,6 @@
 //! Carries out `adit_core::redirect`'s plans in a pod's network namespace, and keeps them in force.
 //!
-//! [`apply`] and [`remove`] run iptables and set routes and sysctls; [`verify`] says what differs; [`Keeper`] watches
+//! [`apply()`] and [`remove()`] run iptables and set routes and sysctls; [`verify()`] says what differs; [`Keeper`] watches
 //! one pod. What is wanted, and the text of the rules, is the core's. Listeners and certificates are others': rules
 //! are applied after the listeners exist.
 
