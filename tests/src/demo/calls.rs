@@ -1,5 +1,6 @@
 //! Steps: the calls in clear before enrolment, and the same calls unreadable after it.
 
+use adit_proto::hbone::PORT_INBOUND_HBONE;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::Stage;
@@ -134,10 +135,12 @@ pub(super) fn unreadable(stage: &mut Stage<'_>) -> Result<()> {
         stage.say.line(line)?;
     }
     let (node, link, captured) = seen.nodes.first().context("two nodes")?;
-    let to_tunnel = |segment: &Segment<'_>| segment.to.port() == 15008 && !segment.payload.is_empty();
-    let record = wire::first(captured, Some(*link), to_tunnel).context("no tunnel was seen on the link")?;
-    // RFC 8446, 5.1: application_data, legacy version 3.3.
-    ensure!(record.payload.starts_with(&[0x17, 3, 3]), "what is on the link is no TLS application data");
+    // RFC 8446, 5.1: application_data, legacy version 3.3. A handshake with the other replica may pass by as well.
+    let to_tunnel = |segment: &Segment<'_>| {
+        segment.to.port() == PORT_INBOUND_HBONE && segment.payload.starts_with(&[0x17, 3, 3])
+    };
+    let record =
+        wire::first(captured, Some(*link), to_tunnel).context("no TLS record was seen on the link")?;
     stage.say.line(format!("the sniffer on {node}'s link (eth0): {}", record.title()))?;
     stage.say.quote(wire::dump(record.payload, ROWS))?;
     let (with, all) = seen.counts(&stage.calls.marker)?;

@@ -1,0 +1,171 @@
+//! `cargo xtask demo` itself: it shows what it promises, and leaves nothing, however it ends.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::thread;
+use std::time::Instant;
+
+use adit_tests::process::{Process, Run, program};
+use adit_tests::sandbox::{self, Sandbox};
+use adit_tests::{WAIT_MAX, slot};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use nix::sys::signal::Signal;
+
+/// A demo that runs, as somebody would start it; in a shell that ignores SIGINT, where asked for.
+struct Demo {
+    process: Process,
+    id: u32,
+}
+
+/// How SIGINT was inherited.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Interrupt {
+    Default,
+    Ignored,
+}
+
+impl Demo {
+    fn start(interrupt: Interrupt) -> Result<Self> {
+        let demo = program("demo")?;
+        let run = match interrupt {
+            Interrupt::Default => Run::here(&demo),
+            Interrupt::Ignored => Run::here("sh").args(["-c", "trap '' INT; exec \"$0\""]).args([&demo]),
+        };
+        let process = run.with(sandbox::forget).spawn()?;
+        let id = process.id();
+        Ok(Self { process, id })
+    }
+
+    /// The namespaces that it has made for itself so far, as `/proc` names them.
+    fn namespaces(&self) -> BTreeSet<PathBuf> {
+        let of = |id: &str, name: &str| fs::read_link(Path::new("/proc").join(id).join("ns").join(name)).ok();
+        ["pid_for_children", "mnt", "net", "ipc"]
+            .into_iter()
+            .filter_map(|name| {
+                of(&self.id.to_string(), name).filter(|made| Some(made) != of("self", name).as_ref())
+            })
+            .collect()
+    }
+
+    /// Sends a signal, and waits until every process of the demo is gone, or past its end; nothing may be left then.
+    fn end(self, signal: Signal) -> Result<ExitStatus> {
+        let namespaces = self.namespaces();
+        self.process.signal(signal)?;
+        match self.process.wait_for_line("the end of all its processes", |_| false) {
+            Err(error) if error.to_string().contains("ended before") => {}
+            Err(error) => return Err(error),
+            Ok(line) => bail!("no line was wanted: {line}"),
+        }
+        let status = self.process.wait()?;
+        // A process has closed its output before it is quite gone.
+        let deadline = Instant::now() + WAIT_MAX;
+        loop {
+            let left = left(self.id, &namespaces)?;
+            if left.is_empty() {
+                break;
+            }
+            ensure!(Instant::now() < deadline, "{signal} left {left:?}");
+            thread::yield_now();
+        }
+        Ok(status)
+    }
+}
+
+/// What there still is of a demo whose outermost process was this one: processes in its namespaces, and whatever bears
+/// its name.
+fn left(id: u32, namespaces: &BTreeSet<PathBuf>) -> Result<Vec<String>> {
+    let mut left = Vec::new();
+    for process in names(Path::new("/proc"))?.iter().filter(|name| name.parse::<u32>().is_ok()) {
+        let inside = ["pid", "mnt", "net", "ipc"].into_iter().any(|name| {
+            let namespace = fs::read_link(Path::new("/proc").join(process).join("ns").join(name));
+            namespace.is_ok_and(|namespace| namespaces.contains(&namespace))
+        });
+        if inside {
+            let line =
+                fs::read_to_string(Path::new("/proc").join(process).join("cmdline")).unwrap_or_default();
+            left.push(format!("process {process} {}", line.replace('\0', " ")));
+        }
+    }
+    let run = format!("adit{id}-");
+    let mounts = fs::read_to_string("/proc/self/mountinfo").context("the mounts")?;
+    left.extend(mounts.lines().filter(|line| line.contains(&run)).map(|line| format!("mount {line}")));
+    for folder in [Path::new("/run/netns"), Sandbox::folder(), Path::new("/tmp")] {
+        let found = names(folder)?.into_iter().filter(|name| name.contains(&run));
+        left.extend(found.map(|name| format!("file {}/{name}", folder.display())));
+    }
+    Ok(left)
+}
+
+fn names(folder: &Path) -> Result<Vec<String>> {
+    let entries = fs::read_dir(folder).with_context(|| format!("{}", folder.display()))?;
+    entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+}
+
+#[test]
+fn the_demo_shows_what_it_promises_without_a_control_character() -> Result<()> {
+    let _alone = slot::exclusive();
+    let output = Run::here(program("demo")?).with(sandbox::forget).output()?;
+    let said = &output.stdout;
+    assert_eq!(output.status.code(), Some(0), "{said}{}", output.stderr);
+    assert!(!said.contains('\x1b'), "standard output is a pipe here");
+    for promised in [
+        "GET /pay?card=",
+        "DNAT rule of the demo's own",
+        ": 0 of ",
+        "X25519MLKEM768",
+        "\"policy\":\"shop/no-outsiders\"",
+        "\"policy\":\"shop/payments-callers\"",
+        "failed though their CONNECT had not been answered: 0\n",
+        ", 0 of ",
+        "policy_denied",
+        "every step showed what it promises",
+    ] {
+        assert!(said.contains(promised), "nothing of {promised:?} in\n{said}");
+    }
+    let has_orders = Sandbox::current().is_some_and(|sandbox| sandbox.is_real_root());
+    assert_eq!(said.contains("psql "), has_orders);
+    assert_eq!(said.contains("orders (PostgreSQL) is left out"), !has_orders);
+    Ok(())
+}
+
+/// Begins of lines that the demo prints, in their order: where it is when it is interrupted.
+const INSTANTS: [&str; 9] =
+    ["1. ", "   everything is in ", "2. ", "3. ", "4. ", "5. ", "6. ", "7. ", "   2.0 s: SIGKILL"];
+
+fn interrupt_everywhere(interrupt: Interrupt) -> Result<()> {
+    let status = Demo::start(interrupt)?.end(Signal::SIGINT)?;
+    // Before its first instruction (or the shell's, which ignores it) it dies of the signal; later it exits with the
+    // same meaning.
+    let early = status.signal() == Some(2);
+    ensure!(early || status.code() == Some(130), "at once, {interrupt:?}: {status}");
+    for instant in INSTANTS {
+        let demo = Demo::start(interrupt)?;
+        demo.process.wait_for_line("the instant", |line| line.starts_with(instant))?;
+        let status = demo.end(Signal::SIGINT).with_context(|| format!("at {instant:?}, {interrupt:?}"))?;
+        ensure!(status.code() == Some(130), "at {instant:?}, {interrupt:?}: {status}");
+    }
+    Ok(())
+}
+
+#[test]
+fn sigint_at_ten_instants_of_the_demo_leaves_nothing_also_where_it_was_inherited_as_ignored() -> Result<()> {
+    thread::scope(|scope| {
+        let both = [Interrupt::Default, Interrupt::Ignored]
+            .map(|interrupt| scope.spawn(move || interrupt_everywhere(interrupt)));
+        both.into_iter().try_for_each(|one| one.join().map_err(|_| anyhow!("a thread panicked"))?)
+    })
+}
+
+#[test]
+fn sigkill_of_the_demo_leaves_nothing_and_the_next_run_finds_nothing_in_its_way() -> Result<()> {
+    for instant in ["4. ", "   6.5 s: the whole pod"] {
+        let demo = Demo::start(Interrupt::Default)?;
+        demo.process.wait_for_line("the instant", |line| line.starts_with(instant))?;
+        assert!(!demo.namespaces().is_empty(), "it has namespaces of its own by now");
+        assert_eq!(demo.end(Signal::SIGKILL)?.signal(), Some(9), "at {instant:?}");
+    }
+    Ok(())
+}
