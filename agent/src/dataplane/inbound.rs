@@ -31,7 +31,7 @@ use super::flow::{Flow, Near};
 use super::pod::{Pod, Reported, Seat, TunnelSeat, log_panic};
 use super::protocol::{self, RESET_REFUSED};
 use super::stream::{MeshStream, Socket, Wire};
-use super::tunnel::{HANDSHAKE_DEADLINE, reason_of, security, tcp_facts};
+use super::tunnel::{HANDSHAKE_DEADLINE, security, tcp_facts, why_broken};
 use crate::identity::Peer;
 use crate::identity::tls;
 use crate::sockets;
@@ -68,12 +68,14 @@ struct NoTunnel {
 pub(super) async fn serve(pod: Rc<Pod>, tcp: TcpStream, client: SocketAddr) {
     let client = sockets::canonical(client);
     let own = tcp.local_addr().map(sockets::canonical);
+    let opened = pod.worker.handles.clock.now();
     // Boxed: a handshake's memory goes when it is over.
     match Box::pin(accept(&pod, tcp, client)).await {
         Ok((connection, tunnel)) => drive(connection, Rc::new(tunnel)).await,
         Err(NoTunnel { reason, detail }) => {
             let Ok(own) = own else { return };
             let reported = pod.report(Direction::Inbound, client, OriginalDst(own), pod.new_trace());
+            reported.get().edit(|report| report.opened = opened);
             reported.finish(End::Failed(reason, Some(detail)));
         }
     }
@@ -122,7 +124,7 @@ async fn accept(
     let connection = timeout(HANDSHAKE_DEADLINE, handshake)
         .await
         .map_err(|_| late())?
-        .map_err(|error| refused(reason_of(&error))(&error))?;
+        .map_err(|error| refused(why_broken(&error, &wire))(&error))?;
     let account = Account::new(Rc::clone(&worker.buffers));
     let tunnel = Tunnel {
         pod: Rc::clone(pod),
@@ -194,8 +196,8 @@ fn poll_next(
     if wanted.stream != windows.stream && connection.set_initial_window_size(wanted.stream).is_ok() {
         windows.stream = wanted.stream;
     }
-    let next =
-        connection.poll_accept(cx).map(|next| next.map(|next| next.map_err(|error| reason_of(&error))));
+    let why = |error| why_broken(&error, &tunnel.wire);
+    let next = connection.poll_accept(cx).map(|next| next.map(|next| next.map_err(why)));
     match tunnel.wire.poll_flush(cx) {
         Poll::Ready(Err(error)) => Poll::Ready(Some(Err(tls::reason_of(&error)))),
         Poll::Ready(Ok(())) | Poll::Pending => next,

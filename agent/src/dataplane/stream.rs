@@ -35,17 +35,36 @@ pub(super) struct Wire {
     outbox: RefCell<Vec<u8>>,
     /// Whether small writes wait for [`Wire::poll_flush`]; not during the handshake.
     gathers: Cell<bool>,
+    /// What ended the stream above. HTTP/2 keeps no more of it than its kind and text.
+    broken: RefCell<Option<io::Error>>,
 }
 
 impl Wire {
     /// Wraps a connected socket; every write goes out at once until [`MeshStream::new`].
     pub(super) fn new(tcp: TcpStream) -> Rc<Self> {
-        Rc::new(Self { tcp: RefCell::new(tcp), outbox: RefCell::default(), gathers: Cell::new(false) })
+        Rc::new(Self {
+            tcp: RefCell::new(tcp),
+            outbox: RefCell::default(),
+            gathers: Cell::new(false),
+            broken: RefCell::default(),
+        })
     }
 
     /// Lets `look` see the socket.
     pub(super) fn with_socket<T>(&self, look: impl FnOnce(&TcpStream) -> T) -> T {
         look(&self.tcp.borrow())
+    }
+
+    /// Lets `judge` see the error that ended the stream, if one did: the peer's TLS alert may be in it.
+    pub(super) fn broken<T>(&self, judge: impl FnOnce(&io::Error) -> T) -> Option<T> {
+        self.broken.borrow().as_ref().map(judge)
+    }
+
+    /// Keeps the first error, and passes on what HTTP/2 would have made of it.
+    fn keep(&self, error: io::Error) -> io::Error {
+        let passed = io::Error::new(error.kind(), error.to_string());
+        self.broken.borrow_mut().get_or_insert(error);
+        passed
     }
 
     /// Writes what was gathered. To be called at the end of each poll of the tunnel's task.
@@ -236,6 +255,10 @@ impl MeshStream {
         socket.wire.gathers.set(true);
         Self { tls }
     }
+
+    fn keep(&self, error: io::Error) -> io::Error {
+        self.tls.get_ref().0.wire.keep(error)
+    }
 }
 
 impl AsyncRead for MeshStream {
@@ -244,7 +267,7 @@ impl AsyncRead for MeshStream {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tls).poll_read(cx, buf)
+        Pin::new(&mut self.tls).poll_read(cx, buf).map_err(|error| self.keep(error))
     }
 }
 

@@ -344,7 +344,10 @@ impl Slot {
             Some(h2::Reason::REFUSED_STREAM) if error.is_reset() => StreamError::RefusedStream,
             Some(code) if error.is_reset() => StreamError::Reset(code),
             Some(h2::Reason::NO_ERROR) if error.is_go_away() && error.is_remote() => StreamError::GoAway,
-            Some(_) | None => StreamError::Lost(self.lost().unwrap_or_else(|| reason_of(error))),
+            Some(_) | None => {
+                let lost = self.lost();
+                StreamError::Lost(lost.unwrap_or_else(|| why_broken(error, &self.tunnel.vitals.wire)))
+            }
         }
     }
 }
@@ -366,6 +369,12 @@ pub(super) fn reason_of(error: &h2::Error) -> Reason {
         None if error.is_remote() => Reason::TunnelLost,
         None => Reason::PeerProtocol,
     }
+}
+
+/// The same where what broke the stream below is at hand: in HTTP/2's error a TLS alert is but a text.
+pub(super) fn why_broken(error: &h2::Error, wire: &Wire) -> Reason {
+    let io = error.is_io().then(|| wire.broken(tls::reason_of)).flatten();
+    io.unwrap_or_else(|| reason_of(error))
 }
 
 /// Moves one tunnel's frames until it ends. Dropped, it breaks the tunnel.
@@ -405,8 +414,10 @@ impl Future for Driver {
         let flushed = this.vitals.wire.poll_flush(cx);
         let lost = match (result, flushed) {
             (Poll::Ready(Ok(())), _) => return Poll::Ready(()),
-            (Poll::Ready(Err(error)), _) => reason_of(&error),
-            (Poll::Pending, Poll::Ready(Err(error))) => tls::reason_of(&error),
+            (Poll::Ready(Err(error)), _) => why_broken(&error, &this.vitals.wire),
+            // The socket is dead, and reading it, which now soon ends too, may still say why: what a peer that refuses
+            // our certificate answers comes with the reset of what we had sent meanwhile.
+            (Poll::Pending, Poll::Ready(Err(_))) => return Poll::Pending,
             (Poll::Pending, Poll::Ready(Ok(())) | Poll::Pending) => {
                 let idle = this.vitals.active.get() == 0;
                 ready!(this.pinger.poll(cx, idle));
