@@ -12,7 +12,7 @@ use super::{Lane, PORT, Way, with_lanes_alone};
 /// What the issue names.
 const GIB: u64 = 1 << 30;
 /// For the lanes that share all but their ends with one that carries a GiB.
-const LESS: u64 = 32 << 20;
+const LESS: u64 = 128 << 20;
 
 const TO_SERVER: Pattern = Pattern { seed: 11 };
 const TO_CLIENT: Pattern = Pattern { seed: 12 };
