@@ -42,15 +42,12 @@ impl Serving {
     ) -> Result<Self, OpenError> {
         let legs = Legs::of_pod(served.netns.clone(), served.mark, worker.config.legs());
         let pod = Pod::new(worker, served, legs, live);
-        let congestion = &worker.config.tunnel_congestion;
-        let congestion: Vec<&str> = congestion.iter().map(String::as_str).collect();
-        let (local, tunnel) = (pod.legs.local(), pod.legs.tunnel_listener(&congestion));
         let mut tasks = JoinSet::new();
         for family in [Family::V4, Family::V6] {
-            let listen = |port, options: &Options<'_>| listen(served, family, port, options);
-            let Some(outbound) = listen(PORT_OUTBOUND, &local)? else { continue };
-            let Some(plaintext) = listen(PORT_INBOUND_PLAINTEXT, &local)? else { continue };
-            let Some(tunnel) = listen(PORT_INBOUND_HBONE, &tunnel)? else { continue };
+            let door = |port| Door::open(Rc::clone(worker), served.clone(), family, port, &pod.legs);
+            let Some(outbound) = door(PORT_OUTBOUND)? else { continue };
+            let Some(plaintext) = door(PORT_INBOUND_PLAINTEXT)? else { continue };
+            let Some(tunnel) = door(PORT_INBOUND_HBONE)? else { continue };
             tasks.spawn_local(accept(Rc::clone(&pod), outbound, outbound::serve));
             tasks.spawn_local(accept(Rc::clone(&pod), plaintext, plaintext::serve));
             tasks.spawn_local(accept(Rc::clone(&pod), tunnel, inbound::serve));
@@ -79,6 +76,61 @@ impl Serving {
     }
 }
 
+/// Where connections come in: a listener, and how to open it again.
+pub(super) struct Door {
+    listener: TcpListener,
+    /// None for one that nobody can open again.
+    origin: Option<Origin>,
+}
+
+/// What a listener was opened with.
+struct Origin {
+    worker: Rc<Worker>,
+    served: ServedPod,
+    family: Family,
+    port: u16,
+}
+
+impl Door {
+    fn open(
+        worker: Rc<Worker>,
+        served: ServedPod,
+        family: Family,
+        port: u16,
+        legs: &Legs,
+    ) -> Result<Option<Self>, OpenError> {
+        let origin = Origin { worker, served, family, port };
+        let listener = origin.listen(legs)?;
+        Ok(listener.map(|listener| Self { listener, origin: Some(origin) }))
+    }
+
+    /// Takes the place of a listener that was destroyed from outside (SOCK_DESTROY by whoever has CAP_NET_ADMIN there).
+    fn reopen(&mut self, legs: &Legs) -> Result<(), OpenError> {
+        let Some(origin) = &self.origin else { return Ok(()) };
+        if let Some(listener) = origin.listen(legs)? {
+            self.listener = listener;
+            tracing::warn!(pod = %origin.served.key.uid, port = origin.port, "a listener was destroyed, and is opened again");
+        }
+        Ok(())
+    }
+}
+
+impl From<TcpListener> for Door {
+    fn from(listener: TcpListener) -> Self {
+        Self { listener, origin: None }
+    }
+}
+
+impl Origin {
+    fn listen(&self, legs: &Legs) -> Result<Option<TcpListener>, OpenError> {
+        let congestion = &self.worker.config.tunnel_congestion;
+        let congestion: Vec<&str> = congestion.iter().map(String::as_str).collect();
+        let options =
+            if self.port == PORT_INBOUND_HBONE { legs.tunnel_listener(&congestion) } else { legs.local() };
+        listen(&self.served, self.family, self.port, &options)
+    }
+}
+
 /// A listener in the pod's namespace; `None` where the kernel has no such family.
 fn listen(
     served: &ServedPod,
@@ -99,7 +151,7 @@ fn listen(
 /// Accepts and serves until nothing more shall be accepted and what was has ended. Dropped, it ends all of it.
 pub(super) async fn accept<F>(
     pod: Rc<Pod>,
-    listener: TcpListener,
+    mut door: Door,
     serve: fn(Rc<Pod>, TcpStream, SocketAddr) -> F,
 ) where
     F: Future<Output = ()> + 'static,
@@ -116,14 +168,18 @@ pub(super) async fn accept<F>(
                 in_a_row = 0;
                 log_panic(ended);
             }
-            accepted = listener.accept() => match accepted {
+            accepted = door.listener.accept() => match accepted {
                 Ok((stream, client)) => {
                     connections.spawn_local(serve(Rc::clone(&pod), stream, client));
                     in_a_row += 1;
                 }
                 Err(error) if is_of_one_connection(&error) => {}
                 Err(error) => {
-                    tracing::warn!(pod = %pod.key.uid, "cannot accept: {error}");
+                    if !is_of_no_listener(&error) {
+                        tracing::warn!(pod = %pod.key.uid, "cannot accept: {error}");
+                    } else if let Err(error) = door.reopen(&pod.legs) {
+                        tracing::warn!(pod = %pod.key.uid, "cannot open a listener again: {error}");
+                    }
                     sleep(ACCEPT_PAUSE).await;
                 }
             },
@@ -133,10 +189,15 @@ pub(super) async fn accept<F>(
             yield_now().await;
         }
     }
-    drop(listener);
+    drop(door);
     while let Some(ended) = connections.join_next().await {
         log_panic(ended);
     }
+}
+
+/// Whether an accept failed because the socket listens no more (EINVAL).
+fn is_of_no_listener(error: &std::io::Error) -> bool {
+    error.kind() == std::io::ErrorKind::InvalidInput
 }
 
 /// Whether an accept failed only because that client has gone (accept(2), "Error handling").

@@ -142,7 +142,7 @@ impl Rig {
     pub(super) async fn serving_pod(&self, account: &str) -> Rc<Pod> {
         let pod = self.pod(account);
         let listener = TcpListener::bind((pod.first_ip(), PORT_INBOUND_HBONE)).await.unwrap();
-        spawn_local(accept(Rc::clone(&pod), listener, inbound::serve));
+        spawn_local(accept(Rc::clone(&pod), listener.into(), inbound::serve));
         pod
     }
 

@@ -258,22 +258,23 @@ impl Driver {
                 metrics::counter!("adit_capture_repairs_total").increment(1);
                 tracing::warn!(pod = %key.uid, ?drift, "repaired what captures the pod");
                 sandbox.applied = Some(applied);
+                sandbox.found = None;
                 Drift::Repaired
             }
             Finding::Broken { drift, error } => {
                 let what: Vec<String> = drift.iter().map(ToString::to_string).collect();
                 let why = error.map(|error| words(&error)).unwrap_or_default();
                 tracing::error!(pod = %key.uid, ?drift, error = %why, "the pod is not captured any more");
-                sandbox.trouble = Some(format!("not as it should be: {} {why}", what.join(", ")).into());
+                sandbox.found = Some(format!("not as it should be: {} {why}", what.join(", ")).into());
                 Drift::Unrepairable
             }
             Finding::Mended => {
-                sandbox.trouble = None;
+                sandbox.found = None;
                 Drift::Repaired
             }
             Finding::OtherBackend => {
                 tracing::warn!(pod = %key.uid, "the pod has nat rules of the other iptables back end");
-                sandbox.trouble = Some("the pod has nat rules of the other iptables back end".into());
+                sandbox.found = Some("the pod has nat rules of the other iptables back end".into());
                 return;
             }
         };

@@ -31,6 +31,8 @@ pub(super) struct Sandbox {
     pub(super) older: usize,
     /// Why the last operation failed, while it has not succeeded.
     pub(super) trouble: Option<Arc<str>>,
+    /// What the watch over its rules found and could not mend.
+    pub(super) found: Option<Arc<str>>,
     pub(super) keeping: Option<Keeping>,
 }
 
@@ -76,6 +78,7 @@ impl Sandbox {
             applied_with: None,
             older: 0,
             trouble: None,
+            found: None,
             keeping: None,
         })
     }
@@ -95,6 +98,7 @@ impl Sandbox {
             applied_with: None,
             older: 0,
             trouble: None,
+            found: None,
             keeping: None,
         })
     }
@@ -146,6 +150,7 @@ impl Sandbox {
         self.entry.backend = None;
         self.applied = None;
         self.trouble = None;
+        self.found = None;
     }
 }
 

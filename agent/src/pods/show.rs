@@ -23,7 +23,7 @@ pub(super) fn status(machine: &Machine, sandboxes: &BTreeMap<PodKey, Sandbox>) -
 fn one(seen: &Seen<'_>, sandbox: &Sandbox) -> PodStatus {
     let entry = &sandbox.entry;
     let lacking = seen.lacking.iter().map(ToString::to_string);
-    let trouble = sandbox.trouble.iter().map(ToString::to_string);
+    let trouble = sandbox.trouble.iter().chain(&sandbox.found).map(ToString::to_string);
     let without = sandbox.applied.iter().flat_map(|applied| applied.conditions.iter().map(condition));
     let older = (sandbox.older > 0).then(|| match sandbox.older {
         1 => "1 connection is older than its capture, and goes on in clear".to_owned(),

@@ -57,9 +57,13 @@ impl Driver {
         };
         match &op {
             // A watch would take these for drift.
-            Op::Redirect(_) => sandbox.keeping = None,
+            Op::Redirect(_) => {
+                sandbox.keeping = None;
+                sandbox.found = None;
+            }
             Op::Unredirect(_) | Op::Close(_) => {
                 sandbox.keeping = None;
+                sandbox.found = None;
                 sandbox.applied_with = None;
                 sandbox.older = 0;
             }
