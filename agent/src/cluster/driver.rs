@@ -18,9 +18,9 @@ use tracing::{info, warn};
 use super::copy::Copy;
 use super::directory::{self, Directory, Readings};
 use super::files::{Files, Reading};
+use super::model::{Command, Config, Own, Shown, StartError};
 use super::publish::StatusFile;
 use super::statuses::{Bundle, Statuses};
-use super::{Command, Config, Own, Shown, StartError};
 use crate::clock::Clock;
 use crate::view::Publisher;
 
@@ -28,8 +28,13 @@ use crate::view::Publisher;
 const FLUSH_AFTER: Duration = Duration::from_millis(20);
 /// How many changes are gathered at most: reading that many files takes about as long as [`FLUSH_AFTER`].
 const FLUSH_AT: usize = 256;
-/// How much text of files is held at once: a pod's is 1 to 10 KiB, so this is some hundred pods; a longer file alone.
-const READ_LEN: usize = 1024 * 1024;
+/// How much text of files is held at once: a pod's is 1 to 10 KiB, so this is up to some hundred pods; a longer file
+/// alone. What is read in between costs 10 times as much.
+const READ_LEN: usize = 256 * 1024;
+/// Reading so many parts of [`READ_LEN`] takes memory that is worth giving back.
+const GIVE_BACK_AFTER: usize = 8;
+/// Longer than the allocator waits for memory to be used again: mimalloc's `purge_delay` is 1 s.
+const UNUSED_FOR: Duration = Duration::from_millis(1200);
 /// How long after a failure the status file is tried again.
 const WRITE_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
@@ -206,12 +211,19 @@ impl Driver {
         if is_first {
             self.tidy_copy(&objects);
         }
-        // No snapshot is made in between: an object that goes from one file to another has not gone.
+        // No snapshot is published in between: an object that goes from one file to another has not gone.
         let mut objects = objects.into_iter().peekable();
+        let mut parts = 0;
         while objects.peek().is_some() {
+            parts += 1;
             let changes = self.take_objects(read_some(&mut objects), is_first);
             has_changed |= !changes.is_empty();
             changes.into_iter().for_each(|change| self.builder.apply(change));
+            if is_first {
+                // For nobody: a first snapshot of 20,000 pods at once would take 10 MiB to make, which the allocator
+                // then keeps.
+                drop(self.builder.freeze());
+            }
         }
         let mut changes = Vec::new();
         changes.extend(status.into_iter().filter_map(|(path, reading)| self.statuses.update(&path, reading)));
@@ -229,6 +241,9 @@ impl Driver {
         if self.is_synced && (has_changed || is_first) {
             self.publisher.publish(self.builder.freeze());
             self.forget_ended();
+        }
+        if parts >= GIVE_BACK_AFTER {
+            give_back();
         }
         self.show();
         self.status.policies = self.files.policies();
@@ -297,7 +312,8 @@ impl Driver {
             return;
         }
         let world = self.builder.freeze();
-        let (still, over) = std::mem::take(&mut self.ended).into_iter().partition(|uid| world.workload(uid).is_some());
+        let (still, over) =
+            std::mem::take(&mut self.ended).into_iter().partition(|uid| world.workload(uid).is_some());
         self.ended = still;
         let over: BTreeSet<PodUid> = over;
         for uid in over {
@@ -362,6 +378,16 @@ fn read_some(paths: &mut impl Iterator<Item = PathBuf>) -> Vec<(PathBuf, Reading
         read.push((path, reading));
     }
     read
+}
+
+/// Lets the allocator give back what reading a large mesh took: it does when a thread ends, with what has been unused
+/// for a second. Left to itself it keeps that until the agent has as much to do again: 8 MiB after 20,000 pods.
+fn give_back() {
+    let wait = || std::thread::sleep(UNUSED_FOR);
+    if let Err(error) = std::thread::Builder::new().name("give-back".into()).spawn(wait) {
+        // It costs memory, nothing else.
+        warn!(%error, "cannot start a thread");
+    }
 }
 
 /// Says that a copy could not be kept or forgotten.
