@@ -32,6 +32,9 @@ impl Measured {
     }
 }
 
+/// How long both agents must have used no CPU before what they wrote counts as written.
+const LOGS_WRITTEN: Duration = Duration::from_millis(150);
+
 /// Runs `load` on `path` for so long.
 pub(super) fn measure(bench: &Bench, path: Path, load: Load, duration: Duration) -> Result<Measured> {
     let pids = bench.agents()?;
@@ -51,7 +54,7 @@ pub(super) fn measure(bench: &Bench, path: Path, load: Load, duration: Duration)
         .ok()
         .with_context(|| format!("{kind} by the {path:?} path"))?;
     // The logs of what has just ended are still being written.
-    let after = at_rest(used)?;
+    let after = at_rest(LOGS_WRITTEN, used)?;
     let report = serde_json::from_str(&said).context("the client's report")?;
     Ok(Measured { report, agents_cpu: after - before })
 }

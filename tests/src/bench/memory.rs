@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use anyhow::Result;
 use serde_json::Value;
@@ -12,11 +13,19 @@ use super::usage::{at_rest, resident_kib};
 use crate::mesh::Mesh;
 use crate::topology::Topology;
 
+/// How long an agent's memory must have been the same: its allocator gives back what was unused for a second.
+const GIVEN_BACK: Duration = Duration::from_millis(1500);
+
+/// What a process weighs once it has given back what it needed only for a while, KiB.
+fn weight(pid: u32) -> Result<f64> {
+    at_rest(GIVEN_BACK, || resident_kib(pid))
+}
+
 /// KiB that each idle connection costs the client's agent and the server's.
 pub(super) fn idle(connections: u32) -> Result<[f64; 2]> {
     let bench = Bench::start(Congestion::Host)?;
     let pids = bench.agents()?;
-    let before = [at_rest(|| resident_kib(pids[0]))?, at_rest(|| resident_kib(pids[1]))?];
+    let before = [weight(pids[0])?, weight(pids[1])?];
     let pair = bench.pair(Path::Mesh);
     let [kind, count, rate] = Load::Idle(connections as usize).words();
     let server = IpAddr::from(pair.server.host.v4).to_string();
@@ -28,7 +37,7 @@ pub(super) fn idle(connections: u32) -> Result<[f64; 2]> {
         .args(["client", &server, &kind, &count, &rate, "0"])
         .spawn()?;
     client.wait_for_line("the client's word that it holds its connections", |line| line == HOLDING)?;
-    let after = [at_rest(|| resident_kib(pids[0]))?, at_rest(|| resident_kib(pids[1]))?];
+    let after = [weight(pids[0])?, weight(pids[1])?];
     Ok([0, 1].map(|at| (after[at] - before[at]) / f64::from(connections)))
 }
 
@@ -58,7 +67,10 @@ fn agent_kib(pods: u32) -> Result<f64> {
     mesh.start_agent(node, &settings)?;
     mesh.settle()?;
     let pid = mesh.agent(node)?.process().id();
-    at_rest(|| resident_kib(pid))
+    weight(pid)?;
+    // It gives back when it next does something: in a cluster, some object changes all the time.
+    mesh.settle()?;
+    weight(pid)
 }
 
 /// A namespace with its pods, as a cluster's would be.

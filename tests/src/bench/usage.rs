@@ -31,21 +31,20 @@ pub(super) fn resident_kib(pid: u32) -> Result<f64> {
     Ok(f64::from(kib.parse::<u32>()?))
 }
 
-/// How often a quantity is looked at that shall come to rest, how often in a row it must be the same, and how long it
-/// may take.
+/// How often a quantity is looked at that shall come to rest, and how long that may take.
 const LOOK: Duration = Duration::from_millis(50);
-const SAME: u32 = 3;
 const REST_MAX: Duration = Duration::from_secs(20);
 
-/// Waits until `read` says the same value a few times in a row, and returns it; after 20 s whatever it says.
-pub(super) fn at_rest(read: impl Fn() -> Result<f64>) -> Result<f64> {
+/// Waits until `read` has said the same value for so long, and returns it; after 20 s whatever it says.
+pub(super) fn at_rest(for_long: Duration, read: impl Fn() -> Result<f64>) -> Result<f64> {
     let started = Instant::now();
-    let (mut last, mut same) = (read()?, 0);
-    while same < SAME && started.elapsed() < REST_MAX {
+    let (mut last, mut since) = (read()?, Instant::now());
+    while since.elapsed() < for_long && started.elapsed() < REST_MAX {
         thread::sleep(LOOK);
         let now = read()?;
-        same = if now.total_cmp(&last).is_eq() { same + 1 } else { 0 };
-        last = now;
+        if now.total_cmp(&last).is_ne() {
+            (last, since) = (now, Instant::now());
+        }
     }
     Ok(last)
 }
