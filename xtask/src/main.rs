@@ -56,7 +56,7 @@ enum Command {
 fn main() -> Result<ExitCode> {
     match Args::parse().command {
         Command::Demo { args } => {
-            packages::ensure(&packages::DEMO)?;
+            packages::ensure(packages::of_demo())?;
             programs::build(programs::What::Programs)?;
             programs::become_program("demo", &args)
         }

@@ -32,8 +32,9 @@ const PSQL: Need = need("psql", "postgresql-client");
 const CURL: Need = need("curl", "curl");
 const OPENSSL: Need = need("openssl", "openssl");
 
-/// What `cargo xtask demo` needs.
-pub const DEMO: [Need; 8] = [IPTABLES, IP, NGINX, REDIS, REDIS_CLI, POSTGRES, PSQL, CURL];
+/// What `cargo xtask demo` needs: PostgreSQL last, which runs where there is real root only.
+const DEMO: [Need; 9] = [IPTABLES, IP, NGINX, REDIS, REDIS_CLI, CURL, POSTGRES, INITDB, PSQL];
+const DEMO_OF_POSTGRES: usize = 3;
 /// What `cargo xtask bench` needs.
 pub const BENCH: [Need; 2] = [IPTABLES, IP];
 /// What the namespace tests need: every server and client that they use as a real peer.
@@ -44,6 +45,11 @@ pub const TEST_UNIT: [Need; 1] = [OPENSSL];
 
 const fn need(program: &'static str, package: &'static str) -> Need {
     Need { program, package }
+}
+
+/// What `cargo xtask demo` needs for this user.
+pub fn of_demo() -> &'static [Need] {
+    if geteuid().is_root() { &DEMO } else { &DEMO[..DEMO.len() - DEMO_OF_POSTGRES] }
 }
 
 /// Makes sure that all of `needs` are there: installs what is missing when root, and says so; otherwise fails and
