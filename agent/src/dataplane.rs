@@ -41,7 +41,6 @@ use std::time::Duration;
 use adit_core::draw::Seed;
 use adit_core::net::PodKey;
 use adit_proto::Reason;
-use tokio::runtime::Builder;
 use tokio::sync::{mpsc, oneshot};
 
 pub use model::{Config, Handles, OpenError, ServedPod};
@@ -87,12 +86,20 @@ pub fn start(config: Config, handles: Handles, mut seed: Seed) -> Result<Datapla
     for at in 0..count.get() {
         let (sender, commands) = mpsc::channel(COMMANDS_MAX);
         let (config, handles, seed) = (config.clone(), handles.clone(), seed.fork());
-        // Made here, so that a failure is known; used there only.
-        let runtime = Builder::new_current_thread().enable_all().build().map_err(StartError::Runtime)?;
+        let (made, is_made) = std::sync::mpsc::channel();
         std::thread::Builder::new()
             .name(format!("data-{at}"))
-            .spawn(move || worker::run(&runtime, || Worker::new(config, handles, count, seed), commands))
+            .spawn(move || {
+                let make = || Worker::new(config, handles, count, seed);
+                worker::run(make, commands, |result| {
+                    // The starter waits for it.
+                    let _ = made.send(result);
+                });
+            })
             .map_err(StartError::Thread)?;
+        // A thread that says nothing panicked, and said that on standard error.
+        let died = |_| Err(io::Error::other("the worker's thread died"));
+        is_made.recv().unwrap_or_else(died).map_err(StartError::Runtime)?;
         workers.push(sender);
     }
     Ok(Dataplane { shared: Arc::new(Shared { workers, live: Mutex::default() }) })

@@ -23,7 +23,8 @@ use adit_proto::hbone::PORT_INBOUND_HBONE;
 use adit_proto::{Reason, SpiffeId};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::{LocalSet, spawn_local, yield_now};
+use tokio::runtime::LocalOptions;
+use tokio::task::{spawn_local, yield_now};
 
 use super::legs::Legs;
 use super::listeners::accept;
@@ -41,8 +42,9 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Runs a test on a worker's kind of runtime.
 pub(super) fn on_worker<F: Future<Output = ()>>(test: F) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    LocalSet::new().block_on(&runtime, async {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    let runtime = builder.enable_all().build_local(LocalOptions::default()).unwrap();
+    runtime.block_on(async {
         tokio::time::timeout(PATIENCE, test).await.expect("the test ends within its bound");
     });
 }

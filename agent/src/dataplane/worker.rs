@@ -4,6 +4,7 @@
 //! What is done for a connection is in [`super::outbound`], [`super::inbound`] and [`super::plaintext`].
 
 use std::collections::HashMap;
+use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -11,9 +12,9 @@ use std::time::Duration;
 
 use adit_core::net::PodKey;
 use adit_proto::Reason;
-use tokio::runtime::Runtime;
+use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::{JoinSet, LocalSet};
+use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::listeners::Serving;
@@ -39,10 +40,22 @@ pub(super) enum Command {
     Close { key: PodKey, reason: Reason, done: oneshot::Sender<()> },
 }
 
-/// Runs a worker until its commands end. Blocks the thread.
-pub(super) fn run(runtime: &Runtime, make: impl FnOnce() -> Rc<Worker>, commands: mpsc::Receiver<Command>) {
-    let local = LocalSet::new();
-    local.block_on(runtime, async move { serve(make(), commands).await });
+/// Runs a worker until its commands end. Blocks the thread; `made` is told first whether it has a runtime.
+///
+/// A runtime of one thread's own, without a `LocalSet` in it: that would wake itself by a system call for every task
+/// that a socket wakes.
+pub(super) fn run(
+    make: impl FnOnce() -> Rc<Worker>,
+    commands: mpsc::Receiver<Command>,
+    made: impl FnOnce(io::Result<()>),
+) {
+    match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
+        Ok(runtime) => {
+            made(Ok(()));
+            runtime.block_on(async move { serve(make(), commands).await });
+        }
+        Err(error) => made(Err(error)),
+    }
 }
 
 async fn serve(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>) {
