@@ -202,12 +202,11 @@ pub fn dialer(netns: &Netns, to: SocketAddr, dial: &Dial<'_>) -> Result<TcpSocke
     socket.set_mark(dial.mark).map_err(failed("SO_MARK"))?;
     set_options(&socket, &dial.options).map_err(|(step, source)| failed(step)(source))?;
     if let Some(from) = dial.from {
+        // Lets it bind an address that is not the pod's, too: IP_FREEBIND would be one more call for every connection.
         if from.is_ipv4() {
             socket.set_ip_transparent_v4(true).map_err(failed("IP_TRANSPARENT"))?;
-            socket.set_freebind_v4(true).map_err(failed("IP_FREEBIND"))?;
         } else {
             socket.set_ip_transparent_v6(true).map_err(failed("IPV6_TRANSPARENT"))?;
-            socket.set_freebind_v6(true).map_err(failed("IPV6_FREEBIND"))?;
         }
         // The port is chosen at connect, per destination; chosen at bind, the range would bound all destinations
         // together. IPv6 sockets take this option at the IPv4 level too.
