@@ -7,6 +7,7 @@ mod identity;
 mod mesh;
 mod peers;
 mod policy;
+mod retry;
 mod servers;
 mod services;
 mod smoke;
