@@ -1,14 +1,18 @@
 //! The tests over namespaces: one binary, run by `cargo xtask test --part it` in a sandbox of its own.
 
+mod capture;
 mod cleanup;
+mod cni;
 mod demo;
 mod harness;
 mod identity;
 mod mesh;
 mod peers;
 mod policy;
+mod restart;
 mod retry;
 mod servers;
 mod services;
 mod smoke;
+mod state;
 mod transport;

@@ -160,6 +160,25 @@ impl Mesh {
         self.agents.remove(node).with_context(|| format!("no agent runs on {node}"))
     }
 
+    /// Lets every one of these programs fail when a node's agent, and nobody else, runs it.
+    pub fn shadow_programs(&self, node: &str, names: &[&str]) -> Result<()> {
+        let folder = cni::agent_folder(&self.folder, node).join("bin");
+        fs::create_dir_all(&folder).context("a folder for programs")?;
+        for name in names {
+            std::os::unix::fs::symlink("/bin/false", folder.join(name))
+                .with_context(|| format!("cannot shadow {name}"))?;
+        }
+        Ok(())
+    }
+
+    /// Gives them back.
+    pub fn unshadow_programs(&self, node: &str, names: &[&str]) -> Result<()> {
+        let folder = cni::agent_folder(&self.folder, node).join("bin");
+        names.iter().try_for_each(|name| {
+            fs::remove_file(folder.join(name)).with_context(|| format!("{name} is not shadowed"))
+        })
+    }
+
     /// Writes a namespace's object, enrolled or not.
     pub fn namespace(&self, name: &str, enrolment: Enrolment) -> Result<()> {
         self.write_object(&format!("namespace-{name}"), &objects::namespace(name, enrolment))

@@ -52,7 +52,8 @@ impl Agent {
         merge(&mut config, settings);
         let file = folder.join("config.yaml");
         replace(&file, &serde_saphyr::to_string(&config).context("the agent's configuration")?)?;
-        let process = node.netns.command(program("adit-agent")?).args(["--config"]).args([&file]).spawn()?;
+        let command = node.netns.command(program("adit-agent")?).args(["--config"]).args([&file]);
+        let process = command.env("PATH", path_of(&folder)?).spawn()?;
         Ok(Self { node: node.name.clone(), process, socket: run.join("admin.sock") })
     }
 
@@ -119,4 +120,11 @@ impl Agent {
         self.process.signal(Signal::SIGTERM)?;
         self.process.wait()
     }
+}
+
+/// PATH for an agent: programs in a folder of its own come before the system's.
+fn path_of(folder: &Path) -> Result<std::ffi::OsString> {
+    let system = std::env::var_os("PATH").unwrap_or_default();
+    let folders = std::iter::once(folder.join("bin")).chain(std::env::split_paths(&system));
+    std::env::join_paths(folders).context("a PATH")
 }
