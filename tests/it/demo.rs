@@ -36,7 +36,29 @@ impl Demo {
         };
         let process = run.with(sandbox::forget).spawn()?;
         let id = process.id();
-        Ok(Self { process, id })
+        let demo = Self { process, id };
+        if interrupt == Interrupt::Ignored {
+            demo.wait_until_it_hears()?;
+        }
+        Ok(demo)
+    }
+
+    /// Waits until SIGINT is no longer ignored: what is sent before that is lost, to the shell or to the demo's start.
+    fn wait_until_it_hears(&self) -> Result<()> {
+        let deadline = Instant::now() + WAIT_MAX;
+        loop {
+            let status =
+                fs::read_to_string(format!("/proc/{}/status", self.id)).context("the demo has ended")?;
+            let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap_or_default();
+            let ignored = u64::from_str_radix(ignored.trim(), 16).context("SigIgn")?;
+            let shell =
+                fs::read_to_string(format!("/proc/{}/comm", self.id)).is_ok_and(|name| name.trim() == "sh");
+            if !shell && ignored & (1 << (Signal::SIGINT as i32 - 1)) == 0 {
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "the demo ignores SIGINT");
+            thread::yield_now();
+        }
     }
 
     /// The namespaces that it has made for itself so far, as `/proc` names them.
@@ -137,8 +159,7 @@ const INSTANTS: [&str; 9] =
 
 fn interrupt_everywhere(interrupt: Interrupt) -> Result<()> {
     let status = Demo::start(interrupt)?.end(Signal::SIGINT)?;
-    // Before its first instruction (or the shell's, which ignores it) it dies of the signal; later it exits with the
-    // same meaning.
+    // Before its first instruction it dies of the signal; later it exits with the same meaning.
     let early = status.signal() == Some(2);
     ensure!(early || status.code() == Some(130), "at once, {interrupt:?}: {status}");
     for instant in INSTANTS {
