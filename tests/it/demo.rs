@@ -51,9 +51,8 @@ impl Demo {
                 fs::read_to_string(format!("/proc/{}/status", self.id)).context("the demo has ended")?;
             let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap_or_default();
             let ignored = u64::from_str_radix(ignored.trim(), 16).context("SigIgn")?;
-            let shell =
-                fs::read_to_string(format!("/proc/{}/comm", self.id)).is_ok_and(|name| name.trim() == "sh");
-            if !shell && ignored & (1 << (Signal::SIGINT as i32 - 1)) == 0 {
+            let comm = fs::read_to_string(format!("/proc/{}/comm", self.id)).unwrap_or_default();
+            if comm.trim() == "demo" && ignored & (1 << (Signal::SIGINT as i32 - 1)) == 0 {
                 return Ok(());
             }
             ensure!(Instant::now() < deadline, "the demo ignores SIGINT");
