@@ -58,12 +58,12 @@ fn main() -> Result<ExitCode> {
         Command::Demo { args } => {
             packages::ensure(packages::of_demo())?;
             programs::build(programs::What::Programs)?;
-            programs::become_program("demo", &args)
+            programs::become_program("demo", programs::What::Programs, &args)
         }
         Command::Bench { args } => {
             packages::ensure(&packages::BENCH)?;
-            programs::build(programs::What::Programs)?;
-            programs::become_program("bench", &args)
+            programs::build(programs::What::Shipped)?;
+            programs::become_program("bench", programs::What::Shipped, &args)
         }
         Command::Test { part, threads, filter } => {
             let summary = suite::run(&suite::Plan { part, threads, filter })?;
