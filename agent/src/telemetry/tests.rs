@@ -168,6 +168,21 @@ async fn a_long_connection_is_reported_while_it_is_open_and_its_bytes_are_counte
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_edge_is_shown_from_its_first_second_and_leaves_with_the_window() {
+    let setup = setup();
+    let mut edges = Edges::new(8);
+    setup.shard.open(setup.report()).close(End::Failed(Reason::Refused, None));
+    edges.add(&setup.said.try_recv().unwrap());
+    let window = Duration::from_secs(600);
+    assert_eq!(edges.read(setup.clock.now().mono, window).0.len(), 1);
+    tokio::time::advance(Duration::from_secs(595)).await;
+    assert_eq!(edges.read(setup.clock.now().mono, window).0.len(), 1);
+    assert_eq!(edges.read(setup.clock.now().mono, Duration::from_secs(60)).0.len(), 0);
+    tokio::time::advance(Duration::from_secs(10)).await;
+    assert_eq!(edges.read(setup.clock.now().mono, window).0.len(), 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn edges_beyond_the_bound_are_summed_up_as_other() {
     let setup = setup();
     let mut edges = Edges::new(1);
