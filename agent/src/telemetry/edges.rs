@@ -130,7 +130,7 @@ impl Edges {
         let slots = (window.as_secs().div_ceil(SLOT.as_secs())).clamp(1, SLOTS_MAX as u64);
         let since = oldest_of(now, slots);
         let mut edges: Vec<_> =
-            self.edges.iter().filter_map(|(key, window)| window.read(key, recent)).collect();
+            self.edges.iter().filter_map(|(key, window)| window.read(key, since)).collect();
         edges.sort_by(|a, b| {
             (&a.source, &a.destination, &a.service, &a.direction, &a.transport).cmp(&(
                 &b.source,
@@ -189,7 +189,7 @@ impl Window {
         }
     }
 
-    fn read(&self, key: &EdgeKey, recent: impl Fn(u64) -> bool) -> Option<Edge> {
+    fn read(&self, key: &EdgeKey, since: u64) -> Option<Edge> {
         let mut sum = Slot::default();
         for (_, slot) in self.slots.iter().filter(|(at, _)| *at >= since) {
             sum.opened += slot.opened;
