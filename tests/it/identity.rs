@@ -193,9 +193,9 @@ fn a_client_with_a_bad_certificate_gets_no_tunnel_and_the_log_says_why() -> Resu
                 assert!(output.stderr.contains("no X.509 bundle"), "{}", output.stderr);
                 continue;
             }
-            let flow = mesh
-                .agent("n1")?
-                .wait_for_flow(first, "the refusal's report", |flow| flow.direction == "inbound")?;
+            let flow = mesh.agent("n1")?.wait_for_flow(first, "the refusal's report", |flow| {
+                flow.direction == "inbound" && flow.state == "failed"
+            })?;
             assert_eq!((reason(&flow), &*flow.state), (word, "failed"), "{}", bad.name);
             assert_eq!(flow.source.identity, None, "nothing was proven");
         }
