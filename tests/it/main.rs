@@ -11,6 +11,7 @@ mod peers;
 mod policy;
 mod restart;
 mod retry;
+mod reasons;
 mod servers;
 mod services;
 mod smoke;
