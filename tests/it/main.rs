@@ -1,5 +1,6 @@
 //! The tests over namespaces: one binary, run by `cargo xtask test --part it` in a sandbox of its own.
 
+mod admin;
 mod capture;
 mod cleanup;
 mod cni;

@@ -44,17 +44,20 @@ impl Page {
         let Some((_, first)) = family.series.first() else {
             return;
         };
+        // A counter that is set, as it is the kernel that counts, and in fractions.
+        let is_set_counter = family.name.ends_with("_total");
         let kind = match first {
             Value::Counter(_) => "counter",
+            Value::Gauge(_) if is_set_counter => "counter",
             Value::Gauge(_) => "gauge",
             Value::Histogram(_) => "histogram",
         };
         // OpenMetrics names the family of a counter without the suffix of its sample.
         let base = match (self, first) {
-            (Self::OpenMetrics, Value::Counter(_)) => {
+            (Self::OpenMetrics, Value::Counter(_) | Value::Gauge(_)) => {
                 family.name.strip_suffix("_total").unwrap_or(&family.name)
             }
-            (Self::OpenMetrics, Value::Gauge(_) | Value::Histogram(_)) | (Self::Prometheus, _) => {
+            (Self::OpenMetrics, Value::Histogram(_)) | (Self::Prometheus, _) => {
                 &family.name
             }
         };
@@ -121,6 +124,7 @@ mod tests {
             .counter("adit_connections_opened_total", &[("direction", "inbound")])
             .fetch_add(2, Ordering::Relaxed);
         registry.gauge("adit_connections_active", &[]).set(1.0);
+        registry.gauge("process_cpu_seconds_total", &[]).set(1.5);
         registry
             .histogram("adit_connect_duration_seconds", &[("direction", "inbound")])
             .add(Duration::from_micros(300));
@@ -134,6 +138,7 @@ mod tests {
             "# TYPE adit_connections_opened_total counter",
             "adit_connections_opened_total{direction=\"inbound\"} 2",
             "adit_connections_active 1",
+            "process_cpu_seconds_total 1.5",
             "adit_connect_duration_seconds_bucket{direction=\"inbound\",le=\"0.00025\"} 0",
             "adit_connect_duration_seconds_bucket{direction=\"inbound\",le=\"0.0005\"} 1",
             "adit_connect_duration_seconds_bucket{direction=\"inbound\",le=\"10.0\"} 1",
@@ -151,6 +156,7 @@ mod tests {
         let page = Page::OpenMetrics.print(&registry().read());
         assert!(page.contains("# TYPE adit_connections_opened counter\n"), "{page}");
         assert!(page.contains("adit_connections_opened_total{direction=\"inbound\"} 2\n"), "{page}");
+        assert!(page.contains("# TYPE process_cpu_seconds counter\nprocess_cpu_seconds_total 1.5\n"), "{page}");
         assert!(page.ends_with("# EOF\n"));
         assert_eq!(
             Page::of_accept("application/openmetrics-text;version=1.0.0,text/plain;q=0.5"),
