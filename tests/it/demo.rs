@@ -43,21 +43,15 @@ impl Demo {
         Ok(demo)
     }
 
-    /// Waits until SIGINT is no longer ignored: what is sent before that is lost, to the shell or to the demo's start.
+    /// Waits until the demo waits for signals, which it does from before it makes its namespaces: what is sent earlier
+    /// is lost, to the shell or to the demo's start. (It stays ignored by `/proc`, and is waited for all the same.)
     fn wait_until_it_hears(&self) -> Result<()> {
         let deadline = Instant::now() + WAIT_MAX;
-        loop {
-            let status =
-                fs::read_to_string(format!("/proc/{}/status", self.id)).context("the demo has ended")?;
-            let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap_or_default();
-            let ignored = u64::from_str_radix(ignored.trim(), 16).context("SigIgn")?;
-            let comm = fs::read_to_string(format!("/proc/{}/comm", self.id)).unwrap_or_default();
-            if comm.trim() == "demo" && ignored & (1 << (Signal::SIGINT as i32 - 1)) == 0 {
-                return Ok(());
-            }
-            ensure!(Instant::now() < deadline, "the demo ignores SIGINT");
+        while self.namespaces().is_empty() {
+            ensure!(Instant::now() < deadline, "the demo makes no namespaces");
             thread::yield_now();
         }
+        Ok(())
     }
 
     /// The namespaces that it has made for itself so far, as `/proc` names them.
