@@ -180,7 +180,7 @@ fn garbage_on_standard_input_and_missing_variables_are_named_and_change_nothing(
             let said = assert_error(&cni.add()?, "1.0.0", 4);
             assert!(said.contains(name), "{name}={value}: {said}");
         }
-        assert_eq!(known(mesh, "n1")?, [pod.uid.clone()]);
+        assert_eq!(known(mesh, "n1")?, std::slice::from_ref(&pod.uid));
         assert!(is_captured(mesh, &pod)?);
         assert_captured(&pod)
     })
@@ -205,7 +205,7 @@ fn del_succeeds_twice_for_unknown_sandboxes_and_without_their_namespace() -> Res
         for _ in 0..2 {
             assert_eq!(mesh.cni(&first)?.del()?.ok()?, Value::Null);
         }
-        assert_eq!(known(mesh, "n1")?, [second.uid.clone()]);
+        assert_eq!(known(mesh, "n1")?, std::slice::from_ref(&second.uid));
 
         let mut unknown = mesh.cni(&first)?;
         for (name, value) in &mut unknown.environment {
@@ -268,7 +268,7 @@ fn gc_drops_what_is_not_listed_and_nothing_else() -> Result<()> {
         cni.config["cni.dev/valid-attachments"] = json!([{ "containerID": stays.sandbox, "ifname": "eth0" }]);
         assert_eq!(cni.call("GC")?.ok()?, Value::Null);
         assert_captured(&stays)?;
-        assert_eq!(known(mesh, "n1")?, [stays.uid.clone()]);
+        assert_eq!(known(mesh, "n1")?, std::slice::from_ref(&stays.uid));
         // No certificate is kept for it any more, and its listeners are closed.
         let status = mesh.agent("n1")?.status()?;
         let held: Vec<String> = status.certificates.into_iter().map(|held| held.identity).collect();
