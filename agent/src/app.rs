@@ -15,6 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::VERSION;
 use crate::admin::{self, Admin, Sources};
 use crate::clock::Clock;
 use crate::cluster::{self, Cluster};
@@ -28,7 +29,6 @@ use crate::pods::{self, Links, Pods};
 use crate::shutdown;
 use crate::telemetry::{self, Flowing};
 use crate::view::{self, View};
-use crate::VERSION;
 pub use follow::Reload;
 
 /// How long the last lines of the access log may take to be written.
@@ -84,14 +84,16 @@ impl App {
     pub async fn bind(config: Config) -> Result<Self, StartError> {
         let clock = Clock::real();
         let mut seed = Seed(u64::from(std::process::id()) ^ nanos(clock.now().wall));
-        let (reporter, flowing) = telemetry::start(config.telemetry.clone(), clock, config.node.as_str().into())?;
+        let (reporter, flowing) =
+            telemetry::start(config.telemetry.clone(), clock, config.node.as_str().into())?;
         let (publisher, view) = view::channel(World::empty(config.settings()));
         let cluster = cluster::start(config.cluster.clone(), own(&config), clock, publisher)?;
         let (trust, trust_input) = watch::channel(trusted(&view));
         let (certs, identity) = identity::start(config.identity.clone(), clock, trust_input)?;
         let node = Node::open(Netns::open(&config.node_netns)?, &config.cgroup_root)?;
         let readiness = Readiness::default();
-        let handles = Handles { view: view.clone(), certs: certs.clone(), reporter, clock, node: Some(node.clone()) };
+        let handles =
+            Handles { view: view.clone(), certs: certs.clone(), reporter, clock, node: Some(node.clone()) };
         let dataplane = dataplane::start(config.dataplane.clone(), handles, seed.fork())?;
         let admin = Admin::bind(&config.admin).await?;
         let address = config.health.address;
@@ -119,11 +121,23 @@ impl App {
         let flowing = self.flowing.clone();
         tasks.spawn(self.admin.serve(Sources {
             flowing: self.flowing,
-            status: status::reader(&self.config, &self.view, &self.cluster, &self.identity, &pods, &self.readiness),
+            status: status::reader(
+                &self.config,
+                &self.view,
+                &self.cluster,
+                &self.identity,
+                &pods,
+                &self.readiness,
+            ),
         }));
         tasks.spawn(follow::hand_on_trust(self.view.clone(), self.trust));
         tasks.spawn(follow::acknowledge(self.identity.acknowledged(), self.cluster.clone()));
-        tasks.spawn(follow::report_readiness(self.view.clone(), self.cluster.clone(), Arc::clone(&pods), self.readiness.clone()));
+        tasks.spawn(follow::report_readiness(
+            self.view.clone(),
+            self.cluster.clone(),
+            Arc::clone(&pods),
+            self.readiness.clone(),
+        ));
         tasks.spawn(follow::show(self.view, Arc::clone(&pods)));
         let node = self.node;
         tasks.spawn(async move {
@@ -137,7 +151,10 @@ impl App {
         tasks.spawn(async move {
             draining.started().await;
             readiness.update(|facts| facts.draining = true);
-            tracing::info!(seconds = stop_within.as_secs(), "draining: open connections may go on for a while");
+            tracing::info!(
+                seconds = stop_within.as_secs(),
+                "draining: open connections may go on for a while"
+            );
         });
         let dataplane = self.dataplane;
         let idle = async {

@@ -133,7 +133,8 @@ impl Config {
     pub fn load(path: &Path, facts: &NodeFacts) -> Result<Self, ConfigErrors> {
         let errors = |mistakes| ConfigErrors { path: path.to_owned(), mistakes };
         let whole = |what| Mistake { at: Position::default(), field: FieldPath::ROOT, what };
-        let text = fs::read_to_string(path).map_err(|error| errors(vec![whole(format!("cannot be read: {error}"))]))?;
+        let text = fs::read_to_string(path)
+            .map_err(|error| errors(vec![whole(format!("cannot be read: {error}"))]))?;
         let mut config: Self = strict::read(&text).map_err(errors)?;
         if config.node.is_empty() {
             config.node = facts.node.clone().unwrap_or_default();
@@ -159,7 +160,8 @@ impl Config {
             let Self { node, run_dir, state_dir, node_netns, cgroup_root, .. } = config.clone();
             (node, run_dir, state_dir, node_netns, cgroup_root, config.settings(), config.stop_within)
         };
-        let log_level_apart = |config: &Self| telemetry::Config { log_level: String::new(), ..config.telemetry.clone() };
+        let log_level_apart =
+            |config: &Self| telemetry::Config { log_level: String::new(), ..config.telemetry.clone() };
         [
             ("the top level", own(self) != own(other)),
             ("cluster", self.cluster != other.cluster),
@@ -244,17 +246,29 @@ mod tests {
 
     #[test]
     fn every_mistake_of_every_part_is_in_one_report_with_its_line() {
-        let said = load("node: one\ncluster:\n  dir: /x\npods:\n  add-deadline: 5\ntelemetry:\n  flows-kept: x\n").unwrap_err();
+        let said =
+            load("node: one\ncluster:\n  dir: /x\npods:\n  add-deadline: 5\ntelemetry:\n  flows-kept: x\n")
+                .unwrap_err();
         assert!(said.contains("3 mistakes"), "{said}");
-        for part in ["3:", "cluster.dir: unknown field `dir`", "5:", "pods.add-deadline", "7:", "telemetry.flows-kept"] {
+        for part in [
+            "3:",
+            "cluster.dir: unknown field `dir`",
+            "5:",
+            "pods.add-deadline",
+            "7:",
+            "telemetry.flows-kept",
+        ] {
             assert!(said.contains(part), "{part}: {said}");
         }
     }
 
     #[test]
     fn what_is_missing_or_contradicts_is_said_by_field() {
-        let said = load("admin: {address: '0.0.0.0:1'}\ntrust-domain: a.b\nidentity: {trust-domain: c.d}\n").unwrap_err();
-        for part in ["node: is not set", "cluster.directory: is not set", "admin.address", "identity.trust-domain"] {
+        let said = load("admin: {address: '0.0.0.0:1'}\ntrust-domain: a.b\nidentity: {trust-domain: c.d}\n")
+            .unwrap_err();
+        for part in
+            ["node: is not set", "cluster.directory: is not set", "admin.address", "identity.trust-domain"]
+        {
             assert!(said.contains(part), "{part}: {said}");
         }
     }

@@ -37,7 +37,9 @@ pub fn channel() -> (Drain, Draining) {
 impl Drain {
     /// Starts the drain; what is open may go on until [`Drain::end`].
     pub fn start(&self) {
-        self.phase.send_if_modified(|phase| std::mem::replace(phase, (*phase).max(Phase::Draining)) < Phase::Draining);
+        self.phase.send_if_modified(|phase| {
+            std::mem::replace(phase, (*phase).max(Phase::Draining)) < Phase::Draining
+        });
     }
 
     /// Ends the drain: what is still open is cut.

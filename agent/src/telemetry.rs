@@ -17,9 +17,9 @@ pub mod hub;
 pub mod log;
 pub mod process;
 pub mod registry;
+pub mod render;
 pub mod said;
 mod series;
-pub mod render;
 pub mod shard;
 
 #[cfg(test)]

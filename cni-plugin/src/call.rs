@@ -48,18 +48,16 @@ pub(crate) enum CallError {
 impl fmt::Display for CallError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Unreachable {
-                socket,
-                last: Some(error),
-            } => write!(f, "the agent is not reachable at {}: {error}", socket.display()),
+            Self::Unreachable { socket, last: Some(error) } => {
+                write!(f, "the agent is not reachable at {}: {error}", socket.display())
+            }
             Self::Unreachable { socket, last: None } => {
                 write!(f, "the agent does not take connections at {}", socket.display())
             }
             Self::NoAnswer { waited } => write!(f, "the agent did not answer within {} s", waited.as_secs()),
-            Self::Frame(error) => write!(
-                f,
-                "the agent and this plugin do not understand each other: {error}"
-            ),
+            Self::Frame(error) => {
+                write!(f, "the agent and this plugin do not understand each other: {error}")
+            }
         }
     }
 }
@@ -83,10 +81,7 @@ pub(crate) fn call(socket: &Path, request: &Request, patience: Patience) -> Resu
     // A thread, since connect() on a unix socket blocks for as long as the backlog of a frozen agent is full, and
     // std has no deadline for it. It is left behind at exit.
     thread::spawn(move || exchange_until_answered(&target, &frame, patience, &progress));
-    let unreachable = || CallError::Unreachable {
-        socket: socket.to_owned(),
-        last: None,
-    };
+    let unreachable = || CallError::Unreachable { socket: socket.to_owned(), last: None };
     let mut wait = patience.dial + DIAL_GRACE;
     let mut reached = false;
     loop {
@@ -98,9 +93,7 @@ pub(crate) fn call(socket: &Path, request: &Request, patience: Patience) -> Resu
             }
             Ok(Progress::Ended(result)) => return result,
             Err(_) if reached => {
-                return Err(CallError::NoAnswer {
-                    waited: patience.answer,
-                });
+                return Err(CallError::NoAnswer { waited: patience.answer });
             }
             Err(_) => return Err(unreachable()),
         }
@@ -129,10 +122,7 @@ fn exchange_until_answered(
         };
         let left = give_up.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            break Err(CallError::Unreachable {
-                socket: socket.to_owned(),
-                last: Some(broken),
-            });
+            break Err(CallError::Unreachable { socket: socket.to_owned(), last: Some(broken) });
         }
         thread::sleep(DIAL_PAUSE.min(left));
     };

@@ -35,10 +35,7 @@ fn main() -> ExitCode {
     let mut input = Vec::new();
     let read = io::stdin().take(STDIN_LEN_MAX + 1).read_to_end(&mut input);
     let environment = Environment::read();
-    let (out, code) = match read
-        .map_err(Error::stdin)
-        .and_then(|_| answer(&environment, &input))
-    {
+    let (out, code) = match read.map_err(Error::stdin).and_then(|_| answer(&environment, &input)) {
         Ok(printed) => (printed, ExitCode::SUCCESS),
         Err(error) => (error.print(spec::version_asked(&input)), ExitCode::FAILURE),
     };
@@ -103,15 +100,9 @@ fn ask_for_pod(config: &Config, namespace: &str, request: &Request) -> Result<()
     let passes =
         config.unreachable == Unreachable::RefuseEnrolled && known_unenrolled(&config.state_dir, namespace);
     let patience = if passes {
-        Patience {
-            dial: Duration::ZERO,
-            answer: UNENROLLED_ANSWER,
-        }
+        Patience { dial: Duration::ZERO, answer: UNENROLLED_ANSWER }
     } else {
-        Patience {
-            dial: config.timeout,
-            answer: ADD_ANSWER,
-        }
+        Patience { dial: config.timeout, answer: ADD_ANSWER }
     };
     match call(&config.socket, request, patience) {
         Ok(Reply::Ok | Reply::Status { .. }) => Ok(()),
@@ -125,10 +116,7 @@ fn ask_for_pod(config: &Config, namespace: &str, request: &Request) -> Result<()
 fn del(environment: &Environment, asked: &Asked) -> Result<String, Error> {
     let config = asked.config()?;
     let del = environment.del()?;
-    let patience = Patience {
-        dial: RELEASE_DIAL,
-        answer: RELEASE_ANSWER,
-    };
+    let patience = Patience { dial: RELEASE_DIAL, answer: RELEASE_ANSWER };
     match call(&config.socket, &Request::Del(del), patience) {
         Ok(Reply::Ok | Reply::Status { .. }) => {}
         Ok(Reply::Failed(failure)) => log(&failure.message),
@@ -140,10 +128,7 @@ fn del(environment: &Environment, asked: &Asked) -> Result<String, Error> {
 fn gc(asked: &Asked) -> Result<String, Error> {
     let config = asked.config()?;
     let gc = asked.valid_attachments()?;
-    let patience = Patience {
-        dial: RELEASE_DIAL,
-        answer: RELEASE_ANSWER,
-    };
+    let patience = Patience { dial: RELEASE_DIAL, answer: RELEASE_ANSWER };
     match call(&config.socket, &Request::Gc(gc), patience) {
         Ok(Reply::Ok | Reply::Status { .. }) => Ok(String::new()),
         Ok(Reply::Failed(failure)) => Err(failure.into()),
@@ -156,11 +141,7 @@ fn gc(asked: &Asked) -> Result<String, Error> {
 fn status(asked: &Asked) -> Result<String, Error> {
     match asked.config() {
         Ok(_) => Ok(String::new()),
-        Err(error) => Err(Error::new(
-            Code::NotAvailable,
-            "configuration is not valid",
-            error.details,
-        )),
+        Err(error) => Err(Error::new(Code::NotAvailable, "configuration is not valid", error.details)),
     }
 }
 
@@ -169,9 +150,7 @@ fn known_unenrolled(state_dir: &Path, namespace: &str) -> bool {
     let Ok(file) = File::open(state_dir.join(NAMESPACES_FILE)) else {
         return false;
     };
-    let bound = u64::try_from(NAMESPACES_LEN_MAX)
-        .unwrap_or(u64::MAX)
-        .saturating_add(1);
+    let bound = u64::try_from(NAMESPACES_LEN_MAX).unwrap_or(u64::MAX).saturating_add(1);
     let mut bytes = Vec::new();
     file.take(bound).read_to_end(&mut bytes).is_ok()
         && Namespaces::parse(&bytes).is_some_and(|known| known.passes(namespace))

@@ -65,11 +65,7 @@ pub(crate) struct Error {
 
 impl Error {
     pub(crate) fn new(code: Code, message: impl Into<String>, details: impl Into<String>) -> Self {
-        Self {
-            code,
-            message: message.into(),
-            details: details.into(),
-        }
+        Self { code, message: message.into(), details: details.into() }
     }
 
     pub(crate) fn stdin(error: io::Error) -> Self {
@@ -155,10 +151,7 @@ impl Environment {
 
     /// What DEL asks of the agent. CNI_NETNS may be missing, and its namespace gone.
     pub(crate) fn del(&self) -> Result<Del, Error> {
-        Ok(Del {
-            container_id: self.container_id()?,
-            ifname: self.ifname()?,
-        })
+        Ok(Del { container_id: self.container_id()?, ifname: self.ifname()? })
     }
 
     /// What CHECK asks of the agent, and the pod's namespace; `None` if the container is no pod of Kubernetes.
@@ -191,10 +184,7 @@ impl Environment {
                 }
                 None if pair.is_empty() => {}
                 None => {
-                    return Err(Error::environment(
-                        "CNI_ARGS",
-                        &format!("has {pair:?}, not KEY=VALUE"),
-                    ));
+                    return Err(Error::environment("CNI_ARGS", &format!("has {pair:?}, not KEY=VALUE")));
                 }
             }
         }
@@ -207,16 +197,12 @@ impl Environment {
                 name: name.to_owned(),
                 uid: uid.to_owned(),
             })),
-            [..] => Err(Error::environment(
-                "CNI_ARGS",
-                &format!("does not name all of {}", keys.join(", ")),
-            )),
+            [..] => Err(Error::environment("CNI_ARGS", &format!("does not name all of {}", keys.join(", ")))),
         }
     }
 
     fn required(&self, name: &str) -> Result<&str, Error> {
-        self.optional(name)?
-            .ok_or_else(|| Error::environment(name, "is missing"))
+        self.optional(name)?.ok_or_else(|| Error::environment(name, "is missing"))
     }
 
     fn optional(&self, name: &str) -> Result<Option<&str>, Error> {
@@ -242,11 +228,7 @@ impl Asked {
         let version = match object.get("cniVersion") {
             Some(Value::String(version)) => supported(version).ok_or_else(|| incompatible(version))?,
             Some(other) => {
-                return Err(Error::new(
-                    Code::Decode,
-                    "cniVersion is not a string",
-                    other.to_string(),
-                ));
+                return Err(Error::new(Code::Decode, "cniVersion is not a string", other.to_string()));
             }
             // The specification's default where the key is missing, and older than all that is supported.
             None => return Err(incompatible("0.1.0")),
@@ -261,11 +243,7 @@ impl Asked {
         }
         match object.get("name") {
             Some(Value::String(name)) if !name.is_empty() => Ok(Self { version, object }),
-            other => Err(Error::config(
-                "name",
-                "the network's name",
-                other.unwrap_or(&Value::Null),
-            )),
+            other => Err(Error::config("name", "the network's name", other.unwrap_or(&Value::Null))),
         }
     }
 
@@ -310,14 +288,8 @@ impl Asked {
 
     /// The capability `io.kubernetes.cri.pod-annotations`, without what the agent never reads.
     fn annotations(&self) -> Option<BTreeMap<String, String>> {
-        let all = self
-            .runtime_config("io.kubernetes.cri.pod-annotations")?
-            .as_object()?;
-        let wanted = |key: &str| {
-            cni::ANNOTATION_PREFIXES
-                .iter()
-                .any(|prefix| key.starts_with(prefix))
-        };
+        let all = self.runtime_config("io.kubernetes.cri.pod-annotations")?.as_object()?;
+        let wanted = |key: &str| cni::ANNOTATION_PREFIXES.iter().any(|prefix| key.starts_with(prefix));
         let pairs = all
             .iter()
             .filter(|(key, _)| wanted(key))
@@ -338,33 +310,21 @@ impl Asked {
 /// The version in which an error is told: the one asked, if it is supported.
 pub(crate) fn version_asked(input: &[u8]) -> &'static str {
     let asked = object(input).ok();
-    let version = asked
-        .as_ref()
-        .and_then(|object| object.get("cniVersion")?.as_str());
+    let version = asked.as_ref().and_then(|object| object.get("cniVersion")?.as_str());
     version.and_then(supported).unwrap_or(VERSION_NEWEST)
 }
 
 /// The answer to VERSION: the version asked, echoed, and those supported. No input asks in the newest.
 pub(crate) fn print_version(input: &[u8]) -> Result<String, Error> {
-    let asked = if input.trim_ascii().is_empty() {
-        None
-    } else {
-        object(input)?.remove("cniVersion")
-    };
+    let asked = if input.trim_ascii().is_empty() { None } else { object(input)?.remove("cniVersion") };
     let version = match asked {
         Some(Value::String(version)) => version,
         Some(other) => {
-            return Err(Error::new(
-                Code::Decode,
-                "cniVersion is not a string",
-                other.to_string(),
-            ));
+            return Err(Error::new(Code::Decode, "cniVersion is not a string", other.to_string()));
         }
         None => VERSION_NEWEST.to_owned(),
     };
-    Ok(line(
-        &json!({ "cniVersion": version, "supportedVersions": VERSIONS }),
-    ))
+    Ok(line(&json!({ "cniVersion": version, "supportedVersions": VERSIONS })))
 }
 
 fn object(input: &[u8]) -> Result<Map<String, Value>, Error> {
@@ -377,11 +337,9 @@ fn object(input: &[u8]) -> Result<Map<String, Value>, Error> {
                 "it is JSON, but no object",
             ))
         }
-        Err(error) => Err(Error::new(
-            Code::Decode,
-            "standard input is not a network configuration",
-            error.to_string(),
-        )),
+        Err(error) => {
+            Err(Error::new(Code::Decode, "standard input is not a network configuration", error.to_string()))
+        }
     }
 }
 

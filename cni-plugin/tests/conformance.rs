@@ -88,12 +88,8 @@ fn run(verb: &str, input: &str, without: &[&str]) -> Output {
             None => command.env_remove(pair),
         };
     }
-    let mut child = command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     // A plugin that fails early may not read its input.
     let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
     child.wait_with_output().unwrap()
@@ -114,15 +110,8 @@ fn silent_success(output: &Output) {
 fn failed(output: &Output, version: &str, code: u64) -> Value {
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     let error: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!(
-        (&error["cniVersion"], &error["code"]),
-        (&json!(version), &json!(code)),
-        "{error}"
-    );
-    assert!(
-        !error["msg"].as_str().unwrap().is_empty() && error["details"].is_string(),
-        "{error}"
-    );
+    assert_eq!((&error["cniVersion"], &error["code"]), (&json!(version), &json!(code)), "{error}");
+    assert!(!error["msg"].as_str().unwrap().is_empty() && error["details"].is_string(), "{error}");
     error
 }
 
@@ -178,26 +167,15 @@ fn add_prints_the_result_before_it_unchanged_in_every_version() {
         let requests = agent(&place.socket(), vec![Reply::Ok]);
         let output = run("ADD", &place.input(version).to_string(), &[]);
         assert_eq!(printed(&output), result(version), "{version}");
-        let Request::Add(add) = requests.recv().unwrap() else {
-            panic!("not an Add")
-        };
+        let Request::Add(add) = requests.recv().unwrap() else { panic!("not an Add") };
         assert_eq!(add.container_id.as_str(), "c0ffee");
-        assert_eq!(
-            (add.netns.as_str(), add.ifname.as_str()),
-            ("/var/run/netns/x", "eth0")
-        );
-        assert_eq!(
-            (add.pod.namespace.as_str(), add.pod.name.as_str()),
-            ("shop", "web-0")
-        );
+        assert_eq!((add.netns.as_str(), add.ifname.as_str()), ("/var/run/netns/x", "eth0"));
+        assert_eq!((add.pod.namespace.as_str(), add.pod.name.as_str()), ("shop", "web-0"));
         assert_eq!(add.pod.uid, "6c7b");
         assert_eq!(add.ips, ["10.0.0.7".parse::<std::net::IpAddr>().unwrap()]);
         assert_eq!(add.cgroup.as_deref(), Some("/kubepods/burstable/pod6c7b"));
         let annotations = add.annotations.unwrap();
-        assert_eq!(
-            annotations.into_iter().collect::<Vec<_>>(),
-            [("adit.dev/mesh".into(), "enabled".into())]
-        );
+        assert_eq!(annotations.into_iter().collect::<Vec<_>>(), [("adit.dev/mesh".into(), "enabled".into())]);
     }
 }
 
@@ -229,15 +207,8 @@ fn what_the_agent_refuses_is_told_to_the_runtime_in_every_version() {
 fn add_without_a_result_before_it_is_refused_as_not_chained() {
     let place = Place::new("unchained");
     for version in VERSIONS {
-        let error = failed(
-            &run("ADD", &without(place.input(version), "prevResult"), &[]),
-            version,
-            7,
-        );
-        assert!(
-            error["details"].as_str().unwrap().contains("prevResult"),
-            "{error}"
-        );
+        let error = failed(&run("ADD", &without(place.input(version), "prevResult"), &[]), version, 7);
+        assert!(error["details"].as_str().unwrap().contains("prevResult"), "{error}");
     }
     let null = with(place.input("1.1.0"), "prevResult", Value::Null);
     failed(&run("ADD", &null, &[]), "1.1.0", 7);
@@ -270,16 +241,8 @@ fn check_asks_the_agent_from_0_4_0_on() {
         assert!(matches!(requests.recv().unwrap(), Request::Check(_)));
     }
     failed(&run("CHECK", &place.input("1.1.0").to_string(), &[]), "1.1.0", 11);
-    failed(
-        &run("CHECK", &without(place.input("1.1.0"), "prevResult"), &[]),
-        "1.1.0",
-        7,
-    );
-    failed(
-        &run("CHECK", &place.input("1.1.0").to_string(), &["CNI_NETNS"]),
-        "1.1.0",
-        4,
-    );
+    failed(&run("CHECK", &without(place.input("1.1.0"), "prevResult"), &[]), "1.1.0", 7);
+    failed(&run("CHECK", &place.input("1.1.0").to_string(), &["CNI_NETNS"]), "1.1.0", 4);
 }
 
 #[test]
@@ -294,30 +257,17 @@ fn gc_passes_the_valid_attachments_on_from_1_1_0_on() {
     let key = "cni.dev/valid-attachments";
     let list = json!([{"containerID": "a1", "ifname": "eth0"}, {"containerID": "b2", "ifname": "net1"}]);
     for version in &VERSIONS[..3] {
-        failed(
-            &run("GC", &with(place.input(version), key, list.clone()), &[]),
-            version,
-            1,
-        );
+        failed(&run("GC", &with(place.input(version), key, list.clone()), &[]), version, 1);
     }
     let requests = agent(&place.socket(), vec![Reply::Ok, Reply::Ok, refusal()]);
     let alone = ["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_ARGS"];
     silent_success(&run("GC", &with(place.input("1.1.0"), key, list.clone()), &alone));
-    let Request::Gc(gc) = requests.recv().unwrap() else {
-        panic!("not a Gc")
-    };
-    let valid: Vec<_> = gc
-        .valid
-        .iter()
-        .map(|item| (item.container_id.as_str(), item.ifname.as_str()))
-        .collect();
+    let Request::Gc(gc) = requests.recv().unwrap() else { panic!("not a Gc") };
+    let valid: Vec<_> =
+        gc.valid.iter().map(|item| (item.container_id.as_str(), item.ifname.as_str())).collect();
     assert_eq!(valid, [("a1", "eth0"), ("b2", "net1")]);
     silent_success(&run("GC", &with(place.input("1.1.0"), key, json!([])), &alone));
-    failed(
-        &run("GC", &with(place.input("1.1.0"), key, list), &alone),
-        "1.1.0",
-        11,
-    );
+    failed(&run("GC", &with(place.input("1.1.0"), key, list), &alone), "1.1.0", 11);
 }
 
 #[test]
@@ -332,11 +282,7 @@ fn gc_without_a_sound_list_collects_nothing() {
         json!([{"containerID": "a"}]),
         json!([{"containerID": "../a", "ifname": "e"}]),
     ] {
-        failed(
-            &run("GC", &with(place.input("1.1.0"), key, list), &[]),
-            "1.1.0",
-            7,
-        );
+        failed(&run("GC", &with(place.input("1.1.0"), key, list), &[]), "1.1.0", 7);
     }
     assert!(requests.try_recv().is_err(), "the agent was asked");
 }
@@ -348,31 +294,17 @@ fn status_is_good_without_the_agent_and_bad_only_for_a_bad_configuration() {
         failed(&run("STATUS", &place.input(version).to_string(), &[]), version, 1);
     }
     let bare = without(place.input("1.1.0"), "prevResult");
-    silent_success(&run(
-        "STATUS",
-        &bare,
-        &["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_ARGS"],
-    ));
-    let error = failed(
-        &run("STATUS", &with(place.input("1.1.0"), "socket", json!(1)), &[]),
-        "1.1.0",
-        50,
-    );
+    silent_success(&run("STATUS", &bare, &["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_ARGS"]));
+    let error = failed(&run("STATUS", &with(place.input("1.1.0"), "socket", json!(1)), &[]), "1.1.0", 50);
     assert!(error["details"].as_str().unwrap().contains("socket"), "{error}");
 }
 
 #[test]
 fn version_echoes_what_was_asked_and_lists_what_is_supported() {
     for asked in VERSIONS.into_iter().chain(["0.1.0", "9.0.0"]) {
-        let output = run(
-            "VERSION",
-            &json!({ "cniVersion": asked }).to_string(),
-            &["CNI_CONTAINERID", "CNI_ARGS"],
-        );
-        assert_eq!(
-            printed(&output),
-            json!({"cniVersion": asked, "supportedVersions": VERSIONS})
-        );
+        let output =
+            run("VERSION", &json!({ "cniVersion": asked }).to_string(), &["CNI_CONTAINERID", "CNI_ARGS"]);
+        assert_eq!(printed(&output), json!({"cniVersion": asked, "supportedVersions": VERSIONS}));
     }
     assert_eq!(printed(&run("VERSION", "", &[]))["cniVersion"], "1.1.0");
     failed(&run("VERSION", "{", &[]), "1.1.0", 6);
@@ -386,11 +318,7 @@ fn a_version_that_is_not_supported_or_missing_is_refused_for_every_verb() {
         for version in ["0.1.0", "0.2.0", "0.3.0", "1.2.0", "", "latest"] {
             failed(&run(verb, &place.input(version).to_string(), &[]), "1.1.0", 1);
         }
-        failed(
-            &run(verb, &without(place.input("1.1.0"), "cniVersion"), &[]),
-            "1.1.0",
-            1,
-        );
+        failed(&run(verb, &without(place.input("1.1.0"), "cniVersion"), &[]), "1.1.0", 1);
     }
 }
 
@@ -412,34 +340,16 @@ fn a_missing_or_bad_variable_is_named() {
     let input = place.input("1.1.0").to_string();
     let named = |verb: &str, change: &str, name: &str| {
         let error = failed(&run(verb, &input, &[change]), "1.1.0", 4);
-        assert!(
-            error["details"].as_str().unwrap().contains(name),
-            "{verb} {change}: {error}"
-        );
+        assert!(error["details"].as_str().unwrap().contains(name), "{verb} {change}: {error}");
     };
-    for change in [
-        "CNI_COMMAND",
-        "CNI_COMMAND=",
-        "CNI_COMMAND=add",
-        "CNI_COMMAND=UPDATE",
-    ] {
+    for change in ["CNI_COMMAND", "CNI_COMMAND=", "CNI_COMMAND=add", "CNI_COMMAND=UPDATE"] {
         named("ADD", change, "CNI_COMMAND");
     }
     for verb in ["ADD", "DEL", "CHECK"] {
-        for change in [
-            "CNI_CONTAINERID",
-            "CNI_CONTAINERID=",
-            "CNI_CONTAINERID=../x",
-            "CNI_CONTAINERID=.x",
-        ] {
+        for change in ["CNI_CONTAINERID", "CNI_CONTAINERID=", "CNI_CONTAINERID=../x", "CNI_CONTAINERID=.x"] {
             named(verb, change, "CNI_CONTAINERID");
         }
-        for change in [
-            "CNI_IFNAME",
-            "CNI_IFNAME=",
-            "CNI_IFNAME=a/b",
-            "CNI_IFNAME=sixteen-bytes-xx",
-        ] {
+        for change in ["CNI_IFNAME", "CNI_IFNAME=", "CNI_IFNAME=a/b", "CNI_IFNAME=sixteen-bytes-xx"] {
             named(verb, change, "CNI_IFNAME");
         }
     }
@@ -455,22 +365,14 @@ fn a_missing_or_bad_variable_is_named() {
 fn the_networks_name_is_required() {
     let place = Place::new("name");
     for verb in ["ADD", "DEL", "CHECK", "GC", "STATUS"] {
-        failed(
-            &run(verb, &without(place.input("1.1.0"), "name"), &[]),
-            "1.1.0",
-            7,
-        );
+        failed(&run(verb, &without(place.input("1.1.0"), "name"), &[]), "1.1.0", 7);
     }
 }
 
 #[test]
 fn a_container_that_is_no_pod_passes_without_the_agent() {
     let place = Place::new("no-pod");
-    let output = run(
-        "ADD",
-        &place.input("1.1.0").to_string(),
-        &["CNI_ARGS=IgnoreUnknown=1"],
-    );
+    let output = run("ADD", &place.input("1.1.0").to_string(), &["CNI_ARGS=IgnoreUnknown=1"]);
     assert_eq!(printed(&output), result("1.1.0"));
 }
 
@@ -482,11 +384,7 @@ fn excluded_namespaces_pass_without_asking_even_an_agent_that_listens() {
     for namespace in cni::NAMESPACES_EXCLUDED {
         let args = format!("CNI_ARGS=K8S_POD_NAMESPACE={namespace};K8S_POD_NAME=a;K8S_POD_UID=b");
         let input = with(place.input("1.1.0"), "unreachable", json!("refuse-all"));
-        assert_eq!(
-            printed(&run("ADD", &input, &[&args])),
-            result("1.1.0"),
-            "{namespace}"
-        );
+        assert_eq!(printed(&run("ADD", &input, &[&args])), result("1.1.0"), "{namespace}");
         silent_success(&run("CHECK", &input, &[&args]));
     }
     assert!(listener.accept().is_err(), "the agent was dialled");
@@ -504,22 +402,15 @@ fn an_agent_away_lets_only_namespaces_known_to_have_nothing_enrolled_pass_at_onc
     }
     assert!(start.elapsed() < Duration::from_secs(30));
     let input = place.input("1.1.0");
-    for known in [
-        json!({"shop": "enrolled"}),
-        json!({"other": "unenrolled"}),
-        json!({"shop": "later word"}),
-    ] {
+    for known in [json!({"shop": "enrolled"}), json!({"other": "unenrolled"}), json!({"shop": "later word"})]
+    {
         place.known(&known);
         failed(&run("ADD", &input.to_string(), &[]), "1.1.0", 11);
     }
     fs::write(place.0.join(cni::NAMESPACES_FILE), "{").unwrap();
     failed(&run("ADD", &input.to_string(), &[]), "1.1.0", 11);
     place.known(&json!({"shop": "unenrolled"}));
-    failed(
-        &run("ADD", &with(input, "unreachable", json!("refuse-all")), &[]),
-        "1.1.0",
-        11,
-    );
+    failed(&run("ADD", &with(input, "unreachable", json!("refuse-all")), &[]), "1.1.0", 11);
 }
 
 #[test]
@@ -543,10 +434,7 @@ fn add_waits_for_an_agent_that_comes_later() {
     while UnixStream::connect(place.socket()).is_ok() {}
     fs::remove_file(place.socket()).unwrap();
     let requests = agent(&place.socket(), vec![Reply::Ok]);
-    assert!(matches!(
-        requests.recv_timeout(Duration::from_secs(60)).unwrap(),
-        Request::Add(_)
-    ));
+    assert!(matches!(requests.recv_timeout(Duration::from_secs(60)).unwrap(), Request::Add(_)));
     assert_eq!(printed(&plugin.join().unwrap()), result("1.1.0"));
 }
 
@@ -567,11 +455,8 @@ fn an_agent_that_goes_away_before_its_answer_is_asked_again() {
 
 #[test]
 fn an_answer_that_is_no_frame_fails_at_once() {
-    for answer in [
-        &b"HTTP/1.1 400 Bad Request\r\n\r\n"[..],
-        b"\0\x01\xff\xff\xff\xff",
-        b"\0\x01\0\0\0\x02{}",
-    ] {
+    for answer in [&b"HTTP/1.1 400 Bad Request\r\n\r\n"[..], b"\0\x01\xff\xff\xff\xff", b"\0\x01\0\0\0\x02{}"]
+    {
         let place = Place::new("no-frame");
         let listener = UnixListener::bind(place.socket()).unwrap();
         let input = with(place.input("1.1.0"), "timeout", json!(60));

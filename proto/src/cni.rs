@@ -223,9 +223,7 @@ impl TryFrom<String> for ContainerId {
 
     fn try_from(id: String) -> Result<Self, NameError> {
         let first_is_word = id.starts_with(|c: char| c.is_ascii_alphanumeric());
-        let rest_is_safe = id
-            .chars()
-            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'));
+        let rest_is_safe = id.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'));
         if first_is_word && rest_is_safe && id.len() <= CONTAINER_ID_LEN_MAX {
             Ok(Self(id))
         } else {
@@ -262,9 +260,7 @@ impl TryFrom<String> for IfName {
     type Error = NameError;
 
     fn try_from(name: String) -> Result<Self, NameError> {
-        let bad_char = name
-            .chars()
-            .any(|c| matches!(c, '/' | ':') || c.is_whitespace() || c.is_control());
+        let bad_char = name.chars().any(|c| matches!(c, '/' | ':') || c.is_whitespace() || c.is_control());
         let named = !matches!(name.as_str(), "" | "." | "..");
         if named && !bad_char && name.len() <= IFNAME_LEN_MAX {
             Ok(Self(name))
@@ -368,10 +364,7 @@ pub enum Membership {
 impl Namespaces {
     /// These namespaces, in this release's form.
     pub fn new(namespaces: BTreeMap<String, Membership>) -> Self {
-        Self {
-            version: VERSION,
-            namespaces,
-        }
+        Self { version: VERSION, namespaces }
     }
 
     /// Reads the file's bytes; `None` for anything but a file of this version.

@@ -52,11 +52,7 @@ pub fn parse_authority(text: &str) -> Result<SocketAddr, AuthorityError> {
         || addr.ip().is_multicast()
         || addr.ip() == Ipv4Addr::BROADCAST
         || matches!(addr, SocketAddr::V6(v6) if v6.scope_id() != 0);
-    if unusable {
-        Err(AuthorityError::Unusable)
-    } else {
-        Ok(addr)
-    }
+    if unusable { Err(AuthorityError::Unusable) } else { Ok(addr) }
 }
 
 /// Prints a destination as a CONNECT's `:authority`: `10.0.0.1:80` or `[fd00::1]:80`.
@@ -82,11 +78,8 @@ impl Refusal {
         if let Some(policy) = &self.policy {
             let rule = self.rule.map(|rule| format!("; rule={rule}")).unwrap_or_default();
             let room = REFUSAL_LEN_MAX - text.len() - "; policy=\"\"".len() - rule.len();
-            let shown: String = policy
-                .chars()
-                .filter(|c| c.is_ascii_graphic() && *c != '"')
-                .take(room)
-                .collect();
+            let shown: String =
+                policy.chars().filter(|c| c.is_ascii_graphic() && *c != '"').take(room).collect();
             text.push_str(&format!("; policy=\"{shown}\"{rule}"));
         }
         text
@@ -127,50 +120,27 @@ mod tests {
     #[test]
     fn an_authority_is_an_address_and_a_port() {
         assert_eq!(parse_authority("10.0.0.1:80"), Ok("10.0.0.1:80".parse().unwrap()));
-        assert_eq!(
-            parse_authority("[fd00::1]:80"),
-            Ok("[fd00::1]:80".parse().unwrap())
-        );
-        assert_eq!(
-            parse_authority("[::ffff:10.0.0.1]:80"),
-            Ok("10.0.0.1:80".parse().unwrap())
-        );
-        for text in [
-            "",
-            "10.0.0.1",
-            "web:80",
-            "10.0.0.1:99999",
-            "http://10.0.0.1:80",
-            "10.0.0.1:80/x",
-            "fd00::1:80x",
-        ] {
+        assert_eq!(parse_authority("[fd00::1]:80"), Ok("[fd00::1]:80".parse().unwrap()));
+        assert_eq!(parse_authority("[::ffff:10.0.0.1]:80"), Ok("10.0.0.1:80".parse().unwrap()));
+        for text in
+            ["", "10.0.0.1", "web:80", "10.0.0.1:99999", "http://10.0.0.1:80", "10.0.0.1:80/x", "fd00::1:80x"]
+        {
             assert_eq!(parse_authority(text), Err(AuthorityError::Form), "{text}");
         }
-        for text in [
-            "10.0.0.1:0",
-            "0.0.0.0:80",
-            "[::]:80",
-            "224.0.0.1:80",
-            "255.255.255.255:80",
-            "[ff02::1]:80",
-        ] {
+        for text in
+            ["10.0.0.1:0", "0.0.0.0:80", "[::]:80", "224.0.0.1:80", "255.255.255.255:80", "[ff02::1]:80"]
+        {
             assert_eq!(parse_authority(text), Err(AuthorityError::Unusable), "{text}");
         }
     }
 
     #[test]
     fn a_refusal_names_policy_and_rule_and_stays_short() {
-        let refusal = Refusal {
-            reason: Reason::PolicyDenied,
-            policy: Some("shop/no-bots".into()),
-            rule: Some(2),
-        };
+        let refusal =
+            Refusal { reason: Reason::PolicyDenied, policy: Some("shop/no-bots".into()), rule: Some(2) };
         assert_eq!(refusal.format(), "policy_denied; policy=\"shop/no-bots\"; rule=2");
         assert_eq!(Refusal::parse(&refusal.format()), Some(refusal.clone()));
-        let long = Refusal {
-            policy: Some(format!("shop/{}", "x".repeat(400))),
-            ..refusal
-        };
+        let long = Refusal { policy: Some(format!("shop/{}", "x".repeat(400))), ..refusal };
         assert_eq!(long.format().len(), REFUSAL_LEN_MAX);
         assert_eq!(Refusal::parse("nonsense; policy=\"a\""), None);
         assert_eq!(Refusal::parse(&"x".repeat(300)), None);

@@ -278,10 +278,7 @@ mod tests {
     fn every_word_is_unique_and_is_what_serde_writes() {
         for reason in Reason::ALL {
             assert_eq!(Reason::from_label(reason.label()), Some(reason));
-            assert_eq!(
-                serde_json::to_string(&reason).unwrap(),
-                format!("{:?}", reason.label())
-            );
+            assert_eq!(serde_json::to_string(&reason).unwrap(), format!("{:?}", reason.label()));
             assert!(reason.hint().ends_with(['.', '?']), "{reason}");
         }
     }

@@ -71,10 +71,7 @@ impl FromStr for TrustDomain {
         if name.len() > TRUST_DOMAIN_LEN_MAX {
             return Err(SpiffeIdError::TrustDomainTooLong);
         }
-        match name
-            .chars()
-            .find(|c| !matches!(c, 'a'..='z' | 'A'..='Z' | '0'..='9' | '.' | '-' | '_'))
-        {
+        match name.chars().find(|c| !matches!(c, 'a'..='z' | 'A'..='Z' | '0'..='9' | '.' | '-' | '_')) {
             Some(c) => Err(SpiffeIdError::TrustDomainChar(c)),
             None => Ok(Self(name.to_ascii_lowercase().into())),
         }
@@ -200,9 +197,8 @@ fn check_path(path: &str) -> Result<(), SpiffeIdError> {
         if matches!(segment, "" | "." | "..") {
             return Err(SpiffeIdError::PathSegment);
         }
-        if let Some(c) = segment
-            .chars()
-            .find(|c| !matches!(c, 'a'..='z' | 'A'..='Z' | '0'..='9' | '.' | '-' | '_'))
+        if let Some(c) =
+            segment.chars().find(|c| !matches!(c, 'a'..='z' | 'A'..='Z' | '0'..='9' | '.' | '-' | '_'))
         {
             return Err(SpiffeIdError::PathChar(c));
         }
@@ -230,9 +226,7 @@ impl Serialize for SpiffeId {
 
 impl<'de> Deserialize<'de> for SpiffeId {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?
-            .parse()
-            .map_err(serde::de::Error::custom)
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
 }
 
@@ -244,9 +238,7 @@ impl Serialize for TrustDomain {
 
 impl<'de> Deserialize<'de> for TrustDomain {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?
-            .parse()
-            .map_err(serde::de::Error::custom)
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
 }
 
@@ -273,10 +265,7 @@ mod tests {
 
     #[test]
     fn scheme_and_trust_domain_compare_without_case_and_path_with_it() {
-        assert_eq!(
-            id("SPIFFE://Cluster.Local/ns/A"),
-            Ok("spiffe://cluster.local/ns/A".into())
-        );
+        assert_eq!(id("SPIFFE://Cluster.Local/ns/A"), Ok("spiffe://cluster.local/ns/A".into()));
         assert_ne!(id("spiffe://a/X"), id("spiffe://a/x"));
     }
 
@@ -319,10 +308,7 @@ mod tests {
         let whole = "spiffe://a/".len();
         assert!(id(&format!("spiffe://a/{}", "b".repeat(SPIFFE_ID_LEN_MAX - whole))).is_ok());
         assert_eq!(
-            id(&format!(
-                "spiffe://a/{}",
-                "b".repeat(SPIFFE_ID_LEN_MAX - whole + 1)
-            )),
+            id(&format!("spiffe://a/{}", "b".repeat(SPIFFE_ID_LEN_MAX - whole + 1))),
             Err(SpiffeIdError::TooLong)
         );
     }

@@ -113,9 +113,8 @@ impl Places {
 
     /// A server of this behaviour on every host that a lane ends at.
     fn serve(&self, behaviour: &Behaviour) -> Result<Servers> {
-        let start = |host: &Host| {
-            Ok((host.name.clone(), Server::start(&host.netns, PORT, behaviour.clone())?))
-        };
+        let start =
+            |host: &Host| Ok((host.name.clone(), Server::start(&host.netns, PORT, behaviour.clone())?));
         let hosts = [&self.server.host, &self.bare.host, &self.outside];
         hosts.into_iter().map(start).collect::<Result<_>>().map(Servers)
     }

@@ -3,10 +3,7 @@
 use xtask::{repo, tidy};
 
 fn check(name: &str) {
-    let (_, check) = tidy::CHECKS
-        .iter()
-        .find(|(known, _)| *known == name)
-        .expect("the check has this name");
+    let (_, check) = tidy::CHECKS.iter().find(|(known, _)| *known == name).expect("the check has this name");
     let found = check(repo::root()).expect("the tree can be read");
     let shown: Vec<String> = found.iter().map(ToString::to_string).collect();
     assert!(found.is_empty(), "\n{}", shown.join("\n"));

@@ -31,10 +31,7 @@ pub(crate) struct Agent {
 pub(crate) fn agents(mesh: &Path) -> Result<Vec<Agent>> {
     let dir = mesh.join("status");
     let entries = fs::read_dir(&dir).with_context(|| {
-        format!(
-            "no agents found: cannot read {} (is this a mesh directory?)",
-            dir.display()
-        )
+        format!("no agents found: cannot read {} (is this a mesh directory?)", dir.display())
     })?;
     let mut agents = Vec::new();
     for entry in entries {
@@ -46,17 +43,10 @@ pub(crate) fn agents(mesh: &Path) -> Result<Vec<Agent>> {
         let status: NodeStatus =
             serde_saphyr::from_str(&text).with_context(|| format!("{} is no status file", path.display()))?;
         if !status.admin_socket.is_empty() {
-            agents.push(Agent {
-                node: status.node,
-                socket: status.admin_socket.into(),
-            });
+            agents.push(Agent { node: status.node, socket: status.admin_socket.into() });
         }
     }
-    ensure!(
-        !agents.is_empty(),
-        "no agents found: {} names none",
-        dir.display()
-    );
+    ensure!(!agents.is_empty(), "no agents found: {} names none", dir.display());
     agents.sort_by(|a, b| a.node.cmp(&b.node));
     Ok(agents)
 }
@@ -94,9 +84,7 @@ async fn fetch(socket: &Path, path: &str) -> Result<Bytes> {
         .with_context(|| format!("cannot connect to {}", socket.display()))?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let connection = tokio::spawn(connection);
-    let request = Request::get(path)
-        .header("host", "localhost")
-        .body(Empty::<Bytes>::new())?;
+    let request = Request::get(path).header("host", "localhost").body(Empty::<Bytes>::new())?;
     let response = sender.send_request(request).await?;
     let status = response.status();
     let body = Limited::new(response.into_body(), ANSWER_LEN_MAX)
@@ -105,10 +93,6 @@ async fn fetch(socket: &Path, path: &str) -> Result<Bytes> {
         .map_err(|error| anyhow::anyhow!("its answer broke off: {error}"))?
         .to_bytes();
     connection.abort();
-    ensure!(
-        status == StatusCode::OK,
-        "it answered {status}: {}",
-        String::from_utf8_lossy(&body).trim()
-    );
+    ensure!(status == StatusCode::OK, "it answered {status}: {}", String::from_utf8_lossy(&body).trim());
     Ok(body)
 }

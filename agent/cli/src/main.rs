@@ -35,29 +35,24 @@ fn main() -> ExitCode {
         Err(error) => {
             // Help and version come as errors too; they go to standard output and are no failure.
             let _ = error.print();
-            return if error.use_stderr() {
-                ExitCode::from(64)
-            } else {
-                ExitCode::SUCCESS
-            };
+            return if error.use_stderr() { ExitCode::from(64) } else { ExitCode::SUCCESS };
         }
     };
     let Some(mesh) = args.mesh else {
         eprintln!("adit: say which mesh with --mesh DIR (or ADIT_MESH)");
         return ExitCode::from(64);
     };
-    let done = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(Into::into)
-        .and_then(|runtime| {
-            runtime.block_on(async {
-                match args.command {
-                    Command::Edges(args) => cmd::edges::run(&mesh, &args).await,
-                    Command::Flows(args) => cmd::flows::run(&mesh, &args).await,
-                }
-            })
-        });
+    let done =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Into::into).and_then(
+            |runtime| {
+                runtime.block_on(async {
+                    match args.command {
+                        Command::Edges(args) => cmd::edges::run(&mesh, &args).await,
+                        Command::Flows(args) => cmd::flows::run(&mesh, &args).await,
+                    }
+                })
+            },
+        );
     match done {
         Ok(code) => code,
         Err(error) => {

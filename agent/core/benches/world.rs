@@ -2,11 +2,7 @@
 //!
 //! `cargo bench -p adit-core --bench world` prints one line a figure; it asserts nothing.
 
-#![expect(
-    clippy::print_stdout,
-    clippy::disallowed_methods,
-    reason = "a bench reads the clock and prints"
-)]
+#![expect(clippy::print_stdout, clippy::disallowed_methods, reason = "a bench reads the clock and prints")]
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -34,11 +30,7 @@ fn main() {
     let started = Instant::now();
     list(&mut builder, Kind::Namespace, namespaces());
     list(&mut builder, Kind::Node, nodes());
-    list(
-        &mut builder,
-        Kind::Pod,
-        (0..PODS).map(|n| Change::Pod(pod(n, false))),
-    );
+    list(&mut builder, Kind::Pod, (0..PODS).map(|n| Change::Pod(pod(n, false))));
     let mut world = builder.freeze();
     println!("resync and freeze of {PODS} pods: {:?}", started.elapsed());
     let pods = resident_kib();
@@ -81,9 +73,7 @@ fn resolve_times(world: &World) {
         let started = Instant::now();
         for _ in 0..rounds {
             let found = resolve::outbound(world, &source, OriginalDst(std::hint::black_box(dst)));
-            std::hint::black_box(&found)
-                .as_ref()
-                .expect("every destination of this bench exists");
+            std::hint::black_box(&found).as_ref().expect("every destination of this bench exists");
         }
         println!("resolve {what}: {:?}", started.elapsed() / rounds);
     }
@@ -129,10 +119,7 @@ fn service_name(n: u32) -> ObjectName {
 
 fn pod_name(n: u32) -> ObjectName {
     let service = n / PODS_PER_SERVICE;
-    ObjectName::new(
-        namespace_name(service),
-        format!("service-number-{service}-7d9c5b8f6d-{n:05}"),
-    )
+    ObjectName::new(namespace_name(service), format!("service-number-{service}-7d9c5b8f6d-{n:05}"))
 }
 
 fn pod_ip(n: u32) -> IpAddr {
@@ -165,16 +152,10 @@ fn pod(n: u32, terminating: bool) -> Pod {
         is_static: false,
         terminating,
         captured: true,
-        ports: vec![NamedPort {
-            name: "http".into(),
-            port: 8080,
-        }],
+        ports: vec![NamedPort { name: "http".into(), port: 8080 }],
         probe_ports: vec![8080],
         skip: Skip::default(),
-        owner: Owner {
-            kind: "Deployment".into(),
-            name: format!("service-number-{service}").into(),
-        },
+        owner: Owner { kind: "Deployment".into(), name: format!("service-number-{service}").into() },
     }
 }
 
@@ -236,13 +217,8 @@ fn slices() -> impl Iterator<Item = Change> {
         Change::EndpointSlice(EndpointSlice {
             name: ObjectName::new(Arc::clone(&service.namespace), format!("{}-x7k2p", service.name)),
             service,
-            ports: vec![SlicePort {
-                name: "http".into(),
-                port: Some(8080),
-            }],
-            endpoints: (n * PODS_PER_SERVICE..(n + 1) * PODS_PER_SERVICE)
-                .map(endpoint)
-                .collect(),
+            ports: vec![SlicePort { name: "http".into(), port: Some(8080) }],
+            endpoints: (n * PODS_PER_SERVICE..(n + 1) * PODS_PER_SERVICE).map(endpoint).collect(),
         })
     })
 }

@@ -41,9 +41,7 @@ pub struct Ejection<K> {
 
 impl<K> Default for Ejection<K> {
     fn default() -> Self {
-        Self {
-            endpoints: BTreeMap::new(),
-        }
+        Self { endpoints: BTreeMap::new() }
     }
 }
 
@@ -112,17 +110,13 @@ impl<K: Clone + Ord> Ejection<K> {
 
 /// Whether `ejected` endpoints are at most the allowed share of `size`.
 fn within(ejected: usize, size: usize, percent_max: u32) -> bool {
-    let allowed = u128::try_from(size)
-        .unwrap_or(u128::MAX)
-        .saturating_mul(u128::from(percent_max));
+    let allowed = u128::try_from(size).unwrap_or(u128::MAX).saturating_mul(u128::from(percent_max));
     u128::try_from(ejected).unwrap_or(u128::MAX).saturating_mul(100) <= allowed
 }
 
 fn length(ejections: u32, settings: &TrafficSettings, draw: u32) -> Duration {
     let cap = settings.ejection_cap;
-    let doubled = 2_u32
-        .checked_pow(ejections)
-        .and_then(|times| settings.ejection_base.checked_mul(times));
+    let doubled = 2_u32.checked_pow(ejections).and_then(|times| settings.ejection_base.checked_mul(times));
     let nominal = doubled.map_or(cap, |doubled| doubled.min(cap)).as_nanos();
     // From 90 to 110 percent of it; no Duration (below 2^94 ns) overflows here.
     let spread = nominal * 2 * JITTER_PERCENT / 100 * u128::from(draw) / u128::from(u32::MAX);

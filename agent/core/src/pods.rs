@@ -20,7 +20,8 @@ use adit_proto::SpiffeId;
 use crate::net::{PodKey, PodUid, SandboxId};
 use crate::time::{Mono, Now};
 pub use event::{
-    Drift, Effect, Event, Failure, Lacking, Limits, Op, PODS_MAX, Refusal, Seen, State, Ticket, Token, Want, Wish,
+    Drift, Effect, Event, Failure, Lacking, Limits, Op, PODS_MAX, Refusal, Seen, State, Ticket, Token, Want,
+    Wish,
 };
 use pod::{Annotation, Next, Pod, Readd, Stage};
 
@@ -61,22 +62,16 @@ impl Pods {
         let now = now.mono;
         let mut out = Vec::new();
         match event {
-            Event::CniAdd {
-                key,
-                token,
-                wish,
-                announced,
-            } => self.add(now, key, token, wish, announced, &mut out),
+            Event::CniAdd { key, token, wish, announced } => {
+                self.add(now, key, token, wish, announced, &mut out)
+            }
             Event::CniDel { sandbox, token } => self.del(now, &sandbox, token, &mut out),
-            Event::CniCheck { sandbox, token } => out.push(Effect::Reply {
-                token,
-                answer: self.check(&sandbox),
-            }),
-            Event::Adopted {
-                key,
-                captured,
-                announced,
-            } => self.adopt(now, key, captured, announced, &mut out),
+            Event::CniCheck { sandbox, token } => {
+                out.push(Effect::Reply { token, answer: self.check(&sandbox) })
+            }
+            Event::Adopted { key, captured, announced } => {
+                self.adopt(now, key, captured, announced, &mut out)
+            }
             Event::Wanted { uid, want } => self.wish(now, &uid, &Wish::In(want), &mut out),
             Event::Unwanted { uid } => self.wish(now, &uid, &Wish::Out, &mut out),
             Event::Terminating { uid } => {
@@ -87,9 +82,7 @@ impl Pods {
             Event::IdentityReady(id) => self.identity_ready(now, &id, &mut out),
             Event::Done { key, ticket, outcome } => {
                 let limits = self.limits;
-                self.with(now, &key, &mut out, |pod, out| {
-                    pod.done(now, &limits, &key, ticket, outcome, out)
-                });
+                self.with(now, &key, &mut out, |pod, out| pod.done(now, &limits, &key, ticket, outcome, out));
             }
             Event::Drifted { key, drift } => self.with(now, &key, &mut out, |pod, _| pod.drifted(drift)),
             Event::SandboxGone(key) => self.with(now, &key, &mut out, |pod, out| pod.delete(out)),
@@ -148,32 +141,20 @@ impl Pods {
     ) {
         let deadline = now + self.limits.add;
         // A runtime that gives an id to another pod has lost the DEL of the first.
-        if self
-            .by_sandbox
-            .get(&key.sandbox)
-            .is_some_and(|known| *known != key)
-        {
+        if self.by_sandbox.get(&key.sandbox).is_some_and(|known| *known != key) {
             self.del(now, &key.sandbox, None, out);
         }
         if self.pods.contains_key(&key) {
-            self.with(now, &key, out, |pod, _| {
-                pod.add_again(token, deadline, wish, announced)
-            });
+            self.with(now, &key, out, |pod, _| pod.add_again(token, deadline, wish, announced));
             return;
         }
         if self.pods.len() >= PODS_MAX {
-            out.push(Effect::Reply {
-                token,
-                answer: Err(Refusal::TooMany),
-            });
+            out.push(Effect::Reply { token, answer: Err(Refusal::TooMany) });
             return;
         }
         let mut pod = Pod::new(Stage::Added, wish, announced);
         pod.wait(token, deadline);
-        out.push(Effect::JournalWrite {
-            key: key.clone(),
-            captured: None,
-        });
+        out.push(Effect::JournalWrite { key: key.clone(), captured: None });
         self.insert(now, key, pod, out);
     }
 
@@ -211,10 +192,7 @@ impl Pods {
 
     fn del(&mut self, now: Mono, sandbox: &SandboxId, token: Option<Token>, out: &mut Vec<Effect>) {
         let Some(key) = self.by_sandbox.get(sandbox).cloned() else {
-            out.extend(token.map(|token| Effect::Reply {
-                token,
-                answer: Ok(()),
-            }));
+            out.extend(token.map(|token| Effect::Reply { token, answer: Ok(()) }));
             return;
         };
         let deadline = now + self.limits.del;
@@ -228,10 +206,7 @@ impl Pods {
 
     /// A sandbox that is not known is none of ours: the specification wants CHECK to fail only for what is broken.
     fn check(&self, sandbox: &SandboxId) -> Result<(), Refusal> {
-        let Some((key, pod)) = self
-            .by_sandbox
-            .get(sandbox)
-            .and_then(|key| self.pods.get_key_value(key))
+        let Some((key, pod)) = self.by_sandbox.get(sandbox).and_then(|key| self.pods.get_key_value(key))
         else {
             return Ok(());
         };
@@ -253,35 +228,22 @@ impl Pods {
             return;
         };
         identity.ready = true;
-        let holders: Vec<PodKey> = self
-            .pods
-            .iter()
-            .filter(|(_, pod)| pod.holds() == Some(id))
-            .map(|(key, _)| key.clone())
-            .collect();
+        let holders: Vec<PodKey> =
+            self.pods.iter().filter(|(_, pod)| pod.holds() == Some(id)).map(|(key, _)| key.clone()).collect();
         for key in holders {
             self.with(now, &key, out, |_, _| {});
         }
     }
 
     fn sandboxes_of(&self, uid: &PodUid) -> Vec<PodKey> {
-        let first = PodKey {
-            uid: uid.clone(),
-            sandbox: SandboxId("".into()),
-        };
-        self.pods
-            .range(first..)
-            .map(|(key, _)| key)
-            .take_while(|key| key.uid == *uid)
-            .cloned()
-            .collect()
+        let first = PodKey { uid: uid.clone(), sandbox: SandboxId("".into()) };
+        self.pods.range(first..).map(|(key, _)| key).take_while(|key| key.uid == *uid).cloned().collect()
     }
 
     /// Whether there is a certificate for what this pod holds.
     fn is_ready(&self, key: &PodKey) -> bool {
         let held = self.pods.get(key).and_then(Pod::holds);
-        held.and_then(|id| self.identities.get(id))
-            .is_some_and(|identity| identity.ready)
+        held.and_then(|id| self.identities.get(id)).is_some_and(|identity| identity.ready)
     }
 
     /// Changes one pod, if it is known, then takes every step that has become possible, and answers who can be.
@@ -303,28 +265,18 @@ impl Pods {
                     pod.hold(want.identity.clone());
                     self.need(want.identity.clone(), out);
                     // Before anything is put into the namespace.
-                    out.push(Effect::JournalWrite {
-                        key: key.clone(),
-                        captured: Some(want),
-                    });
+                    out.push(Effect::JournalWrite { key: key.clone(), captured: Some(want) });
                 }
                 Next::Start(op) => {
                     self.tickets += 1;
                     let ticket = Ticket(self.tickets);
                     pod.start(ticket, op.clone());
-                    out.push(Effect::Do {
-                        key: key.clone(),
-                        ticket,
-                        op,
-                    });
+                    out.push(Effect::Do { key: key.clone(), ticket, op });
                 }
                 Next::Release => {
                     let held = pod.released();
                     self.forget(held, out);
-                    out.push(Effect::JournalWrite {
-                        key: key.clone(),
-                        captured: None,
-                    });
+                    out.push(Effect::JournalWrite { key: key.clone(), captured: None });
                 }
                 Next::Remove => self.remove(now, key, out),
             }
@@ -341,13 +293,7 @@ impl Pods {
         let (held, again) = pod.removed(out);
         self.forget(held, out);
         out.push(Effect::JournalRemove(key.clone()));
-        let Some(Readd {
-            adds,
-            deadline,
-            wish,
-            announced,
-        }) = again
-        else {
+        let Some(Readd { adds, deadline, wish, announced }) = again else {
             if self.by_sandbox.get(&key.sandbox) == Some(key) {
                 self.by_sandbox.remove(&key.sandbox);
             }
@@ -360,18 +306,12 @@ impl Pods {
         for token in adds {
             pod.wait(token, deadline);
         }
-        out.push(Effect::JournalWrite {
-            key: key.clone(),
-            captured: None,
-        });
+        out.push(Effect::JournalWrite { key: key.clone(), captured: None });
         self.insert(now, key.clone(), pod, out);
     }
 
     fn need(&mut self, id: SpiffeId, out: &mut Vec<Effect>) {
-        let identity = self.identities.entry(id.clone()).or_insert(Identity {
-            holders: 0,
-            ready: false,
-        });
+        let identity = self.identities.entry(id.clone()).or_insert(Identity { holders: 0, ready: false });
         identity.holders += 1;
         if identity.holders == 1 {
             out.push(Effect::Need(id));

@@ -73,7 +73,8 @@ mod tests {
 
     #[test]
     fn everything_that_is_missing_is_named() {
-        let nothing = Facts { kinds_missing: vec!["Pod", "Service"], adopting: 3, draining: true, ..Facts::default() };
+        let nothing =
+            Facts { kinds_missing: vec!["Pod", "Service"], adopting: 3, draining: true, ..Facts::default() };
         let said: Vec<_> = unmet(&nothing).iter().map(ToString::to_string).collect();
         assert_eq!(
             said,

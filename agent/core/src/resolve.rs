@@ -176,10 +176,7 @@ fn service_route(
         .map(|backends| usable(service, backends, front, source))
         .unwrap_or_default();
     if candidates.is_empty() {
-        return Err(NoRoute::NoEndpoint {
-            service: service.name.clone(),
-            port,
-        });
+        return Err(NoRoute::NoEndpoint { service: service.name.clone(), port });
     }
     Ok(ServiceRoute {
         service: Arc::clone(service),
@@ -198,10 +195,7 @@ fn usable(service: &Service, backends: &Backends, front: Front, source: &Workloa
     let node = source.pod.node.as_ref();
     let local_only = service.internal_local && front == Front::Vip;
     let within = |place: &Place| !local_only || (node.is_some() && place.node.as_ref() == node);
-    let none_lives = !backends
-        .places
-        .iter()
-        .any(|place| within(place) && !place.terminating);
+    let none_lives = !backends.places.iter().any(|place| within(place) && !place.terminating);
     let all = backends.candidates.iter().zip(&backends.places);
     all.filter(|(_, place)| within(place) && (none_lives || !place.terminating))
         .map(|(candidate, place)| Candidate {

@@ -63,10 +63,7 @@ pub struct Attempts {
 impl Attempts {
     /// None yet.
     pub fn new(settings: &TrafficSettings) -> Self {
-        Self {
-            retries_max: settings.retries_max,
-            ..Self::default()
-        }
+        Self { retries_max: settings.retries_max, ..Self::default() }
     }
 
     /// Notes that what [`next`] said is being done.
@@ -130,11 +127,7 @@ pub struct Backoff {
 impl Backoff {
     /// From the settings of a Service.
     pub fn new(settings: &TrafficSettings) -> Self {
-        Self {
-            base: settings.backoff_base,
-            cap: settings.backoff_cap,
-            retries_max: settings.retries_max,
-        }
+        Self { base: settings.backoff_base, cap: settings.backoff_cap, retries_max: settings.retries_max }
     }
 
     /// How long to wait before retry `retry` (0 = the first), or `None` to give up: there have been as many as allowed.
@@ -145,9 +138,7 @@ impl Backoff {
         if retry >= self.retries_max {
             return None;
         }
-        let doubled = 2_u32
-            .checked_pow(retry)
-            .and_then(|times| self.base.checked_mul(times));
+        let doubled = 2_u32.checked_pow(retry).and_then(|times| self.base.checked_mul(times));
         let longest = doubled.map_or(self.cap, |doubled| doubled.min(self.cap));
         // In u128 no product of a Duration (below 2^94 ns) and a draw overflows.
         let nanos = longest.as_nanos() * u128::from(draw) / u128::from(u32::MAX);
@@ -237,10 +228,7 @@ impl Budget {
 
     /// Pays by deposits, the oldest first.
     fn withdraw_deposits(&mut self) -> bool {
-        let total = self
-            .deposits
-            .iter()
-            .fold(0_u64, |sum, (_, amount)| sum.saturating_add(*amount));
+        let total = self.deposits.iter().fold(0_u64, |sum, (_, amount)| sum.saturating_add(*amount));
         if total < RETRY_COST {
             return false;
         }
@@ -259,11 +247,7 @@ impl Budget {
     /// Forgets what has expired; returns the current slot.
     fn expire(&mut self, now: Mono) -> u128 {
         let slot = now.0.as_nanos() / self.slot.as_nanos();
-        while self
-            .deposits
-            .front()
-            .is_some_and(|(made, _)| made + u128::from(SLOTS) < slot)
-        {
+        while self.deposits.front().is_some_and(|(made, _)| made + u128::from(SLOTS) < slot) {
             self.deposits.pop_front();
         }
         slot

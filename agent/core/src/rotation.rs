@@ -204,12 +204,7 @@ pub struct Status {
 impl Rotation {
     /// A machine that knows no identity.
     pub fn new(policy: Policy, seed: Seed) -> Self {
-        Self {
-            policy,
-            seed,
-            entries: BTreeMap::new(),
-            recheck: Mono::ZERO,
-        }
+        Self { policy, seed, entries: BTreeMap::new(), recheck: Mono::ZERO }
     }
 
     /// Takes one event; returns what the caller must do now, in order.
@@ -256,10 +251,7 @@ impl Rotation {
 
     /// Every needed identity and what it is in, in order.
     pub fn status(&self) -> impl Iterator<Item = (&SpiffeId, Status)> {
-        self.entries
-            .iter()
-            .filter(|(_, entry)| entry.needed)
-            .map(|(id, entry)| (id, entry.status()))
+        self.entries.iter().filter(|(_, entry)| entry.needed).map(|(id, entry)| (id, entry.status()))
     }
 
     fn need(&mut self, id: SpiffeId) {
@@ -273,11 +265,7 @@ impl Rotation {
         match entry.request {
             // The entry stays until the answer comes, or a new need would make a second request beside it.
             Request::InFlight => {
-                *entry = Entry {
-                    needed: false,
-                    request: Request::InFlight,
-                    ..Entry::default()
-                };
+                *entry = Entry { needed: false, request: Request::InFlight, ..Entry::default() };
             }
             Request::Idle | Request::RetryAt(_) => {
                 self.entries.remove(&id);
@@ -292,10 +280,7 @@ impl Rotation {
             Source::Answer => {}
             Source::Kept => self.need(id.clone()),
         }
-        let entry = self
-            .entries
-            .get_mut(&id)
-            .expect("an entry was just found or made");
+        let entry = self.entries.get_mut(&id).expect("an entry was just found or made");
         match Held::new(now, issue, &self.policy, &mut self.seed) {
             Some(held) => {
                 entry.held = Some(held);
@@ -310,21 +295,14 @@ impl Rotation {
 
     fn failed(&mut self, now: Now, id: &SpiffeId) {
         if self.answered(id) {
-            let entry = self
-                .entries
-                .get_mut(id)
-                .expect("an answered entry is kept while needed");
+            let entry = self.entries.get_mut(id).expect("an answered entry is kept while needed");
             entry.fail(now, &self.policy, &mut self.seed);
         }
     }
 
     /// Ends the request in flight. False if there was none, or nobody wants its outcome any more.
     fn answered(&mut self, id: &SpiffeId) -> bool {
-        let Some(entry) = self
-            .entries
-            .get_mut(id)
-            .filter(|entry| entry.request == Request::InFlight)
-        else {
+        let Some(entry) = self.entries.get_mut(id).filter(|entry| entry.request == Request::InFlight) else {
             return false;
         };
         entry.request = Request::Idle;
@@ -380,9 +358,7 @@ impl Entry {
     }
 
     fn fail(&mut self, now: Now, policy: &Policy, seed: &mut Seed) {
-        let doubled = policy
-            .backoff_base
-            .saturating_mul(1 << self.failures.min(DOUBLINGS_MAX));
+        let doubled = policy.backoff_base.saturating_mul(1 << self.failures.min(DOUBLINGS_MAX));
         let bound = doubled.min(policy.retry_cap(self.life));
         self.failures = self.failures.saturating_add(1);
         self.request = Request::RetryAt(now.mono + jitter(bound, seed));
@@ -410,12 +386,8 @@ impl Held {
         let share = policy.renew_at.saturating_sub(policy.renew_jitter) * 100 + drawn;
         let wall = issue.at + life.mul_f64(f64::from(share) / 10_000.0);
         let mono = now.mono + wall.duration_since(now.wall).unwrap_or(Duration::ZERO);
-        let mut held = Self {
-            validity: issue.validity,
-            life,
-            renew: Instant { wall, mono },
-            expiry: Mono::ZERO,
-        };
+        let mut held =
+            Self { validity: issue.validity, life, renew: Instant { wall, mono }, expiry: Mono::ZERO };
         held.aim(now);
         Some(held)
     }

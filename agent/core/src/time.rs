@@ -52,19 +52,13 @@ pub struct Now {
 impl Now {
     /// The monotonic origin, at this wall time.
     pub const fn at_start(wall: SystemTime) -> Self {
-        Self {
-            mono: Mono::ZERO,
-            wall,
-        }
+        Self { mono: Mono::ZERO, wall }
     }
 
     /// Both clocks moved on by the same span.
     #[must_use]
     pub fn after(self, span: Duration) -> Self {
-        Self {
-            mono: self.mono + span,
-            wall: self.wall + span,
-        }
+        Self { mono: self.mono + span, wall: self.wall + span }
     }
 }
 

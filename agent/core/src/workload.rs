@@ -20,10 +20,7 @@ pub struct Labels(pub BTreeMap<Arc<str>, Arc<str>>);
 impl Labels {
     /// Whether every pair of `selector` is among these; an empty selector selects everything.
     pub fn contain(&self, selector: &Self) -> bool {
-        selector
-            .0
-            .iter()
-            .all(|(key, value)| self.0.get(key) == Some(value))
+        selector.0.iter().all(|(key, value)| self.0.get(key) == Some(value))
     }
 }
 

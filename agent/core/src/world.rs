@@ -223,10 +223,8 @@ impl World {
     /// The pods of one node. Cheap for the agent's own; looks at every pod for another.
     pub fn pods_on<'w>(&'w self, node: &'w NodeName) -> impl Iterator<Item = &'w Arc<Workload>> {
         let own = (*node == self.settings.node).then(|| self.locals.values().map(|local| &local.workload));
-        let others = (*node != self.settings.node).then(|| {
-            self.workloads()
-                .filter(move |workload| workload.pod.node.as_ref() == Some(node))
-        });
+        let others = (*node != self.settings.node)
+            .then(|| self.workloads().filter(move |workload| workload.pod.node.as_ref() == Some(node)));
         own.into_iter().flatten().chain(others.into_iter().flatten())
     }
 

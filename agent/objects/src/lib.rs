@@ -6,9 +6,9 @@
 
 pub mod crd;
 pub mod durations;
+mod meta;
 pub mod namespaces;
 pub mod nodes;
-mod meta;
 mod object;
 pub mod pods;
 pub mod policies;

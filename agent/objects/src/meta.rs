@@ -62,9 +62,7 @@ pub(crate) fn missing(kind: Kind, metadata: &ObjectMeta, field: FieldPath) -> Re
 }
 
 /// Labels as the core keeps them.
-pub(crate) fn labels<'a>(
-    pairs: impl IntoIterator<Item = (&'a String, &'a String)>,
-) -> Labels {
+pub(crate) fn labels<'a>(pairs: impl IntoIterator<Item = (&'a String, &'a String)>) -> Labels {
     Labels(
         pairs.into_iter().map(|(key, value)| (Arc::from(key.as_str()), Arc::from(value.as_str()))).collect(),
     )

@@ -51,6 +51,8 @@ pub(super) struct Duplex {
     flow: Flow,
     /// What is being written to the app.
     pending: Bytes,
+    /// How much of it is counted as held: none while the app takes what it gets.
+    stuck_len: usize,
     /// What has arrived while the app did not read.
     backlog: Option<Box<Backlog>>,
     unread: Option<Box<Unread>>,
@@ -87,6 +89,7 @@ impl Duplex {
             account,
             flow,
             pending: Bytes::new(),
+            stuck_len: 0,
             backlog: None,
             unread: None,
             stalled: false,
@@ -192,10 +195,12 @@ impl Duplex {
                     Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Err(Broken::NearReset)),
                     Poll::Ready(Ok(written)) => written,
                     Poll::Pending => {
+                        self.stick();
                         self.soak(cx)?;
                         return Poll::Pending;
                     }
                 };
+                self.unstick();
                 self.pending.advance(written);
                 self.flow.near_got(written);
                 // An error means that the stream is gone: the next read of it says why.
@@ -232,6 +237,22 @@ impl Duplex {
             }
         }
         !self.pending.is_empty()
+    }
+
+    /// Counts the frame that the app does not take: with a frame of 1 MiB, the most that a stalled stream holds.
+    fn stick(&mut self) {
+        if self.stuck_len == 0 {
+            self.stuck_len = self.pending.len();
+            self.account.hold(self.stuck_len);
+        }
+    }
+
+    /// Ends what [`Duplex::stick`] counted.
+    fn unstick(&mut self) {
+        let stuck_len = std::mem::take(&mut self.stuck_len);
+        if stuck_len > 0 {
+            self.account.release(stuck_len);
+        }
     }
 
     /// Takes over what the tunnel holds for an app that does not read.
@@ -305,6 +326,7 @@ impl Future for Duplex {
 
 impl Drop for Duplex {
     fn drop(&mut self) {
+        self.unstick();
         if let Some(backlog) = &self.backlog {
             self.account.release(backlog.len());
         }

@@ -35,11 +35,7 @@ pub(super) struct Serving {
 
 impl Serving {
     /// Opens the pod's listeners on this worker, in its namespace, and serves them.
-    pub(super) fn open(
-        worker: &Rc<Worker>,
-        served: &ServedPod,
-        live: Arc<Live>,
-    ) -> Result<Self, OpenError> {
+    pub(super) fn open(worker: &Rc<Worker>, served: &ServedPod, live: Arc<Live>) -> Result<Self, OpenError> {
         let legs = Legs::of_pod(served.netns.clone(), served.mark, worker.config.legs());
         let pod = Pod::new(worker, served, legs, live);
         let mut tasks = JoinSet::new();
@@ -149,11 +145,8 @@ fn listen(
 }
 
 /// Accepts and serves until nothing more shall be accepted and what was has ended. Dropped, it ends all of it.
-pub(super) async fn accept<F>(
-    pod: Rc<Pod>,
-    mut door: Door,
-    serve: fn(Rc<Pod>, TcpStream, SocketAddr) -> F,
-) where
+pub(super) async fn accept<F>(pod: Rc<Pod>, mut door: Door, serve: fn(Rc<Pod>, TcpStream, SocketAddr) -> F)
+where
     F: Future<Output = ()> + 'static,
 {
     let mut connections = JoinSet::new();

@@ -16,8 +16,8 @@ use tokio::sync::watch;
 use tokio::task::JoinError;
 
 use super::legs::Legs;
-use super::pool::{Dialling, Pool};
 use super::model::ServedPod;
+use super::pool::{Dialling, Pool};
 use super::protocol;
 use super::shared::Worker;
 use crate::sockets;

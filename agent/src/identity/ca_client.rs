@@ -48,10 +48,7 @@ pub(crate) enum CaError {
     #[error("token file {path:?} cannot be read")]
     TokenFile { path: PathBuf, source: io::Error },
     #[error("token file {path:?} holds no token")]
-    Token {
-        path: PathBuf,
-        source: Option<InvalidMetadataValue>,
-    },
+    Token { path: PathBuf, source: Option<InvalidMetadataValue> },
     #[error("the trust bundle of {0} is not known yet")]
     NoBundle(TrustDomain),
     #[error("CA did not answer within {CALL_TIMEOUT:?}")]
@@ -123,13 +120,7 @@ impl CaClient {
     ) -> Result<Self, tonic::transport::Error> {
         let endpoint =
             Endpoint::from_shared(format!("https://{}", ca.address))?.connect_timeout(CALL_TIMEOUT);
-        Ok(Self {
-            ca: Arc::new(ca),
-            tls,
-            trust,
-            endpoint,
-            channel: Mutex::new(None),
-        })
+        Ok(Self { ca: Arc::new(ca), tls, trust, endpoint, channel: Mutex::new(None) })
     }
 
     /// Asks for a certificate; returns the chain as the CA sent it, in PEM. Takes at most [`CALL_TIMEOUT`].
@@ -143,9 +134,7 @@ impl CaClient {
             validity_duration: i64::try_from(self.ca.life.as_secs()).unwrap_or(i64::MAX),
             metadata: Some(impersonating(id)),
         });
-        request
-            .metadata_mut()
-            .insert("authorization", self.bearer().await?);
+        request.metadata_mut().insert("authorization", self.bearer().await?);
         let mut client =
             IstioCertificateServiceClient::new(self.channel()).max_decoding_message_size(ANSWER_LEN_MAX);
         let answer = tokio::time::timeout(CALL_TIMEOUT, client.create_certificate(request)).await;
@@ -195,11 +184,10 @@ impl CaClient {
 
     fn connect_lazy(&self) -> Channel {
         let (ca, tls, trust) = (self.ca.clone(), self.tls.clone(), self.trust.clone());
-        self.endpoint
-            .connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
-                let (ca, tls, bundle) = (ca.clone(), tls.clone(), trust.borrow().clone());
-                async move { connect(&ca, &tls, &bundle).await.map(TokioIo::new) }
-            }))
+        self.endpoint.connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
+            let (ca, tls, bundle) = (ca.clone(), tls.clone(), trust.borrow().clone());
+            async move { connect(&ca, &tls, &bundle).await.map(TokioIo::new) }
+        }))
     }
 
     /// The token, read anew: the kubelet replaces the file well before the token expires.
@@ -211,29 +199,21 @@ impl CaClient {
         let text = Zeroizing::new(text);
         let token = std::str::from_utf8(&text).unwrap_or_default().trim();
         if token.is_empty() {
-            return Err(CaError::Token {
-                path: path(),
-                source: None,
-            });
+            return Err(CaError::Token { path: path(), source: None });
         }
         let header = Zeroizing::new(format!("Bearer {token}"));
-        let mut value = MetadataValue::try_from(header.as_str()).map_err(|source| CaError::Token {
-            path: path(),
-            source: Some(source),
-        })?;
+        let mut value = MetadataValue::try_from(header.as_str())
+            .map_err(|source| CaError::Token { path: path(), source: Some(source) })?;
         value.set_sensitive(true);
         Ok(value)
     }
 }
 
 fn impersonating(id: &SpiffeId) -> prost_types::Struct {
-    let value = prost_types::Value {
-        kind: Some(prost_types::value::Kind::StringValue(id.as_str().to_owned())),
-    };
+    let value =
+        prost_types::Value { kind: Some(prost_types::value::Kind::StringValue(id.as_str().to_owned())) };
     prost_types::Struct {
-        fields: BTreeMap::from([(IMPERSONATED_IDENTITY.to_owned(), value)])
-            .into_iter()
-            .collect(),
+        fields: BTreeMap::from([(IMPERSONATED_IDENTITY.to_owned(), value)]).into_iter().collect(),
     }
 }
 
@@ -247,52 +227,32 @@ async fn connect(
     let config = tls.ca_client(roots).map_err(ConnectError::Config)?;
     let stream = TcpStream::connect(&*ca.address)
         .await
-        .map_err(|source| ConnectError::Tcp {
-            address: ca.address.clone(),
-            source,
-        })?;
-    let keepalive = socket2::TcpKeepalive::new()
-        .with_time(TCP_KEEPALIVE)
-        .with_interval(TCP_KEEPALIVE / 3);
+        .map_err(|source| ConnectError::Tcp { address: ca.address.clone(), source })?;
+    let keepalive = socket2::TcpKeepalive::new().with_time(TCP_KEEPALIVE).with_interval(TCP_KEEPALIVE / 3);
     // Without keep-alive a dead connection costs one time-out, no more: an error here is no reason to fail.
     let _ = socket2::SockRef::from(&stream).set_tcp_keepalive(&keepalive);
     let _ = stream.set_nodelay(true);
     TlsConnector::from(Arc::new(config))
         .connect(ca.server_name.clone(), stream)
         .await
-        .map_err(|source| ConnectError::Handshake {
-            address: ca.address.clone(),
-            source,
-        })
+        .map_err(|source| ConnectError::Handshake { address: ca.address.clone(), source })
 }
 
 async fn roots(ca: &Ca, bundle: &TrustBundle) -> Result<RootCertStore, ConnectError> {
     let mut store = RootCertStore::empty();
     match &ca.root_file {
         Some(path) => {
-            let pem =
-                read_limited(path, ROOT_FILE_LEN_MAX)
-                    .await
-                    .map_err(|source| ConnectError::RootFile {
-                        path: path.clone(),
-                        source,
-                    })?;
+            let pem = read_limited(path, ROOT_FILE_LEN_MAX)
+                .await
+                .map_err(|source| ConnectError::RootFile { path: path.clone(), source })?;
             store.add_parsable_certificates(CertificateDer::pem_slice_iter(&pem).flatten());
         }
         None => {
-            let roots = bundle
-                .roots
-                .get(&ca.trust_domain)
-                .map(Vec::as_slice)
-                .unwrap_or_default();
+            let roots = bundle.roots.get(&ca.trust_domain).map(Vec::as_slice).unwrap_or_default();
             store.add_parsable_certificates(roots.iter().map(|der| CertificateDer::from(&der[..])));
         }
     }
-    if store.is_empty() {
-        Err(ConnectError::NoRoot)
-    } else {
-        Ok(store)
-    }
+    if store.is_empty() { Err(ConnectError::NoRoot) } else { Ok(store) }
 }
 
 /// A small file, whole; an error if it is longer than `len_max`.

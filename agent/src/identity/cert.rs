@@ -102,11 +102,7 @@ pub(crate) fn parse_chain(pem: &[String]) -> Result<Vec<CertificateDer<'static>>
     }
     let leaf = chain.remove(0);
     let mut sent = vec![leaf];
-    sent.extend(
-        chain
-            .into_iter()
-            .filter(|certificate| !is_self_issued(certificate)),
-    );
+    sent.extend(chain.into_iter().filter(|certificate| !is_self_issued(certificate)));
     Ok(sent)
 }
 
@@ -131,10 +127,7 @@ pub(crate) fn check(
     Ok(Certificate {
         id: leaf.id,
         serial: leaf.serial,
-        issue: Issue {
-            validity: leaf.validity,
-            at,
-        },
+        issue: Issue { validity: leaf.validity, at },
         chain: Arc::new(chain),
         secret,
     })
@@ -152,10 +145,7 @@ pub(crate) fn check_chain(
     trust.verify(leaf, intermediates, Purpose::Client, now)?;
     let leaf = trust.verify(leaf, intermediates, Purpose::Server, now)?;
     if leaf.id != *id {
-        return Err(CertError::WrongIdentity {
-            wanted: id.clone(),
-            issued: leaf.id,
-        });
+        return Err(CertError::WrongIdentity { wanted: id.clone(), issued: leaf.id });
     }
     Ok(leaf)
 }

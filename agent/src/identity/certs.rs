@@ -79,10 +79,7 @@ impl CertSource {
         expected_peer: &SpiffeId,
     ) -> Result<Arc<ClientConfig>, NoCertificate> {
         let current = self.shared.current.load();
-        let served = current
-            .served
-            .get(id)
-            .ok_or_else(|| NoCertificate { id: id.clone() })?;
+        let served = current.served.get(id).ok_or_else(|| NoCertificate { id: id.clone() })?;
         if let Some(config) = served.clients.load().get(expected_peer) {
             return Ok(config.clone());
         }
@@ -92,21 +89,13 @@ impl CertSource {
     /// The configuration with which `id` accepts tunnels.
     pub fn server(&self, id: &SpiffeId) -> Result<Arc<ServerConfig>, NoCertificate> {
         let current = self.shared.current.load();
-        let served = current
-            .served
-            .get(id)
-            .ok_or_else(|| NoCertificate { id: id.clone() })?;
+        let served = current.served.get(id).ok_or_else(|| NoCertificate { id: id.clone() })?;
         Ok(served.server.clone())
     }
 
     /// A number that changes whenever the certificate, the bundle or the kill list does; 0 without a certificate.
     pub fn generation(&self, id: &SpiffeId) -> u64 {
-        self.shared
-            .current
-            .load()
-            .served
-            .get(id)
-            .map_or(0, |served| served.generation)
+        self.shared.current.load().served.get(id).map_or(0, |served| served.generation)
     }
 
     /// Whether a peer that was verified at its handshake is revoked now: its serial or identity is on the kill list,
@@ -115,30 +104,19 @@ impl CertSource {
     /// Roots are not asked again: a connection outlives the root under which it began, as it outlives its
     /// certificate.
     pub fn is_revoked(&self, peer: &Peer) -> bool {
-        self.shared
-            .current
-            .load()
-            .trust
-            .is_revoked(&peer.id, &peer.serial)
+        self.shared.current.load().trust.is_revoked(&peer.id, &peer.serial)
     }
 
     /// What is served for an identity.
     pub fn certificate(&self, id: &SpiffeId) -> Option<ServedCertificate> {
-        self.shared
-            .current
-            .load()
-            .served
-            .get(id)
-            .map(|served| served.certificate.clone())
+        self.shared.current.load().served.get(id).map(|served| served.certificate.clone())
     }
 
     /// Returns once there is a certificate for `id`; the caller bounds the wait. Cancel-safe.
     pub async fn wait_for(&self, id: &SpiffeId) {
         let mut published = self.shared.published.subscribe();
         // The sender lives in `self.shared`, so waiting can only end with a change.
-        let _ = published
-            .wait_for(|_| self.shared.current.load().served.contains_key(id))
-            .await;
+        let _ = published.wait_for(|_| self.shared.current.load().served.contains_key(id)).await;
     }
 
     /// Returns once the bundle or the kill list has changed since this clone last returned from here, or was made.
@@ -153,11 +131,8 @@ impl Served {
     fn add_client(&self, tls: &Tls, expected: &SpiffeId) -> Arc<ClientConfig> {
         let made = Arc::new(tls.client(self.chain.clone(), self.trust.clone(), expected.clone()));
         self.clients.rcu(|known| {
-            let mut known = if known.len() < CLIENT_CONFIGS_MAX {
-                HashMap::clone(known)
-            } else {
-                HashMap::new()
-            };
+            let mut known =
+                if known.len() < CLIENT_CONFIGS_MAX { HashMap::clone(known) } else { HashMap::new() };
             known.insert(expected.clone(), made.clone());
             known
         });
@@ -176,21 +151,13 @@ pub(crate) fn channel(tls: Tls, trust: Arc<Trust>) -> (Publish, CertSource) {
     let trusted = watch::Sender::new(0);
     let trust_seen = trusted.subscribe();
     let shared = Arc::new(Shared {
-        current: ArcSwap::from_pointee(Current {
-            served: HashMap::new(),
-            trust,
-        }),
+        current: ArcSwap::from_pointee(Current { served: HashMap::new(), trust }),
         published: watch::Sender::new(0),
         trusted,
         generation: AtomicU64::new(0),
         tls,
     });
-    (
-        Publish {
-            shared: shared.clone(),
-        },
-        CertSource { shared, trust_seen },
-    )
+    (Publish { shared: shared.clone() }, CertSource { shared, trust_seen })
 }
 
 impl Publish {
@@ -203,12 +170,7 @@ impl Publish {
     }
 
     pub(crate) fn certificate(&self, id: &SpiffeId) -> Option<ServedCertificate> {
-        self.shared
-            .current
-            .load()
-            .served
-            .get(id)
-            .map(|served| served.certificate.clone())
+        self.shared.current.load().served.get(id).map(|served| served.certificate.clone())
     }
 
     /// Serves this certificate from now on.

@@ -21,10 +21,7 @@ pub(crate) fn new_key_and_request(id: &SpiffeId) -> Result<KeyAndRequest, rcgen:
     let request = request(id, &key);
     let secret = Secret::new(key.serialize_der());
     key.zeroize();
-    Ok(KeyAndRequest {
-        secret,
-        pem: request?,
-    })
+    Ok(KeyAndRequest { secret, pem: request? })
 }
 
 fn request(id: &SpiffeId, key: &KeyPair) -> Result<String, rcgen::Error> {
@@ -43,10 +40,7 @@ mod tests {
         let id: SpiffeId = "spiffe://cluster.local/ns/shop/sa/web".parse().unwrap();
         let made = new_key_and_request(&id).unwrap();
         let parsed = rcgen::CertificateSigningRequestParams::from_pem(&made.pem).unwrap();
-        assert_eq!(
-            parsed.params.subject_alt_names,
-            [SanType::URI(id.as_str().try_into().unwrap())]
-        );
+        assert_eq!(parsed.params.subject_alt_names, [SanType::URI(id.as_str().try_into().unwrap())]);
         assert_eq!(parsed.params.distinguished_name, DistinguishedName::new());
         assert!(format!("{made:?}").contains("secret: Secret,"), "{made:?}");
     }
@@ -54,10 +48,7 @@ mod tests {
     #[test]
     fn every_request_has_a_key_of_its_own() {
         let id: SpiffeId = "spiffe://cluster.local/ns/shop/sa/web".parse().unwrap();
-        let keys = [
-            new_key_and_request(&id).unwrap(),
-            new_key_and_request(&id).unwrap(),
-        ];
+        let keys = [new_key_and_request(&id).unwrap(), new_key_and_request(&id).unwrap()];
         assert_ne!(keys[0].secret.expose(), keys[1].secret.expose());
     }
 }

@@ -17,9 +17,9 @@ use super::cert::{self, CertError, Certificate, Secret};
 use super::certs::Publish;
 use super::csr;
 use super::journal::Journal;
+use super::needs::{IdentityStatus, Needs, TrustInput};
 use super::tls::Tls;
 use super::verify::Trust;
-use super::needs::{IdentityStatus, Needs, TrustInput};
 use crate::clock::Clock;
 
 /// Calls to the CA at once for identities that have no certificate: pods wait for them.
@@ -121,10 +121,7 @@ impl Driver {
         let (acknowledged, acknowledged_seen) = watch::channel(generation);
         let (status, status_seen) = watch::channel(Arc::from([]));
         let driver = Self {
-            sweep_at: inlets
-                .journal
-                .as_ref()
-                .map(|_| inlets.clock.now().mono + SWEEP_AFTER),
+            sweep_at: inlets.journal.as_ref().map(|_| inlets.clock.now().mono + SWEEP_AFTER),
             clock: inlets.clock,
             tls: inlets.tls,
             ca: inlets.ca,
@@ -145,9 +142,7 @@ impl Driver {
             status,
         };
         let outlets = Outlets {
-            needs: Needs {
-                needed: Arc::new(needed),
-            },
+            needs: Needs { needed: Arc::new(needed) },
             acknowledged: acknowledged_seen,
             status: status_seen,
         };
@@ -221,12 +216,7 @@ impl Driver {
             self.handle(Event::Revoked(id));
         }
         // What is kept may lead to a root that was not known before.
-        let without = self
-            .told
-            .iter()
-            .filter(|id| !self.publish.serves(id))
-            .cloned()
-            .collect::<Vec<_>>();
+        let without = self.told.iter().filter(|id| !self.publish.serves(id)).cloned().collect::<Vec<_>>();
         for id in without {
             self.restore(&id);
         }
@@ -243,15 +233,7 @@ impl Driver {
         };
         let now = self.clock.now().wall;
         let trust = self.publish.trust();
-        match cert::check(
-            id,
-            kept.chain,
-            kept.secret,
-            kept.at,
-            now,
-            &trust,
-            self.tls.provider(),
-        ) {
+        match cert::check(id, kept.chain, kept.secret, kept.at, now, &trust, self.tls.provider()) {
             Ok(certificate) => {
                 tracing::info!(%id, serial = &*certificate.serial, "serving the certificate kept from before");
                 self.issued(certificate, Source::Kept);
@@ -277,15 +259,7 @@ impl Driver {
         let trust = self.publish.trust();
         let checked = result.and_then(|answer| {
             let chain = cert::parse_chain(&answer.chain)?;
-            Ok(cert::check(
-                &id,
-                chain,
-                answer.secret,
-                now,
-                now,
-                &trust,
-                self.tls.provider(),
-            )?)
+            Ok(cert::check(&id, chain, answer.secret, now, now, &trust, self.tls.provider())?)
         });
         match checked {
             Ok(certificate) => {
@@ -343,10 +317,7 @@ impl Driver {
             return;
         };
         self.publish.publish(&certificate);
-        self.gauges
-            .entry(id.clone())
-            .or_insert_with(|| Gauges::of(id))
-            .set(certificate.issue);
+        self.gauges.entry(id.clone()).or_insert_with(|| Gauges::of(id)).set(certificate.issue);
         tracing::info!(%id, serial = &*certificate.serial, "certificate published");
         if let Some(journal) = &self.journal
             && let Err(error) = journal.keep(&certificate)
@@ -356,20 +327,14 @@ impl Driver {
     }
 
     fn request(&mut self, id: SpiffeId) {
-        let calls = if self.publish.serves(&id) {
-            self.renewal_calls.clone()
-        } else {
-            self.first_calls.clone()
-        };
+        let calls =
+            if self.publish.serves(&id) { self.renewal_calls.clone() } else { self.first_calls.clone() };
         let (ca, wanted) = (self.ca.clone(), id.clone());
         let task = self.requests.spawn(async move {
             // Never closed: both semaphores live as long as the driver. The wait is bounded by the callers' time-outs.
             let _permit = calls.acquire_owned().await;
             let made = csr::new_key_and_request(&wanted)?;
-            Ok(Answer {
-                chain: ca.issue(&wanted, made.pem).await?,
-                secret: made.secret,
-            })
+            Ok(Answer { chain: ca.issue(&wanted, made.pem).await?, secret: made.secret })
         });
         self.asking.insert(task.id(), id);
     }
@@ -412,10 +377,7 @@ impl Gauges {
     }
 
     fn set(&self, issue: Issue) {
-        let secs = |at: SystemTime| {
-            at.duration_since(UNIX_EPOCH)
-                .map_or(0.0, |since| since.as_secs_f64())
-        };
+        let secs = |at: SystemTime| at.duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
         self.issued.set(secs(issue.at));
         self.expiry.set(secs(issue.validity.not_after));
     }

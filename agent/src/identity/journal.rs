@@ -80,10 +80,7 @@ impl Journal {
         };
         match prepare(dir) {
             Ok(true) => {
-                let journal = Self {
-                    dir: dir.to_owned(),
-                    left: Arc::default(),
-                };
+                let journal = Self { dir: dir.to_owned(), left: Arc::default() };
                 (Some(journal), Keeping::Tmpfs(dir.to_owned()))
             }
             Ok(false) => (None, Keeping::NotTmpfs(dir.to_owned())),
@@ -101,21 +98,12 @@ impl Journal {
         if self.left.load(Ordering::Relaxed) {
             return Ok(());
         }
-        let since = certificate
-            .issue
-            .at
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or(Duration::ZERO);
+        let since = certificate.issue.at.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
         let entry = Entry {
             version: VERSION,
             id: certificate.id.clone(),
             issued_at_ms: u64::try_from(since.as_millis()).unwrap_or(0),
-            chain: certificate
-                .chain
-                .cert
-                .iter()
-                .map(|der| STANDARD.encode(der))
-                .collect(),
+            chain: certificate.chain.cert.iter().map(|der| STANDARD.encode(der)).collect(),
             key: STANDARD.encode(certificate.secret.expose()),
         };
         // Room for all of it at once: growing would leave copies of the key behind.
@@ -127,11 +115,7 @@ impl Journal {
         let path = self.path(&certificate.id);
         let fresh = path.with_extension("new");
         remove(&fresh)?;
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&fresh)?;
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&fresh)?;
         file.write_all(&text)?;
         fs::rename(&fresh, &path)
     }
@@ -189,10 +173,7 @@ impl Journal {
 
 impl Entry {
     fn kept(&self) -> Option<Kept> {
-        let chain = self
-            .chain
-            .iter()
-            .map(|der| STANDARD.decode(der).ok().map(CertificateDer::from));
+        let chain = self.chain.iter().map(|der| STANDARD.decode(der).ok().map(CertificateDer::from));
         Some(Kept {
             chain: chain.collect::<Option<_>>()?,
             secret: Secret::new(STANDARD.decode(&self.key).ok()?),

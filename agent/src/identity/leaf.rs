@@ -32,9 +32,7 @@ impl Leaf {
         if !rest.is_empty() {
             return Err(VerifyError::Encoding);
         }
-        let constraints = certificate
-            .basic_constraints()
-            .map_err(|_| VerifyError::Encoding)?;
+        let constraints = certificate.basic_constraints().map_err(|_| VerifyError::Encoding)?;
         if constraints.is_some_and(|extension| extension.value.ca) {
             return Err(VerifyError::Ca);
         }
@@ -42,21 +40,14 @@ impl Leaf {
         if usage.is_some_and(|extension| extension.value.key_cert_sign() || extension.value.crl_sign()) {
             return Err(VerifyError::SigningKeyUsage);
         }
-        let names = certificate
-            .subject_alternative_name()
-            .map_err(|_| VerifyError::Encoding)?;
+        let names = certificate.subject_alternative_name().map_err(|_| VerifyError::Encoding)?;
         let names = names.ok_or(VerifyError::Identity(SpiffeIdError::NoUriSan))?;
         let empty_subject = certificate.subject().iter().next().is_none();
         if empty_subject && !names.critical {
             return Err(VerifyError::SanNotCritical);
         }
         // A name that cannot be read may be a second URI: it is refused, not skipped.
-        if names
-            .value
-            .general_names
-            .iter()
-            .any(|name| matches!(name, GeneralName::Invalid(..)))
-        {
+        if names.value.general_names.iter().any(|name| matches!(name, GeneralName::Invalid(..))) {
             return Err(VerifyError::Encoding);
         }
         let uris = names.value.general_names.iter().filter_map(uri);
@@ -72,11 +63,7 @@ impl Leaf {
 }
 
 fn uri<'a>(name: &GeneralName<'a>) -> Option<&'a str> {
-    if let GeneralName::URI(uri) = name {
-        Some(uri)
-    } else {
-        None
-    }
+    if let GeneralName::URI(uri) = name { Some(uri) } else { None }
 }
 
 /// A serial as the kill list writes it: lower-case hex without leading zeros.
@@ -94,16 +81,12 @@ pub(crate) fn serial_hex(octets: &[u8]) -> Arc<str> {
 
 fn system_time(unix_secs: i64) -> SystemTime {
     match u64::try_from(unix_secs) {
-        Ok(secs) => UNIX_EPOCH
-            .checked_add(Duration::from_secs(secs))
-            .unwrap_or(UNIX_EPOCH),
+        Ok(secs) => UNIX_EPOCH.checked_add(Duration::from_secs(secs)).unwrap_or(UNIX_EPOCH),
         Err(_) => UNIX_EPOCH,
     }
 }
 
 /// `None` before 1970.
 pub(crate) fn unix_time(wall: SystemTime) -> Option<UnixTime> {
-    wall.duration_since(UNIX_EPOCH)
-        .ok()
-        .map(UnixTime::since_unix_epoch)
+    wall.duration_since(UNIX_EPOCH).ok().map(UnixTime::since_unix_epoch)
 }

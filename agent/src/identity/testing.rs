@@ -26,9 +26,7 @@ pub(super) fn wall() -> SystemTime {
 }
 
 pub(super) fn id(account: &str) -> SpiffeId {
-    format!("spiffe://cluster.local/ns/shop/sa/{account}")
-        .parse()
-        .unwrap()
+    format!("spiffe://cluster.local/ns/shop/sa/{account}").parse().unwrap()
 }
 
 /// A CA: a root, or an intermediate under one.
@@ -90,10 +88,7 @@ fn ca_params(name: &str) -> CertificateParams {
 impl Authority {
     pub(super) fn root(name: &str) -> Self {
         let issuer = CertifiedIssuer::self_signed(ca_params(name), KeyPair::generate().unwrap()).unwrap();
-        Self {
-            issuer,
-            above: Vec::new(),
-        }
+        Self { issuer, above: Vec::new() }
     }
 
     /// An intermediate with this serial.
@@ -102,9 +97,7 @@ impl Authority {
         params.serial_number = Some(SerialNumber::from_slice(serial));
         let key = KeyPair::generate().unwrap();
         let issuer = CertifiedIssuer::signed_by(params, key, &self.issuer).unwrap();
-        let above = std::iter::once(issuer.der().clone())
-            .chain(self.above.clone())
-            .collect();
+        let above = std::iter::once(issuer.der().clone()).chain(self.above.clone()).collect();
         Self { issuer, above }
     }
 
@@ -120,12 +113,7 @@ impl Authority {
     pub(super) fn leaf(&self, spec: &Spec) -> (Vec<CertificateDer<'static>>, KeyPair) {
         let key = KeyPair::generate().unwrap();
         let leaf = self.params(spec).signed_by(&key, &self.issuer).unwrap();
-        (
-            std::iter::once(leaf.der().clone())
-                .chain(self.above.clone())
-                .collect(),
-            key,
-        )
+        (std::iter::once(leaf.der().clone()).chain(self.above.clone()).collect(), key)
     }
 
     /// A TLS server's chain and key for this DNS name.
@@ -135,21 +123,13 @@ impl Authority {
         params.not_before = at(-300);
         params.not_after = at(3600);
         let leaf = params.signed_by(&key, &self.issuer).unwrap();
-        (
-            std::iter::once(leaf.der().clone())
-                .chain(self.above.clone())
-                .collect(),
-            key,
-        )
+        (std::iter::once(leaf.der().clone()).chain(self.above.clone()).collect(), key)
     }
 
     /// What a CA answers to this request: the chain in PEM with the root last.
     pub(super) fn answer(&self, spec: &Spec, csr: &str, root: &Self) -> Vec<String> {
         let request = rcgen::CertificateSigningRequestParams::from_pem(csr).unwrap();
-        let leaf = self
-            .params(spec)
-            .signed_by(&request.public_key, &self.issuer)
-            .unwrap();
+        let leaf = self.params(spec).signed_by(&request.public_key, &self.issuer).unwrap();
         vec![leaf.pem(), self.pem(), root.pem()]
     }
 
@@ -160,9 +140,7 @@ impl Authority {
             params.distinguished_name.push(DnType::CommonName, name);
         }
         let san = san_extension(&spec.uris, spec.san_critical);
-        params
-            .custom_extensions
-            .extend((!spec.uris.is_empty()).then_some(san));
+        params.custom_extensions.extend((!spec.uris.is_empty()).then_some(san));
         params.not_before = at(spec.from);
         params.not_after = at(spec.to);
         params.serial_number = Some(SerialNumber::from_slice(&spec.serial));
@@ -228,10 +206,7 @@ pub(super) fn unchecked(id: &SpiffeId, spec: &Spec, by: &Authority, tls: &Tls) -
         id: id.clone(),
         serial: serial_hex(&spec.serial),
         issue: Issue {
-            validity: Validity {
-                not_before: wall(),
-                not_after: wall() + Duration::from_secs(24 * 3600),
-            },
+            validity: Validity { not_before: wall(), not_after: wall() + Duration::from_secs(24 * 3600) },
             at: wall(),
         },
         chain: Arc::new(CertifiedKey::from_der(chain, der, tls.provider()).unwrap()),

@@ -95,21 +95,15 @@ pub fn peer_of(tls: &CommonState) -> Result<Peer, HandshakeError> {
     if tls.alpn_protocol() != Some(ALPN) {
         return Err(HandshakeError::Alpn);
     }
-    let full = matches!(
-        tls.handshake_kind(),
-        Some(HandshakeKind::Full | HandshakeKind::FullWithHelloRetryRequest)
-    );
+    let full =
+        matches!(tls.handshake_kind(), Some(HandshakeKind::Full | HandshakeKind::FullWithHelloRetryRequest));
     if tls.protocol_version() != Some(ProtocolVersion::TLSv1_3) || !full {
         return Err(HandshakeError::NotFull);
     }
     let chain = tls.peer_certificates().unwrap_or_default();
     let leaf = Leaf::read(chain.first().ok_or(HandshakeError::NoCertificate)?)?;
-    let suite = tls
-        .negotiated_cipher_suite()
-        .and_then(|suite| suite.suite().as_str());
-    let group = tls
-        .negotiated_key_exchange_group()
-        .map(|group| group_name(group.name()));
+    let suite = tls.negotiated_cipher_suite().and_then(|suite| suite.suite().as_str());
+    let group = tls.negotiated_key_exchange_group().map(|group| group_name(group.name()));
     Ok(Peer {
         id: leaf.id,
         serial: leaf.serial,
@@ -122,10 +116,7 @@ pub fn peer_of(tls: &CommonState) -> Result<Peer, HandshakeError> {
     })
 }
 
-#[expect(
-    clippy::wildcard_enum_match_arm,
-    reason = "rustls' enum; the provider offers only the named three"
-)]
+#[expect(clippy::wildcard_enum_match_arm, reason = "rustls' enum; the provider offers only the named three")]
 fn group_name(group: NamedGroup) -> &'static str {
     match group {
         NamedGroup::X25519MLKEM768 => "X25519MLKEM768",
@@ -203,10 +194,9 @@ fn of_certificate(error: &CertificateError) -> Reason {
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
             Reason::PeerIdentity
         }
-        CertificateError::Other(other) => other
-            .0
-            .downcast_ref::<VerifyError>()
-            .map_or(Reason::PeerUntrusted, VerifyError::reason),
+        CertificateError::Other(other) => {
+            other.0.downcast_ref::<VerifyError>().map_or(Reason::PeerUntrusted, VerifyError::reason)
+        }
         _ => Reason::PeerUntrusted,
     }
 }
@@ -262,10 +252,7 @@ impl Tls {
             kx_groups: vec![kx_group::X25519MLKEM768, kx_group::X25519, kx_group::SECP256R1],
             ..rustls::crypto::aws_lc_rs::default_provider()
         };
-        Self {
-            provider: Arc::new(provider),
-            clock: Arc::new(WallClock(clock)),
-        }
+        Self { provider: Arc::new(provider), clock: Arc::new(WallClock(clock)) }
     }
 
     pub(crate) fn algorithms(&self) -> WebPkiSupportedAlgorithms {

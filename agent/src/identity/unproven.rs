@@ -113,10 +113,9 @@ impl From<VerifyError> for rustls::Error {
             VerifyError::TrustDomainRevoked(_)
             | VerifyError::SerialRevoked { .. }
             | VerifyError::IdentityRevoked(_) => CertificateError::Revoked,
-            VerifyError::Untrusted {
-                source: webpki::Error::UnknownIssuer,
-                ..
-            } => CertificateError::UnknownIssuer,
+            VerifyError::Untrusted { source: webpki::Error::UnknownIssuer, .. } => {
+                CertificateError::UnknownIssuer
+            }
             VerifyError::Encoding => CertificateError::BadEncoding,
             VerifyError::Identity(_)
             | VerifyError::SanNotCritical

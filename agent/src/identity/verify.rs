@@ -73,11 +73,7 @@ impl Trust {
         let mut anchors = BTreeMap::new();
         for (domain, roots) in &bundle.roots {
             let roots = roots.iter().enumerate().map(|(index, der)| {
-                anchor(der).map_err(|source| BundleError::Root {
-                    domain: domain.clone(),
-                    index,
-                    source,
-                })
+                anchor(der).map_err(|source| BundleError::Root { domain: domain.clone(), index, source })
             });
             anchors.insert(domain.as_str().into(), roots.collect::<Result<_, _>>()?);
         }
@@ -85,17 +81,10 @@ impl Trust {
         for (index, der) in bundle.crls.iter().enumerate() {
             let (_, list) =
                 CertificateRevocationList::from_der(der).map_err(|_| BundleError::Crl { index })?;
-            revoked_serials.extend(
-                list.iter_revoked_certificates()
-                    .map(|entry| serial_hex(entry.raw_serial())),
-            );
+            revoked_serials
+                .extend(list.iter_revoked_certificates().map(|entry| serial_hex(entry.raw_serial())));
         }
-        Ok(Self {
-            bundle,
-            anchors,
-            revoked_serials,
-            algorithms,
-        })
+        Ok(Self { bundle, anchors, revoked_serials, algorithms })
     }
 
     /// Trusts nobody.
@@ -137,22 +126,12 @@ impl Trust {
             Purpose::Client => KeyUsage::client_auth(),
         };
         let path = certificate
-            .verify_for_usage(
-                self.algorithms.all,
-                anchors,
-                intermediates,
-                time,
-                usage,
-                None,
-                None,
-            )
+            .verify_for_usage(self.algorithms.all, anchors, intermediates, time, usage, None, None)
             .map_err(|error| untrusted(id(), error))?;
         if self.bundle.revoked_identities.contains(&read.id) {
             return Err(VerifyError::IdentityRevoked(read.id));
         }
-        let above = path
-            .intermediate_certificates()
-            .map(|certificate| serial_hex(certificate.serial()));
+        let above = path.intermediate_certificates().map(|certificate| serial_hex(certificate.serial()));
         for serial in std::iter::once(read.serial.clone()).chain(above) {
             if self.revoked_serials.contains(&serial) {
                 return Err(VerifyError::SerialRevoked { id: id(), serial });
@@ -215,10 +194,7 @@ impl ServerCertVerifier for ExpectPeer {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        let proven = self
-            .trust
-            .verify(end_entity, intermediates, Purpose::Server, now)
-            .map_err(refuse)?;
+        let proven = self.trust.verify(end_entity, intermediates, Purpose::Server, now).map_err(refuse)?;
         if proven.id != self.expected {
             return Err(refuse(VerifyError::WrongPeer {
                 expected: self.expected.clone(),
@@ -270,9 +246,7 @@ impl ClientCertVerifier for AnyPeer {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
-        self.trust
-            .verify(end_entity, intermediates, Purpose::Client, now)
-            .map_err(refuse)?;
+        self.trust.verify(end_entity, intermediates, Purpose::Client, now).map_err(refuse)?;
         Ok(ClientCertVerified::assertion())
     }
 
@@ -305,10 +279,7 @@ fn tls13_only() -> rustls::Error {
 
 /// The debug line is the only place that names who was refused where rustls' own variant cannot.
 fn refuse(error: VerifyError) -> rustls::Error {
-    tracing::debug!(
-        reason = error.reason().label(),
-        "peer certificate refused: {error}"
-    );
+    tracing::debug!(reason = error.reason().label(), "peer certificate refused: {error}");
     error.into()
 }
 

@@ -175,7 +175,8 @@ impl Keeper {
             true => vec![Family::V4],
             false => Family::BOTH.to_vec(),
         };
-        let changed = sysctls::changed(&self.netns).map(|changed| changed.into_iter().map(Drift::Sysctl).collect());
+        let changed =
+            sysctls::changed(&self.netns).map(|changed| changed.into_iter().map(Drift::Sysctl).collect());
         let missing = listeners_missing(&self.netns, &families);
         match (changed, missing) {
             (Ok(changed), Ok(missing)) => !self.not_tolerated([changed, missing].concat()).is_empty(),

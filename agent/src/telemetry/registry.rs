@@ -43,6 +43,9 @@ enum Series {
 struct Cells<C, V> {
     base: V,
     cells: Vec<Arc<C>>,
+    /// That of the macros' call sites, which hold it only while they use it: it is never folded into the base, or a
+    /// gauge that is set again would count twice.
+    shared: Option<Arc<C>>,
     seen: V,
     changed: Mono,
 }
@@ -184,7 +187,7 @@ fn kind_clash(name: &str) {
 
 impl<C, V: Default> Default for Cells<C, V> {
     fn default() -> Self {
-        Self { base: V::default(), cells: Vec::new(), seen: V::default(), changed: Mono::ZERO }
+        Self { base: V::default(), cells: Vec::new(), shared: None, seen: V::default(), changed: Mono::ZERO }
     }
 }
 
@@ -192,7 +195,7 @@ impl<C, V: Clone + PartialEq> Cells<C, V> {
     /// The sum over all cells, and whether the series stays.
     fn sum(&self, add: impl Fn(&mut V, &C)) -> V {
         let mut sum = self.base.clone();
-        for cell in &self.cells {
+        for cell in self.cells.iter().chain(&self.shared) {
             add(&mut sum, cell);
         }
         sum
@@ -318,14 +321,7 @@ impl Recorder for Registry {
 impl<C: Default, V> Cells<C, V> {
     /// The cell that all call sites of the macros share: they look it up each time and must not add one each.
     fn shared(&mut self) -> Arc<C> {
-        match self.cells.first() {
-            Some(cell) => Arc::clone(cell),
-            None => {
-                let cell = Arc::new(C::default());
-                self.cells.push(Arc::clone(&cell));
-                cell
-            }
-        }
+        Arc::clone(self.shared.get_or_insert_default())
     }
 }
 
@@ -358,6 +354,18 @@ mod tests {
         assert_eq!(registry.counter_value("adit_x_total", &[]), 7);
         registry.expire(start + IDLE / 2 + IDLE);
         assert!(registry.read().is_empty());
+    }
+
+    #[test]
+    fn a_gauge_that_is_set_again_has_its_last_value() {
+        let registry = Registry::default();
+        metrics::with_local_recorder(&registry, || {
+            for round in 1..4 {
+                metrics::gauge!("adit_x", "worker" => "data-0".to_owned()).set(5.0);
+                registry.expire(Mono::from_millis(round));
+            }
+        });
+        assert_eq!(registry.read()[0].series[0].1, Value::Gauge(5.0));
     }
 
     #[test]

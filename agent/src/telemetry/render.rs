@@ -57,9 +57,7 @@ impl Page {
             (Self::OpenMetrics, Value::Counter(_) | Value::Gauge(_)) => {
                 family.name.strip_suffix("_total").unwrap_or(&family.name)
             }
-            (Self::OpenMetrics, Value::Histogram(_)) | (Self::Prometheus, _) => {
-                &family.name
-            }
+            (Self::OpenMetrics, Value::Histogram(_)) | (Self::Prometheus, _) => &family.name,
         };
         // Writing to a String does not fail.
         if let Some(help) = &family.help {
@@ -156,7 +154,10 @@ mod tests {
         let page = Page::OpenMetrics.print(&registry().read());
         assert!(page.contains("# TYPE adit_connections_opened counter\n"), "{page}");
         assert!(page.contains("adit_connections_opened_total{direction=\"inbound\"} 2\n"), "{page}");
-        assert!(page.contains("# TYPE process_cpu_seconds counter\nprocess_cpu_seconds_total 1.5\n"), "{page}");
+        assert!(
+            page.contains("# TYPE process_cpu_seconds counter\nprocess_cpu_seconds_total 1.5\n"),
+            "{page}"
+        );
         assert!(page.ends_with("# EOF\n"));
         assert_eq!(
             Page::of_accept("application/openmetrics-text;version=1.0.0,text/plain;q=0.5"),

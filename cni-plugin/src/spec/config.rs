@@ -83,11 +83,7 @@ fn unreachable(object: &Map<String, Value>) -> Result<Unreachable, Error> {
     match value.as_str() {
         Some("refuse-enrolled") => Ok(Unreachable::RefuseEnrolled),
         Some("refuse-all") => Ok(Unreachable::RefuseAll),
-        Some(_) | None => Err(Error::config(
-            "unreachable",
-            "refuse-enrolled or refuse-all",
-            value,
-        )),
+        Some(_) | None => Err(Error::config("unreachable", "refuse-enrolled or refuse-all", value)),
     }
 }
 
@@ -96,11 +92,8 @@ fn excluded(object: &Map<String, Value>) -> Result<Vec<String>, Error> {
     let Some(value) = object.get(KEY) else {
         return Ok(cni::NAMESPACES_EXCLUDED.map(str::to_owned).to_vec());
     };
-    let names = value.as_array().and_then(|items| {
-        items
-            .iter()
-            .map(|item| item.as_str().map(str::to_owned))
-            .collect()
-    });
+    let names = value
+        .as_array()
+        .and_then(|items| items.iter().map(|item| item.as_str().map(str::to_owned)).collect());
     names.ok_or_else(|| Error::config(KEY, "a list of names", value))
 }

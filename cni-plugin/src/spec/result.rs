@@ -20,12 +20,7 @@ pub(crate) struct PrevResult {
 impl PrevResult {
     pub(super) fn new(version: &'static str, mut object: Map<String, Value>) -> Self {
         object.insert("cniVersion".into(), version.into());
-        for ip in object
-            .get_mut("ips")
-            .and_then(Value::as_array_mut)
-            .into_iter()
-            .flatten()
-        {
+        for ip in object.get_mut("ips").and_then(Value::as_array_mut).into_iter().flatten() {
             let family = family(ip);
             let Some(ip) = ip.as_object_mut() else { continue };
             match family {
@@ -72,10 +67,9 @@ impl PrevResult {
             .and_then(|index| usize::try_from(index).ok())
             .and_then(|index| self.object.get("interfaces")?.get(index));
         match interface {
-            Some(interface) => interface
-                .get("sandbox")
-                .and_then(Value::as_str)
-                .is_some_and(|path| !path.is_empty()),
+            Some(interface) => {
+                interface.get("sandbox").and_then(Value::as_str).is_some_and(|path| !path.is_empty())
+            }
             None => true,
         }
     }
@@ -92,9 +86,5 @@ fn address(ip: &Value) -> Option<IpAddr> {
 }
 
 fn malformed(key: &str, found: &Value) -> Error {
-    Error::new(
-        Code::InvalidConfig,
-        "prevResult is not a result of CNI",
-        format!("prevResult.{key}: {found}"),
-    )
+    Error::new(Code::InvalidConfig, "prevResult is not a result of CNI", format!("prevResult.{key}: {found}"))
 }

@@ -3,11 +3,7 @@ use std::net::IpAddr;
 use super::*;
 
 fn environment(vars: &[(&str, &str)]) -> Environment {
-    Environment(
-        vars.iter()
-            .map(|(name, value)| ((*name).to_owned(), OsString::from(value)))
-            .collect(),
-    )
+    Environment(vars.iter().map(|(name, value)| ((*name).to_owned(), OsString::from(value))).collect())
 }
 
 fn asked(extra: &str) -> Asked {
@@ -26,10 +22,7 @@ fn cni_args_in_any_order_and_with_strangers_name_the_pod() {
     let args =
         "K8S_POD_UID=u1;IgnoreUnknown=1;K8S_POD_INFRA_CONTAINER_ID=c;K8S_POD_NAME=web;K8S_POD_NAMESPACE=shop";
     let pod = environment(&[("CNI_ARGS", args)]).pod().unwrap().unwrap();
-    assert_eq!(
-        (pod.namespace.as_str(), pod.name.as_str(), pod.uid.as_str()),
-        ("shop", "web", "u1")
-    );
+    assert_eq!((pod.namespace.as_str(), pod.name.as_str(), pod.uid.as_str()), ("shop", "web", "u1"));
 }
 
 #[test]
@@ -41,17 +34,9 @@ fn cni_args_that_name_no_pod_are_not_of_kubernetes() {
 
 #[test]
 fn cni_args_that_name_a_pod_in_part_are_refused() {
-    for args in [
-        "K8S_POD_NAMESPACE=shop",
-        "K8S_POD_NAMESPACE=shop;K8S_POD_NAME=a;K8S_POD_UID=",
-        "nonsense",
-    ] {
+    for args in ["K8S_POD_NAMESPACE=shop", "K8S_POD_NAMESPACE=shop;K8S_POD_NAME=a;K8S_POD_UID=", "nonsense"] {
         let error = environment(&[("CNI_ARGS", args)]).pod().unwrap_err();
-        assert_eq!(
-            (error.code, error.details.as_str()),
-            (Code::BadEnvironment, "CNI_ARGS"),
-            "{args:?}"
-        );
+        assert_eq!((error.code, error.details.as_str()), (Code::BadEnvironment, "CNI_ARGS"), "{args:?}");
     }
 }
 
@@ -117,25 +102,14 @@ fn addresses_of_interfaces_outside_the_sandbox_are_not_the_pods() {
         r#","prevResult":{"interfaces":[{"name":"cni0"},{"name":"eth0","sandbox":"/n"}],
         "ips":[{"address":"10.0.0.1/24","interface":0},{"address":"10.0.0.7/24","interface":1},{"address":"fd00::7/64"}]}"#,
     );
-    let ips: Vec<String> = asked
-        .result()
-        .unwrap()
-        .ips()
-        .unwrap()
-        .iter()
-        .map(IpAddr::to_string)
-        .collect();
+    let ips: Vec<String> = asked.result().unwrap().ips().unwrap().iter().map(IpAddr::to_string).collect();
     assert_eq!(ips, ["10.0.0.7", "fd00::7"]);
 }
 
 #[test]
 fn an_address_that_is_none_is_refused_by_key() {
     for ips in [r#"[{"address":"10.0.0.7"}]"#, r#"[{}]"#, r#"[7]"#, r#"{}"#] {
-        let error = asked(&format!(r#","prevResult":{{"ips":{ips}}}"#))
-            .result()
-            .unwrap()
-            .ips()
-            .unwrap_err();
+        let error = asked(&format!(r#","prevResult":{{"ips":{ips}}}"#)).result().unwrap().ips().unwrap_err();
         assert_eq!(error.code, Code::InvalidConfig, "{ips}");
     }
 }

@@ -7,11 +7,7 @@ fn add() -> Add {
         container_id: ContainerId::try_from("c0ffee".to_owned()).unwrap(),
         netns: "/var/run/netns/cni-1".into(),
         ifname: IfName::try_from("eth0".to_owned()).unwrap(),
-        pod: PodRef {
-            namespace: "shop".into(),
-            name: "web-0".into(),
-            uid: "6c7b".into(),
-        },
+        pod: PodRef { namespace: "shop".into(), name: "web-0".into(), uid: "6c7b".into() },
         ips: vec!["10.0.0.7".parse().unwrap(), "fd00::7".parse().unwrap()],
         annotations: Some(BTreeMap::from([("adit.dev/mesh".into(), "disabled".into())])),
         cgroup: Some("/kubepods/pod6c7b".into()),
@@ -19,32 +15,13 @@ fn add() -> Add {
 }
 
 fn requests() -> Vec<Request> {
-    let Add {
-        container_id,
-        netns,
-        ifname,
-        ..
-    } = add();
+    let Add { container_id, netns, ifname, .. } = add();
     vec![
         Request::Add(add()),
-        Request::Add(Add {
-            annotations: None,
-            cgroup: None,
-            ips: vec![],
-            ..add()
-        }),
-        Request::Del(Del {
-            container_id: container_id.clone(),
-            ifname: ifname.clone(),
-        }),
-        Request::Check(Check {
-            container_id: container_id.clone(),
-            netns,
-            ifname: ifname.clone(),
-        }),
-        Request::Gc(Gc {
-            valid: vec![Attachment { container_id, ifname }],
-        }),
+        Request::Add(Add { annotations: None, cgroup: None, ips: vec![], ..add() }),
+        Request::Del(Del { container_id: container_id.clone(), ifname: ifname.clone() }),
+        Request::Check(Check { container_id: container_id.clone(), netns, ifname: ifname.clone() }),
+        Request::Gc(Gc { valid: vec![Attachment { container_id, ifname }] }),
         Request::Status,
     ]
 }
@@ -66,9 +43,7 @@ fn every_reply_survives_the_wire() {
             message: "no certificate yet".into(),
             details: "adit check".into(),
         }),
-        Reply::Status {
-            release: "0.1.0".into(),
-        },
+        Reply::Status { release: "0.1.0".into() },
     ] {
         let frame = encode(&reply).unwrap();
         assert_eq!(decode(&frame).unwrap(), Some((reply, frame.len())));
@@ -79,10 +54,7 @@ fn every_reply_survives_the_wire() {
 fn a_frame_cut_short_anywhere_is_not_whole_yet() {
     let frame = encode(&Request::Add(add())).unwrap();
     for end in 0..frame.len() {
-        assert!(
-            matches!(decode::<Request>(&frame[..end]), Ok(None)),
-            "cut at {end}"
-        );
+        assert!(matches!(decode::<Request>(&frame[..end]), Ok(None)), "cut at {end}");
     }
 }
 
@@ -97,10 +69,7 @@ fn bytes_after_the_frame_are_left() {
 #[test]
 fn a_length_beyond_the_bound_is_refused_by_the_header_alone() {
     let header = [0, 1, 0xff, 0xff, 0xff, 0xff];
-    assert!(matches!(
-        decode::<Request>(&header),
-        Err(FrameError::TooLong(0xffff_ffff))
-    ));
+    assert!(matches!(decode::<Request>(&header), Err(FrameError::TooLong(0xffff_ffff))));
     let mut long = add();
     long.netns = "n".repeat(FRAME_LEN_MAX);
     assert!(matches!(encode(&Request::Add(long)), Err(FrameError::TooLong(_))));
@@ -118,20 +87,13 @@ fn fields_that_a_later_release_adds_are_ignored() {
     let body = br#"{"verb":"del","container-id":"c0ffee","ifname":"eth0","since":"2027"}"#;
     let mut frame = vec![0, 1, 0, 0, 0, u8::try_from(body.len()).unwrap()];
     frame.extend_from_slice(body);
-    assert!(matches!(
-        decode::<Request>(&frame),
-        Ok(Some((Request::Del(_), _)))
-    ));
+    assert!(matches!(decode::<Request>(&frame), Ok(Some((Request::Del(_), _)))));
 }
 
 #[test]
 fn a_container_id_that_is_no_file_name_does_not_parse() {
     for id in ["", "../x", ".", "-a", "a/b", "a b", "a\0", &"a".repeat(129)] {
-        assert_eq!(
-            ContainerId::try_from((*id).to_owned()),
-            Err(NameError::ContainerId),
-            "{id:?}"
-        );
+        assert_eq!(ContainerId::try_from((*id).to_owned()), Err(NameError::ContainerId), "{id:?}");
     }
     assert!(ContainerId::try_from("0a_.-Z".to_owned()).is_ok());
 }
@@ -139,11 +101,7 @@ fn a_container_id_that_is_no_file_name_does_not_parse() {
 #[test]
 fn an_interface_name_that_the_kernel_refuses_does_not_parse() {
     for name in ["", ".", "..", "a/b", "a:b", "a b", "sixteen-bytes-xx"] {
-        assert_eq!(
-            IfName::try_from((*name).to_owned()),
-            Err(NameError::IfName),
-            "{name:?}"
-        );
+        assert_eq!(IfName::try_from((*name).to_owned()), Err(NameError::IfName), "{name:?}");
     }
     assert!(IfName::try_from("fifteen-bytes-x".to_owned()).is_ok());
 }
@@ -154,19 +112,13 @@ fn only_a_namespace_known_to_have_nothing_enrolled_passes_without_the_agent() {
     let known = Namespaces::parse(file).unwrap();
     let passes = ["a", "b", "c", "d"].map(|namespace| known.passes(namespace));
     assert_eq!(passes, [false, true, true, false]);
-    assert_eq!(
-        Namespaces::parse(&serde_json::to_vec(&known).unwrap()),
-        Some(known)
-    );
+    assert_eq!(Namespaces::parse(&serde_json::to_vec(&known).unwrap()), Some(known));
 }
 
 #[test]
 fn a_namespaces_file_that_is_broken_or_of_another_version_tells_nothing() {
     assert_eq!(Namespaces::parse(b"{"), None);
-    assert_eq!(
-        Namespaces::parse(br#"{"version":2,"namespaces":{"b":"unenrolled"}}"#),
-        None
-    );
+    assert_eq!(Namespaces::parse(br#"{"version":2,"namespaces":{"b":"unenrolled"}}"#), None);
 }
 
 proptest! {

@@ -29,9 +29,7 @@ pub(crate) async fn run(mesh: &Path, args: &Args) -> Result<ExitCode> {
     let (mut answers, all) =
         client::ask_all::<Edges>(mesh, &format!("/edges?window_s={}", args.window)).await?;
     for answer in &mut answers {
-        answer
-            .edges
-            .retain(|edge| touches(edge, args.namespace.as_deref()));
+        answer.edges.retain(|edge| touches(edge, args.namespace.as_deref()));
     }
     match args.output {
         Output::Json => println!("{}", serde_json::to_string_pretty(&answers)?),
@@ -48,9 +46,7 @@ pub(crate) async fn run(mesh: &Path, args: &Args) -> Result<ExitCode> {
 
 fn touches(edge: &Edge, namespace: Option<&str>) -> bool {
     namespace.is_none_or(|namespace| {
-        [&edge.source, &edge.destination]
-            .iter()
-            .any(|party| party.namespace.as_deref() == Some(namespace))
+        [&edge.source, &edge.destination].iter().any(|party| party.namespace.as_deref() == Some(namespace))
     })
 }
 
@@ -78,11 +74,7 @@ fn table(answers: &[Edges]) -> Table {
                 format!(
                     "{} ({})",
                     answer.node,
-                    if edge.direction == "outbound" {
-                        "client"
-                    } else {
-                        "server"
-                    }
+                    if edge.direction == "outbound" { "client" } else { "server" }
                 ),
                 party(&edge.source),
                 party(&edge.destination),
@@ -120,16 +112,8 @@ fn secured(edge: &Edge) -> String {
 }
 
 fn failed(edge: &Edge) -> String {
-    let all: Vec<_> = edge
-        .failed
-        .iter()
-        .map(|(reason, count)| format!("{count} {reason}"))
-        .collect();
-    if all.is_empty() {
-        "0".into()
-    } else {
-        all.join(", ")
-    }
+    let all: Vec<_> = edge.failed.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
+    if all.is_empty() { "0".into() } else { all.join(", ") }
 }
 
 fn latency(us: Option<u64>) -> String {
@@ -174,10 +158,7 @@ mod tests {
 
     #[test]
     fn a_party_without_a_proven_identity_says_so() {
-        let outside = Party {
-            addr: "outside".into(),
-            ..Party::default()
-        };
+        let outside = Party { addr: "outside".into(), ..Party::default() };
         assert_eq!(party(&outside), "outside");
         let unproven = Party {
             namespace: Some("shop".into()),
@@ -185,10 +166,7 @@ mod tests {
             ..Party::default()
         };
         assert_eq!(party(&unproven), "shop/Deployment/web (unproven)");
-        let proven = Party {
-            identity: Some("spiffe://cluster.local/ns/shop/sa/web".into()),
-            ..unproven
-        };
+        let proven = Party { identity: Some("spiffe://cluster.local/ns/shop/sa/web".into()), ..unproven };
         assert_eq!(party(&proven), "cluster.local/ns/shop/sa/web");
     }
 }

@@ -58,10 +58,7 @@ pub(crate) async fn run(mesh: &Path, args: &Args) -> Result<ExitCode> {
     }
     let (answers, all) = client::ask_all::<Flows<'static>>(mesh, &query).await?;
     for answer in answers.iter().filter(|answer| answer.dropped > 0) {
-        eprintln!(
-            "adit: on node {}, {} reports were lost",
-            answer.node, answer.dropped
-        );
+        eprintln!("adit: on node {}, {} reports were lost", answer.node, answer.dropped);
     }
     let mut flows: Vec<_> = answers.into_iter().flat_map(|answer| answer.flows).collect();
     flows.sort_by(|a, b| a.time.cmp(&b.time));
@@ -93,12 +90,7 @@ fn table(flows: &[Flow<'_>]) -> Table {
     for flow in flows {
         table.add_row([
             flow.time.to_string(),
-            if flow.direction == "outbound" {
-                "client"
-            } else {
-                "server"
-            }
-            .to_owned(),
+            if flow.direction == "outbound" { "client" } else { "server" }.to_owned(),
             party(&flow.source),
             party(&flow.destination),
             flow.service.as_deref().unwrap_or("-").to_owned(),
@@ -126,11 +118,7 @@ fn verdict(flow: &Flow<'_>) -> String {
         Some(reason) => reason.to_string(),
         None => flow.state.to_string(),
     };
-    if let Some(policy) = flow
-        .decision
-        .as_ref()
-        .and_then(|decision| decision.policy.as_ref())
-    {
+    if let Some(policy) = flow.decision.as_ref().and_then(|decision| decision.policy.as_ref()) {
         text.push_str(&format!(" by {policy}"));
     }
     text

@@ -30,10 +30,7 @@ fn five_failures_in_a_row_eject_for_a_second() {
         assert_eq!(ejection.failed(now, &1, 10, &settings(), MIDDLE), None);
         assert!(!ejection.is_ejected(now, &1));
     }
-    assert_eq!(
-        about(ejection.failed(now, &1, 10, &settings(), MIDDLE)),
-        Some(1000)
-    );
+    assert_eq!(about(ejection.failed(now, &1, 10, &settings(), MIDDLE)), Some(1000));
     assert!(ejection.is_ejected(now, &1));
     assert!(!ejection.is_ejected(now, &2));
     assert_eq!(ejection.count(now), 1);
@@ -72,11 +69,7 @@ fn each_further_ejection_lasts_twice_as_long_up_to_the_cap() {
     }
     assert_eq!(lengths, [1000, 2000, 4000, 8000, 16_000, 32_000, 60_000, 60_000]);
     ejection.succeeded(&1);
-    assert_eq!(
-        about(fail(&mut ejection, now, 1, 10)),
-        Some(1000),
-        "a success forgets all of it"
-    );
+    assert_eq!(about(fail(&mut ejection, now, 1, 10)), Some(1000), "a success forgets all of it");
 }
 
 #[test]
@@ -84,10 +77,7 @@ fn failures_while_ejected_count_for_nothing() {
     let mut ejection = Ejection::new();
     let length = fail(&mut ejection, Mono::ZERO, 1, 10).unwrap();
     for _ in 0..20 {
-        assert_eq!(
-            ejection.failed(Mono::from_millis(500), &1, 10, &settings(), MIDDLE),
-            None
-        );
+        assert_eq!(ejection.failed(Mono::from_millis(500), &1, 10, &settings(), MIDDLE), None);
     }
     let back = Mono::ZERO + length;
     assert!(!ejection.is_ejected(back, &1));
@@ -129,20 +119,14 @@ fn what_failed_long_ago_is_forgotten() {
     for _ in 0..4 {
         ejection.failed(Mono::ZERO, &1, 10, &settings(), MIDDLE);
     }
-    assert_eq!(
-        ejection.failed(Mono::from_millis(60_000), &1, 10, &settings(), MIDDLE),
-        None
-    );
+    assert_eq!(ejection.failed(Mono::from_millis(60_000), &1, 10, &settings(), MIDDLE), None);
     ejection.failed(Mono::from_millis(120_000), &2, 10, &settings(), MIDDLE);
     assert_eq!(ejection.endpoints.len(), 1);
 }
 
 #[test]
 fn zero_failures_mean_never() {
-    let settings = TrafficSettings {
-        ejection_failures: 0,
-        ..settings()
-    };
+    let settings = TrafficSettings { ejection_failures: 0, ..settings() };
     let mut ejection = Ejection::new();
     for _ in 0..100 {
         assert_eq!(ejection.failed(Mono::ZERO, &1, 10, &settings, MIDDLE), None);
@@ -159,10 +143,7 @@ fn lengths_are_drawn_a_tenth_up_and_down_and_never_pass_the_cap() {
         };
         [0, u32::MAX].map(|draw| {
             let mut ejection = Ejection::new();
-            ejection
-                .failed(Mono::ZERO, &1, 10, &settings, draw)
-                .unwrap()
-                .as_millis()
+            ejection.failed(Mono::ZERO, &1, 10, &settings, draw).unwrap().as_millis()
         })
     };
     assert_eq!(bounds(1000), [900, 1100]);

@@ -138,11 +138,7 @@ impl Pod {
         Self {
             stage,
             wish,
-            annotation: if announced {
-                Annotation::Seen
-            } else {
-                Annotation::Off
-            },
+            annotation: if announced { Annotation::Seen } else { Annotation::Off },
             held: None,
             applied: None,
             broken: None,
@@ -176,19 +172,13 @@ impl Pod {
             let free = self.busy.as_ref().is_none_or(|(_, busy)| busy.may_be_abandoned());
             return if free { next } else { Next::Wait };
         };
-        let underway = self
-            .busy
-            .as_ref()
-            .is_some_and(|(_, busy)| !busy.may_be_abandoned() || busy.same_kind(&op));
+        let underway =
+            self.busy.as_ref().is_some_and(|(_, busy)| !busy.may_be_abandoned() || busy.same_kind(&op));
         let too_early = self
             .retry
             .as_ref()
             .is_some_and(|retry| retry.op.same_kind(&op) && retry.at.is_some_and(|at| now < at));
-        if underway || too_early {
-            Next::Wait
-        } else {
-            Next::Start(op)
-        }
+        if underway || too_early { Next::Wait } else { Next::Start(op) }
     }
 
     fn direction(&self) -> Direction<'_> {
@@ -289,10 +279,7 @@ impl Pod {
         if settled {
             self.started = true;
             self.add_deadline = None;
-            out.extend(self.adds.drain(..).map(|token| Effect::Reply {
-                token,
-                answer: Ok(()),
-            }));
+            out.extend(self.adds.drain(..).map(|token| Effect::Reply { token, answer: Ok(()) }));
         }
     }
 
@@ -303,10 +290,7 @@ impl Pod {
 
     fn answer_dels(&mut self, out: &mut Vec<Effect>) {
         self.del_deadline = None;
-        out.extend(self.dels.drain(..).map(|token| Effect::Reply {
-            token,
-            answer: Ok(()),
-        }));
+        out.extend(self.dels.drain(..).map(|token| Effect::Reply { token, answer: Ok(()) }));
     }
 
     // What can be seen.
@@ -314,10 +298,7 @@ impl Pod {
     /// The next instant at which time alone changes something.
     pub(super) fn deadline(&self) -> Option<Mono> {
         let retry = self.retry.as_ref().and_then(|retry| retry.at);
-        [retry, self.add_deadline, self.del_deadline]
-            .into_iter()
-            .flatten()
-            .min()
+        [retry, self.add_deadline, self.del_deadline].into_iter().flatten().min()
     }
 
     pub(super) fn wish(&self) -> &Wish {
@@ -380,8 +361,5 @@ enum Direction<'p> {
 }
 
 fn refused(token: Token, refusal: &Refusal) -> Effect {
-    Effect::Reply {
-        token,
-        answer: Err(refusal.clone()),
-    }
+    Effect::Reply { token, answer: Err(refusal.clone()) }
 }

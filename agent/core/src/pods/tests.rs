@@ -12,23 +12,15 @@ use crate::redirect::Part;
 use crate::workload::Skip;
 
 fn id(account: &str) -> SpiffeId {
-    format!("spiffe://cluster.local/ns/shop/sa/{account}")
-        .parse()
-        .unwrap()
+    format!("spiffe://cluster.local/ns/shop/sa/{account}").parse().unwrap()
 }
 
 fn want(account: &str) -> Want {
-    Want {
-        identity: id(account),
-        skip: Arc::new(Skip::default()),
-    }
+    Want { identity: id(account), skip: Arc::new(Skip::default()) }
 }
 
 fn key(uid: &str, sandbox: &str) -> PodKey {
-    PodKey {
-        uid: PodUid(uid.into()),
-        sandbox: SandboxId(sandbox.into()),
-    }
+    PodKey { uid: PodUid(uid.into()), sandbox: SandboxId(sandbox.into()) }
 }
 
 fn web() -> PodKey {
@@ -44,11 +36,7 @@ struct Story {
 
 impl Story {
     fn new() -> Self {
-        Self {
-            pods: Pods::new(Limits::default()),
-            now: Now::at_start(UNIX_EPOCH),
-            underway: BTreeMap::new(),
-        }
+        Self { pods: Pods::new(Limits::default()), now: Now::at_start(UNIX_EPOCH), underway: BTreeMap::new() }
     }
 
     /// Gives an event; returns the effects in words.
@@ -73,29 +61,17 @@ impl Story {
     }
 
     fn add(&mut self, key: PodKey, token: u64, wish: Wish) -> Vec<String> {
-        self.on(Event::CniAdd {
-            key,
-            token: Token(token),
-            wish,
-            announced: false,
-        })
+        self.on(Event::CniAdd { key, token: Token(token), wish, announced: false })
     }
 
     fn del(&mut self, sandbox: &str, token: u64) -> Vec<String> {
-        self.on(Event::CniDel {
-            sandbox: SandboxId(sandbox.into()),
-            token: Some(Token(token)),
-        })
+        self.on(Event::CniDel { sandbox: SandboxId(sandbox.into()), token: Some(Token(token)) })
     }
 
     /// The operation under way on this sandbox ends.
     fn end(&mut self, key: &PodKey, outcome: Result<(), Failure>) -> Vec<String> {
         let (ticket, _) = self.underway.remove(key).expect("an operation is under way");
-        self.on(Event::Done {
-            key: key.clone(),
-            ticket,
-            outcome,
-        })
+        self.on(Event::Done { key: key.clone(), ticket, outcome })
     }
 
     fn ok(&mut self, key: &PodKey) -> Vec<String> {
@@ -119,11 +95,7 @@ impl Story {
     }
 
     fn state(&self, key: &PodKey) -> State {
-        self.pods
-            .seen()
-            .find(|seen| seen.key == key)
-            .expect("the sandbox is kept")
-            .state
+        self.pods.seen().find(|seen| seen.key == key).expect("the sandbox is kept").state
     }
 }
 
@@ -143,17 +115,9 @@ fn words(effect: &Effect) -> String {
             Op::RestoreSysctls => "restore".into(),
         },
         Effect::Serve(_) => "serve".into(),
-        Effect::Reply {
-            token,
-            answer: Ok(()),
-        } => format!("{} ok", token.0),
-        Effect::Reply {
-            token,
-            answer: Err(refusal),
-        } => format!("{} {refusal}", token.0),
-        Effect::JournalWrite {
-            captured: Some(_), ..
-        } => "write captured".into(),
+        Effect::Reply { token, answer: Ok(()) } => format!("{} ok", token.0),
+        Effect::Reply { token, answer: Err(refusal) } => format!("{} {refusal}", token.0),
+        Effect::JournalWrite { captured: Some(_), .. } => "write captured".into(),
         Effect::JournalWrite { captured: None, .. } => "write".into(),
         Effect::JournalRemove(_) => "remove".into(),
     }
@@ -162,10 +126,7 @@ fn words(effect: &Effect) -> String {
 #[test]
 fn an_enrolled_pod_is_captured_step_by_step_before_its_add_is_answered() {
     let mut story = Story::new();
-    assert_eq!(
-        story.add(web(), 1, Wish::In(want("web"))),
-        ["write", "need web", "write captured", "open"]
-    );
+    assert_eq!(story.add(web(), 1, Wish::In(want("web"))), ["write", "need web", "write captured", "open"]);
     assert_eq!(story.ok(&web()), [""; 0], "no rules without a certificate");
     assert_eq!(story.on(Event::IdentityReady(id("web"))), ["redirect"]);
     assert_eq!(story.ok(&web()), ["serve", "announce"]);
@@ -178,10 +139,7 @@ fn an_enrolled_pod_is_captured_step_by_step_before_its_add_is_answered() {
 fn a_pod_that_is_not_enrolled_is_kept_and_let_go_at_once_and_a_later_label_captures_it() {
     let mut story = Story::new();
     assert_eq!(story.add(web(), 1, Wish::Out), ["write", "1 ok"]);
-    let wanted = Event::Wanted {
-        uid: PodUid("web".into()),
-        want: want("web"),
-    };
+    let wanted = Event::Wanted { uid: PodUid("web".into()), want: want("web") };
     assert_eq!(story.on(wanted.clone()), ["need web", "write captured", "open"]);
     assert_eq!(story.on(wanted), [""; 0], "told twice");
 }
@@ -190,29 +148,16 @@ fn a_pod_that_is_not_enrolled_is_kept_and_let_go_at_once_and_a_later_label_captu
 fn an_add_before_world_has_synced_waits_for_what_the_labels_say() {
     let mut story = Story::new();
     assert_eq!(story.add(web(), 1, Wish::Unknown), ["write"]);
-    assert_eq!(
-        story.on(Event::Unwanted {
-            uid: PodUid("web".into())
-        }),
-        ["1 ok"]
-    );
+    assert_eq!(story.on(Event::Unwanted { uid: PodUid("web".into()) }), ["1 ok"]);
     assert_eq!(story.add(key("cart", "s2"), 2, Wish::Unknown), ["write"]);
     let answer = story.pass(Duration::from_secs(25));
-    assert_eq!(
-        answer,
-        ["2 not captured in time: it is not known yet whether the pod is enrolled"]
-    );
+    assert_eq!(answer, ["2 not captured in time: it is not known yet whether the pod is enrolled"]);
 }
 
 #[test]
 fn un_enrolment_takes_the_annotation_off_first_and_closes_last() {
     let mut story = Story::live(&web());
-    assert_eq!(
-        story.on(Event::Unwanted {
-            uid: PodUid("web".into())
-        }),
-        ["unannounce"]
-    );
+    assert_eq!(story.on(Event::Unwanted { uid: PodUid("web".into()) }), ["unannounce"]);
     assert_eq!(story.ok(&web()), ["unredirect filter+nat"]);
     assert_eq!(story.ok(&web()), ["drain until 3600"]);
     assert_eq!(story.state(&web()), State::Draining);
@@ -226,22 +171,13 @@ fn un_enrolment_takes_the_annotation_off_first_and_closes_last() {
 #[test]
 fn a_pod_enrolled_again_while_it_drains_is_redirected_again_and_never_closed() {
     let mut story = Story::live(&web());
-    story.on(Event::Unwanted {
-        uid: PodUid("web".into()),
-    });
+    story.on(Event::Unwanted { uid: PodUid("web".into()) });
     story.ok(&web());
     story.ok(&web());
     let drain = story.underway.get(&web()).cloned().unwrap();
-    let again = story.on(Event::Wanted {
-        uid: PodUid("web".into()),
-        want: want("web"),
-    });
+    let again = story.on(Event::Wanted { uid: PodUid("web".into()), want: want("web") });
     assert_eq!(again, ["write captured", "redirect"]);
-    let late = Event::Done {
-        key: web(),
-        ticket: drain.0,
-        outcome: Ok(()),
-    };
+    let late = Event::Done { key: web(), ticket: drain.0, outcome: Ok(()) };
     assert_eq!(story.on(late), [""; 0], "the abandoned drain counts no more");
     assert_eq!(story.ok(&web()), ["serve", "announce"]);
     assert_eq!(story.ok(&web()), [""; 0]);
@@ -252,12 +188,7 @@ fn a_pod_enrolled_again_while_it_drains_is_redirected_again_and_never_closed() {
 fn un_enrolment_during_enrolment_turns_around_and_answers_the_add_when_all_is_undone() {
     let mut story = Story::new();
     story.add(web(), 1, Wish::In(want("web")));
-    assert_eq!(
-        story.on(Event::Unwanted {
-            uid: PodUid("web".into())
-        }),
-        [""; 0]
-    );
+    assert_eq!(story.on(Event::Unwanted { uid: PodUid("web".into()) }), [""; 0]);
     assert_eq!(story.ok(&web()), ["close"]);
     assert_eq!(story.ok(&web()), ["restore"]);
     assert_eq!(story.ok(&web()), ["forget web", "write", "1 ok"]);
@@ -270,10 +201,7 @@ fn an_add_at_its_deadline_ends_with_what_was_lacking_and_is_undone() {
     story.ok(&web());
     assert_eq!(
         story.pass(Duration::from_secs(25)),
-        [
-            "1 not captured in time: no certificate for spiffe://cluster.local/ns/shop/sa/web",
-            "close"
-        ]
+        ["1 not captured in time: no certificate for spiffe://cluster.local/ns/shop/sa/web", "close"]
     );
     story.ok(&web());
     assert_eq!(story.ok(&web())[..2], ["forget web", "write"]);
@@ -297,14 +225,8 @@ fn an_enrolment_that_fails_for_good_is_repeated_ever_more_rarely() {
     assert_eq!(story.fails(&web()), ["1 no", "close"]);
     for seconds in [1, 2, 4, 8, 16, 32, 60, 60] {
         story.ok(&web());
-        assert_eq!(
-            story.ok(&web()),
-            ["forget web", "write", "need web", "write captured"]
-        );
-        assert_eq!(
-            story.pass(Duration::from_secs(seconds) - Duration::from_millis(1)),
-            [""; 0]
-        );
+        assert_eq!(story.ok(&web()), ["forget web", "write", "need web", "write captured"]);
+        assert_eq!(story.pass(Duration::from_secs(seconds) - Duration::from_millis(1)), [""; 0]);
         assert_eq!(story.pass(Duration::from_millis(1)), ["open"]);
         assert_eq!(story.fails(&web()), ["close"]);
     }
@@ -315,13 +237,8 @@ fn an_add_whose_pod_terminates_is_answered_at_once_and_undone() {
     let mut story = Story::new();
     story.add(web(), 1, Wish::In(want("web")));
     story.ok(&web());
-    let terminating = Event::Terminating {
-        uid: PodUid("web".into()),
-    };
-    assert_eq!(
-        story.on(terminating.clone()),
-        ["1 the pod is being deleted", "close"]
-    );
+    let terminating = Event::Terminating { uid: PodUid("web".into()) };
+    assert_eq!(story.on(terminating.clone()), ["1 the pod is being deleted", "close"]);
     story.ok(&web());
     assert_eq!(story.ok(&web()), ["forget web", "write"]);
     assert_eq!(story.on(terminating), [""; 0]);
@@ -330,12 +247,7 @@ fn an_add_whose_pod_terminates_is_answered_at_once_and_undone() {
 #[test]
 fn a_captured_pod_that_terminates_is_served_until_its_sandbox_goes() {
     let mut story = Story::live(&web());
-    assert_eq!(
-        story.on(Event::Terminating {
-            uid: PodUid("web".into())
-        }),
-        [""; 0]
-    );
+    assert_eq!(story.on(Event::Terminating { uid: PodUid("web".into()) }), [""; 0]);
     assert_eq!(story.state(&web()), State::Live);
     assert_eq!(story.del("s1", 2), ["close"]);
     assert_eq!(story.ok(&web()), ["2 ok", "forget web", "remove"]);
@@ -385,15 +297,7 @@ fn an_add_during_the_removal_of_its_own_sandbox_begins_anew() {
     assert_eq!(story.add(web(), 3, Wish::In(want("web"))), [""; 0]);
     assert_eq!(
         story.ok(&web()),
-        [
-            "2 ok",
-            "forget web",
-            "remove",
-            "write",
-            "need web",
-            "write captured",
-            "open"
-        ]
+        ["2 ok", "forget web", "remove", "write", "need web", "write captured", "open"]
     );
 }
 
@@ -401,22 +305,12 @@ fn an_add_during_the_removal_of_its_own_sandbox_begins_anew() {
 fn a_sandbox_made_anew_under_the_same_uid_is_another_and_the_old_one_says_nothing_any_more() {
     let (old, new) = (web(), key("web", "s2"));
     let mut story = Story::live(&old);
-    assert_eq!(
-        story.add(new.clone(), 2, Wish::In(want("web"))),
-        ["write", "write captured", "open"]
-    );
+    assert_eq!(story.add(new.clone(), 2, Wish::In(want("web"))), ["write", "write captured", "open"]);
     story.ok(&new);
     // The annotation stands already: the API server may be away, and the ADD is answered all the same.
     assert_eq!(story.ok(&new), ["serve", "announce", "2 ok"]);
-    let unrepairable = Event::Drifted {
-        key: old.clone(),
-        drift: Drift::Unrepairable,
-    };
-    assert_eq!(
-        story.on(unrepairable),
-        [""; 0],
-        "without taking the annotation off"
-    );
+    let unrepairable = Event::Drifted { key: old.clone(), drift: Drift::Unrepairable };
+    assert_eq!(story.on(unrepairable), [""; 0], "without taking the annotation off");
     assert_eq!(story.del("s1", 3), ["close"]);
     assert_eq!(story.ok(&old), ["3 ok", "remove"], "the identity is still held");
 }
@@ -424,12 +318,7 @@ fn a_sandbox_made_anew_under_the_same_uid_is_another_and_the_old_one_says_nothin
 #[test]
 fn an_annotation_seen_before_answers_the_add_while_the_api_server_is_away() {
     let mut story = Story::new();
-    story.on(Event::CniAdd {
-        key: web(),
-        token: Token(1),
-        wish: Wish::In(want("web")),
-        announced: true,
-    });
+    story.on(Event::CniAdd { key: web(), token: Token(1), wish: Wish::In(want("web")), announced: true });
     story.on(Event::IdentityReady(id("web")));
     story.ok(&web());
     assert_eq!(story.ok(&web()), ["serve", "announce", "1 ok"]);
@@ -453,11 +342,7 @@ fn a_pod_that_cannot_be_repaired_is_not_announced_until_its_watch_says_that_it_h
 #[test]
 fn what_was_captured_before_a_restart_is_listened_for_at_once_and_then_verified() {
     let mut story = Story::new();
-    let adopted = Event::Adopted {
-        key: web(),
-        captured: Some(want("web")),
-        announced: true,
-    };
+    let adopted = Event::Adopted { key: web(), captured: Some(want("web")), announced: true };
     assert_eq!(story.on(adopted.clone()), ["need web", "write captured", "open"]);
     assert_eq!(story.on(adopted), [""; 0], "told twice");
     assert_eq!(story.state(&web()), State::Adopted);
@@ -471,11 +356,7 @@ fn what_was_captured_before_a_restart_is_listened_for_at_once_and_then_verified(
 #[test]
 fn rules_of_before_a_restart_stay_when_listeners_or_rules_cannot_be_had() {
     let mut story = Story::new();
-    story.on(Event::Adopted {
-        key: web(),
-        captured: Some(want("web")),
-        announced: false,
-    });
+    story.on(Event::Adopted { key: web(), captured: Some(want("web")), announced: false });
     assert_eq!(story.fails(&web()), [""; 0]);
     assert_eq!(story.pass(Duration::from_secs(1)), ["open"]);
     assert_eq!(story.ok(&web()), ["redirect"]);
@@ -486,14 +367,8 @@ fn rules_of_before_a_restart_stay_when_listeners_or_rules_cannot_be_had() {
 #[test]
 fn an_adopted_pod_that_is_wanted_no_more_is_released_in_order() {
     let mut story = Story::new();
-    story.on(Event::Adopted {
-        key: web(),
-        captured: Some(want("web")),
-        announced: true,
-    });
-    story.on(Event::Unwanted {
-        uid: PodUid("web".into()),
-    });
+    story.on(Event::Adopted { key: web(), captured: Some(want("web")), announced: true });
+    story.on(Event::Unwanted { uid: PodUid("web".into()) });
     let mut steps = Vec::new();
     while story.underway.contains_key(&web()) {
         steps.extend(story.ok(&web()));
@@ -514,17 +389,9 @@ fn an_adopted_pod_that_is_wanted_no_more_is_released_in_order() {
 #[test]
 fn other_skips_are_written_down_and_applied_to_a_running_pod() {
     let mut story = Story::live(&web());
-    let skip = Skip {
-        inbound_ports: vec![9000..=9000],
-        ..Skip::default()
-    };
-    let changed = Event::Wanted {
-        uid: PodUid("web".into()),
-        want: Want {
-            identity: id("web"),
-            skip: Arc::new(skip),
-        },
-    };
+    let skip = Skip { inbound_ports: vec![9000..=9000], ..Skip::default() };
+    let changed =
+        Event::Wanted { uid: PodUid("web".into()), want: Want { identity: id("web"), skip: Arc::new(skip) } };
     assert_eq!(story.on(changed), ["write captured", "redirect"]);
     assert_eq!(story.ok(&web()), ["serve"]);
 }
@@ -532,22 +399,12 @@ fn other_skips_are_written_down_and_applied_to_a_running_pod() {
 #[test]
 fn another_identity_is_taken_on_only_after_the_old_one_is_given_back() {
     let mut story = Story::live(&web());
-    story.on(Event::Wanted {
-        uid: PodUid("web".into()),
-        want: want("new"),
-    });
+    story.on(Event::Wanted { uid: PodUid("web".into()), want: want("new") });
     let mut steps = Vec::new();
     while story.underway.contains_key(&web()) {
         steps.extend(story.ok(&web()));
     }
-    let tail = [
-        "restore",
-        "forget web",
-        "write",
-        "need new",
-        "write captured",
-        "open",
-    ];
+    let tail = ["restore", "forget web", "write", "need new", "write captured", "open"];
     assert_eq!(steps[steps.len() - 6..], tail);
 }
 
@@ -558,32 +415,20 @@ fn a_namespace_that_is_gone_without_a_del_releases_all() {
     assert_eq!(story.ok(&web()), ["forget web", "remove"]);
     let mut story = Story::new();
     story.add(web(), 1, Wish::In(want("web")));
-    assert_eq!(
-        story.end(&web(), Err(Failure::SandboxGone)),
-        ["1 the sandbox is being removed", "close"]
-    );
+    assert_eq!(story.end(&web(), Err(Failure::SandboxGone)), ["1 the sandbox is being removed", "close"]);
 }
 
 #[test]
 fn check_fails_only_for_a_pod_that_is_wanted_and_not_captured() {
     let check = |story: &mut Story, sandbox: &str| {
-        story.on(Event::CniCheck {
-            sandbox: SandboxId(sandbox.into()),
-            token: Token(9),
-        })
+        story.on(Event::CniCheck { sandbox: SandboxId(sandbox.into()), token: Token(9) })
     };
     let mut story = Story::live(&web());
     assert_eq!(check(&mut story, "s1"), ["9 ok"]);
     assert_eq!(check(&mut story, "never"), ["9 ok"]);
-    story.on(Event::Drifted {
-        key: web(),
-        drift: Drift::Unrepairable,
-    });
+    story.on(Event::Drifted { key: web(), drift: Drift::Unrepairable });
     let answer = check(&mut story, "s1");
-    assert_eq!(
-        answer,
-        ["9 the pod is enrolled but not captured: its redirect rules are not in place"]
-    );
+    assert_eq!(answer, ["9 the pod is enrolled but not captured: its redirect rules are not in place"]);
 }
 
 #[test]
@@ -592,10 +437,7 @@ fn a_sandbox_beyond_the_bound_is_refused() {
     for n in 0..PODS_MAX {
         story.add(key(&n.to_string(), &n.to_string()), 1, Wish::Out);
     }
-    assert_eq!(
-        story.add(web(), 2, Wish::Out),
-        ["2 4096 sandboxes are kept already"]
-    );
+    assert_eq!(story.add(web(), 2, Wish::Out), ["2 4096 sandboxes are kept already"]);
     assert_eq!(story.del("7", 3), ["3 ok", "remove"]);
     assert_eq!(story.add(web(), 4, Wish::Out), ["write", "4 ok"]);
 }
@@ -638,10 +480,7 @@ impl Node {
             }
             Effect::JournalWrite { key, captured } => {
                 if self.journal.insert(key.clone(), captured.is_some()).is_none() {
-                    let earlier = self
-                        .journal
-                        .keys()
-                        .filter(|other| other.uid == key.uid && **other != key);
+                    let earlier = self.journal.keys().filter(|other| other.uid == key.uid && **other != key);
                     self.superseded.extend(earlier.cloned());
                 }
             }
@@ -652,10 +491,7 @@ impl Node {
                     assert!(op.may_be_abandoned());
                     self.late.push((key.clone(), ticket));
                 }
-                assert!(
-                    !self.stands.remove(&key).unwrap_or_default().listening,
-                    "removed while listening"
-                );
+                assert!(!self.stands.remove(&key).unwrap_or_default().listening, "removed while listening");
             }
         }
     }
@@ -711,11 +547,7 @@ impl Node {
             (false, 0) => Err(Failure::SandboxGone),
             (false, _) => Err(Failure::Failed("by chance".into())),
         };
-        Some(Event::Done {
-            key: key.clone(),
-            ticket,
-            outcome,
-        })
+        Some(Event::Done { key: key.clone(), ticket, outcome })
     }
 }
 
@@ -728,9 +560,7 @@ fn history(seed: u64, steps: usize) -> BTreeSet<String> {
     let mut node = Node::default();
     let mut now = Now::at_start(UNIX_EPOCH);
     let mut token = 0;
-    let keys: Vec<PodKey> = ["a1", "a2", "b3", "c4"]
-        .map(|name| key(&name[..1], name))
-        .to_vec();
+    let keys: Vec<PodKey> = ["a1", "a2", "b3", "c4"].map(|name| key(&name[..1], name)).to_vec();
     let run = |pods: &mut Pods, node: &mut Node, now: Now, event: Option<Event>| {
         let effects = match event {
             Some(event) => pods.handle(now, event),
@@ -761,34 +591,17 @@ fn history(seed: u64, steps: usize) -> BTreeSet<String> {
                     _ => Wish::In(want(account)),
                 },
             }),
-            2 => Some(Event::CniDel {
-                token: Some(ask()),
-                sandbox: key.sandbox,
-            }),
-            3 => Some(Event::CniCheck {
-                token: ask(),
-                sandbox: key.sandbox,
-            }),
-            4 | 5 => Some(Event::Wanted {
-                uid,
-                want: want(account),
-            }),
+            2 => Some(Event::CniDel { token: Some(ask()), sandbox: key.sandbox }),
+            3 => Some(Event::CniCheck { token: ask(), sandbox: key.sandbox }),
+            4 | 5 => Some(Event::Wanted { uid, want: want(account) }),
             6 => Some(Event::Unwanted { uid }),
             7 if chance.is_multiple_of(8) => Some(Event::Terminating { uid }),
             8 => Some(Event::IdentityReady(id(account))),
             9 => Some(Event::Drifted {
                 key,
-                drift: if chance.is_multiple_of(2) {
-                    Drift::Repaired
-                } else {
-                    Drift::Unrepairable
-                },
+                drift: if chance.is_multiple_of(2) { Drift::Repaired } else { Drift::Unrepairable },
             }),
-            10 => node.late.pop().map(|(key, ticket)| Event::Done {
-                key,
-                ticket,
-                outcome: Ok(()),
-            }),
+            10 => node.late.pop().map(|(key, ticket)| Event::Done { key, ticket, outcome: Ok(()) }),
             11 => {
                 now = now.after(Duration::from_millis(draw.below(40_000)));
                 None
@@ -801,10 +614,7 @@ fn history(seed: u64, steps: usize) -> BTreeSet<String> {
     for key in &keys {
         token += 1;
         node.asked.insert(Token(token));
-        let del = Event::CniDel {
-            sandbox: key.sandbox.clone(),
-            token: Some(Token(token)),
-        };
+        let del = Event::CniDel { sandbox: key.sandbox.clone(), token: Some(Token(token)) };
         run(&mut pods, &mut node, now, Some(del));
     }
     for _ in 0..8 {
@@ -825,15 +635,7 @@ fn history(seed: u64, steps: usize) -> BTreeSet<String> {
 #[test]
 fn every_seeded_history_keeps_the_laws() {
     let seen: BTreeSet<String> = (0..400).flat_map(|seed| history(seed, 300)).collect();
-    let states = [
-        "Added",
-        "Adopted",
-        "Draining",
-        "Gone",
-        "Listening",
-        "Live",
-        "Redirected",
-    ];
+    let states = ["Added", "Adopted", "Draining", "Gone", "Listening", "Live", "Redirected"];
     assert_eq!(Vec::from_iter(seen), states, "the histories go everywhere");
 }
 

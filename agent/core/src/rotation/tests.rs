@@ -9,9 +9,7 @@ use super::*;
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 fn id(name: &str) -> SpiffeId {
-    format!("spiffe://cluster.local/ns/shop/sa/{name}")
-        .parse()
-        .unwrap()
+    format!("spiffe://cluster.local/ns/shop/sa/{name}").parse().unwrap()
 }
 
 fn web() -> SpiffeId {
@@ -27,42 +25,23 @@ fn rotation() -> Rotation {
 }
 
 fn issue(now: Now, life: Duration) -> Issue {
-    let validity = Validity {
-        not_before: now.wall - Duration::from_secs(300),
-        not_after: now.wall + life,
-    };
-    Issue {
-        validity,
-        at: now.wall,
-    }
+    let validity = Validity { not_before: now.wall - Duration::from_secs(300), not_after: now.wall + life };
+    Issue { validity, at: now.wall }
 }
 
 fn issued(now: Now, id: SpiffeId, life: Duration) -> Event {
-    Event::Issued {
-        id,
-        from: Source::Answer,
-        issue: issue(now, life),
-    }
+    Event::Issued { id, from: Source::Answer, issue: issue(now, life) }
 }
 
 fn failed(id: SpiffeId) -> Event {
-    Event::Failed {
-        id,
-        kind: Failure::Unreachable,
-    }
+    Event::Failed { id, kind: Failure::Unreachable }
 }
 
 /// A machine that holds a certificate of this life since `start()`.
 fn holding(life: Duration) -> Rotation {
     let mut rotation = rotation();
-    assert_eq!(
-        rotation.handle(start(), Event::Need(web())),
-        [Effect::Request(web())]
-    );
-    assert_eq!(
-        rotation.handle(start(), issued(start(), web(), life)),
-        [Effect::Publish(web())]
-    );
+    assert_eq!(rotation.handle(start(), Event::Need(web())), [Effect::Request(web())]);
+    assert_eq!(rotation.handle(start(), issued(start(), web(), life)), [Effect::Publish(web())]);
     rotation
 }
 
@@ -81,16 +60,9 @@ fn first_request(rotation: &mut Rotation) -> Now {
 #[test]
 fn a_need_is_requested_once_however_often_it_is_said() {
     let mut rotation = rotation();
-    assert_eq!(
-        rotation.handle(start(), Event::Need(web())),
-        [Effect::Request(web())]
-    );
+    assert_eq!(rotation.handle(start(), Event::Need(web())), [Effect::Request(web())]);
     assert_eq!(rotation.handle(start(), Event::Need(web())), []);
-    assert_eq!(
-        rotation.deadline(),
-        None,
-        "an answer is awaited and nothing is held"
-    );
+    assert_eq!(rotation.deadline(), None, "an answer is awaited and nothing is held");
 }
 
 #[test]
@@ -101,17 +73,11 @@ fn renewal_lies_at_half_of_life_within_a_tenth_and_is_drawn_per_certificate() {
         rotation.handle(start(), Event::Need(web()));
         rotation.handle(start(), issued(start(), web(), DAY));
         let renewed = first_request(&mut rotation).mono.0;
-        assert!(
-            renewed >= DAY.mul_f64(0.4) && renewed <= DAY.mul_f64(0.6),
-            "{renewed:?}"
-        );
+        assert!(renewed >= DAY.mul_f64(0.4) && renewed <= DAY.mul_f64(0.6), "{renewed:?}");
         seen.push(renewed);
     }
     seen.sort_unstable();
-    assert!(
-        seen[0] < DAY.mul_f64(0.42) && seen[199] > DAY.mul_f64(0.58),
-        "the whole range is drawn from"
-    );
+    assert!(seen[0] < DAY.mul_f64(0.42) && seen[199] > DAY.mul_f64(0.58), "the whole range is drawn from");
 }
 
 #[test]
@@ -119,10 +85,7 @@ fn comparing_does_not_draw_again() {
     let mut rotation = holding(DAY);
     let renew = rotation.status().next().unwrap().1.renew_at;
     for minutes in 1..600 {
-        assert_eq!(
-            rotation.tick(start().after(Duration::from_secs(60 * minutes))),
-            []
-        );
+        assert_eq!(rotation.tick(start().after(Duration::from_secs(60 * minutes))), []);
         assert_eq!(rotation.status().next().unwrap().1.renew_at, renew);
         if start().after(Duration::from_secs(60 * (minutes + 1))).wall >= renew.unwrap() {
             return;
@@ -148,10 +111,7 @@ fn a_failed_renewal_keeps_the_old_certificate_to_its_expiry() {
         }
     }
     let expired_at = expired_at.unwrap();
-    assert!(
-        expired_at > DAY && expired_at <= DAY + Duration::from_millis(1),
-        "{expired_at:?}"
-    );
+    assert!(expired_at > DAY && expired_at <= DAY + Duration::from_millis(1), "{expired_at:?}");
 }
 
 #[test]
@@ -171,14 +131,8 @@ fn retries_go_on_for_ever_within_the_cap_and_spread_over_all_of_it() {
     assert!(delays[1] <= Duration::from_secs(2), "{:?}", delays[1]);
     assert!(delays.iter().all(|delay| *delay <= Duration::from_secs(60)));
     let late = &delays[10..];
-    assert!(
-        late.iter().any(|delay| *delay < Duration::from_secs(3)),
-        "full jitter reaches down"
-    );
-    assert!(
-        late.iter().any(|delay| *delay > Duration::from_secs(57)),
-        "and up"
-    );
+    assert!(late.iter().any(|delay| *delay < Duration::from_secs(3)), "full jitter reaches down");
+    assert!(late.iter().any(|delay| *delay > Duration::from_secs(57)), "and up");
 }
 
 #[test]
@@ -198,10 +152,7 @@ fn a_short_life_is_retried_within_a_tenth_of_it() {
 fn a_forgotten_identity_is_withdrawn_and_its_late_answer_thrown_away() {
     let mut rotation = rotation();
     rotation.handle(start(), Event::Need(web()));
-    assert_eq!(
-        rotation.handle(start(), Event::Forget(web())),
-        [Effect::Forget(web())]
-    );
+    assert_eq!(rotation.handle(start(), Event::Forget(web())), [Effect::Forget(web())]);
     assert_eq!(rotation.handle(start(), Event::Forget(web())), []);
     assert_eq!(rotation.handle(start(), issued(start(), web(), DAY)), []);
     assert_eq!(rotation.status().count(), 0);
@@ -213,15 +164,8 @@ fn needed_again_while_a_request_is_in_flight_its_answer_is_used() {
     let mut rotation = rotation();
     rotation.handle(start(), Event::Need(web()));
     rotation.handle(start(), Event::Forget(web()));
-    assert_eq!(
-        rotation.handle(start(), Event::Need(web())),
-        [],
-        "one request in flight per identity"
-    );
-    assert_eq!(
-        rotation.handle(start(), issued(start(), web(), DAY)),
-        [Effect::Publish(web())]
-    );
+    assert_eq!(rotation.handle(start(), Event::Need(web())), [], "one request in flight per identity");
+    assert_eq!(rotation.handle(start(), issued(start(), web(), DAY)), [Effect::Publish(web())]);
 }
 
 #[test]
@@ -243,20 +187,10 @@ fn a_certificate_that_is_not_valid_now_counts_as_a_failure() {
     for shift in [Duration::from_secs(3600), DAY * 2] {
         let mut rotation = rotation();
         rotation.handle(start(), Event::Need(web()));
-        let early = Now {
-            wall: start().wall - shift,
-            ..start()
-        };
-        let late = Now {
-            wall: start().wall + shift + DAY,
-            ..start()
-        };
+        let early = Now { wall: start().wall - shift, ..start() };
+        let late = Now { wall: start().wall + shift + DAY, ..start() };
         for now in [early, late] {
-            assert_eq!(
-                rotation.handle(now, issued(start(), web(), DAY)),
-                [],
-                "not published"
-            );
+            assert_eq!(rotation.handle(now, issued(start(), web(), DAY)), [], "not published");
             let retry = now.after(rotation.deadline().unwrap().since(now.mono));
             assert_eq!(rotation.tick(retry), [Effect::Request(web())]);
         }
@@ -269,17 +203,11 @@ fn a_kept_certificate_is_served_without_asking_and_renewed_by_its_own_age() {
     let kept = |at: Duration| Event::Issued {
         id: web(),
         from: Source::Kept,
-        issue: Issue {
-            at: start().wall - at,
-            ..issue(start(), DAY - at)
-        },
+        issue: Issue { at: start().wall - at, ..issue(start(), DAY - at) },
     };
     assert_eq!(rotation.handle(start(), kept(DAY / 4)), [Effect::Publish(web())]);
     let renewed = first_request(&mut rotation).mono.0;
-    assert!(
-        renewed >= DAY.mul_f64(0.149) && renewed <= DAY.mul_f64(0.351),
-        "{renewed:?}"
-    );
+    assert!(renewed >= DAY.mul_f64(0.149) && renewed <= DAY.mul_f64(0.351), "{renewed:?}");
 
     let mut past_renewal = self::rotation();
     assert_eq!(
@@ -329,33 +257,21 @@ fn a_wall_clock_set_forward_past_expiry_is_noticed_within_the_recheck() {
     let mut rotation = holding(DAY);
     let at = rotation.deadline().unwrap();
     assert!(at.0 <= RECHECK);
-    let stepped = Now {
-        mono: at,
-        wall: start().wall + DAY * 3,
-    };
-    assert_eq!(
-        rotation.tick(stepped),
-        [Effect::Expired(web()), Effect::Request(web())]
-    );
+    let stepped = Now { mono: at, wall: start().wall + DAY * 3 };
+    assert_eq!(rotation.tick(stepped), [Effect::Expired(web()), Effect::Request(web())]);
 }
 
 #[test]
 fn a_wall_clock_set_forward_past_the_renew_point_renews() {
     let mut rotation = holding(DAY);
-    let stepped = Now {
-        mono: rotation.deadline().unwrap(),
-        wall: start().wall + DAY.mul_f64(0.61),
-    };
+    let stepped = Now { mono: rotation.deadline().unwrap(), wall: start().wall + DAY.mul_f64(0.61) };
     assert_eq!(rotation.tick(stepped), [Effect::Request(web())]);
 }
 
 #[test]
 fn a_wall_clock_set_back_does_not_put_renewal_off() {
     let mut rotation = holding(DAY);
-    let back = |mono: Duration| Now {
-        mono: Mono(mono),
-        wall: start().wall + mono - DAY / 10,
-    };
+    let back = |mono: Duration| Now { mono: Mono(mono), wall: start().wall + mono - DAY / 10 };
     assert_eq!(rotation.tick(back(DAY.mul_f64(0.39))), []);
     assert_eq!(rotation.tick(back(DAY.mul_f64(0.601))), [Effect::Request(web())]);
 }
@@ -405,9 +321,7 @@ struct Outside {
 
 impl Outside {
     fn index(id: &SpiffeId) -> usize {
-        (0..4)
-            .find(|n| *id == self::id(&n.to_string()))
-            .expect("only these are needed")
+        (0..4).find(|n| *id == self::id(&n.to_string())).expect("only these are needed")
     }
 
     /// Checks effects against what may never happen; `offered` is the certificate just handed in.
@@ -428,9 +342,7 @@ impl Outside {
                     self.served[n] = Some(validity);
                 }
                 Effect::Expired(id) => {
-                    let held = self.served[Self::index(&id)]
-                        .take()
-                        .expect("expired without being served");
+                    let held = self.served[Self::index(&id)].take().expect("expired without being served");
                     assert!(held.not_after < self.now.wall, "withdrawn before its expiry");
                 }
                 Effect::Forget(id) => {

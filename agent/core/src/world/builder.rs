@@ -206,10 +206,7 @@ impl WorldBuilder {
     /// Every object of a kind.
     fn known(&self, kind: Kind) -> BTreeSet<Subject> {
         fn named<V>(kind: Kind, objects: &BTreeMap<ObjectName, V>) -> BTreeSet<Subject> {
-            objects
-                .keys()
-                .map(|name| Subject::Object(kind, name.clone()))
-                .collect()
+            objects.keys().map(|name| Subject::Object(kind, name.clone())).collect()
         }
         match kind {
             Kind::Pod => {
@@ -237,17 +234,10 @@ impl WorldBuilder {
 
     fn namespace(&mut self, namespace: Namespace) {
         let name = Arc::clone(&namespace.name);
-        if self
-            .namespaces
-            .get(&name)
-            .is_some_and(|known| known.namespace == namespace)
-        {
+        if self.namespaces.get(&name).is_some_and(|known| known.namespace == namespace) {
             return;
         }
-        let known = KnownNamespace {
-            skip: Arc::new(namespace.skip.clone()),
-            namespace,
-        };
+        let known = KnownNamespace { skip: Arc::new(namespace.skip.clone()), namespace };
         self.namespaces.insert(Arc::clone(&name), known);
         self.touch_namespace(&name);
     }
@@ -313,10 +303,7 @@ impl WorldBuilder {
             return;
         }
         self.dirty.services(policy.services.iter().cloned());
-        let known = KnownTraffic {
-            settings: Arc::new(policy.settings.clone()),
-            policy,
-        };
+        let known = KnownTraffic { settings: Arc::new(policy.settings.clone()), policy };
         if let Some(old) = self.traffic.insert(known.policy.name.clone(), known) {
             self.dirty.services(old.policy.services);
         }

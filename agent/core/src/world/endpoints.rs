@@ -67,9 +67,7 @@ pub(crate) fn via(workload: &Workload, port: u16) -> Via {
     match (workload.captured, workload.enrolment.is_enrolled()) {
         (true, _) if skipped(workload, port) => Via::Plaintext(PlaintextCause::SkippedPort),
         // Enrolled or not: while it is captured its agent serves tunnels, and un-enrolment takes the annotation first.
-        (true, _) => Via::Tunnel {
-            expected: workload.identity.clone(),
-        },
+        (true, _) => Via::Tunnel { expected: workload.identity.clone() },
         (false, true) => Via::Plaintext(PlaintextCause::NotYetCaptured),
         (false, false) => Via::Plaintext(PlaintextCause::NotEnrolled),
     }
@@ -170,14 +168,8 @@ pub(crate) fn port_routes(
     ports
         .map(|port| {
             let found = found(service, port, slices, pods);
-            let (v4, v6) = found
-                .into_iter()
-                .partition(|found| found.candidate.addr.is_ipv4());
-            PortRoutes {
-                port: port.port,
-                v4: backends(service, v4),
-                v6: backends(service, v6),
-            }
+            let (v4, v6) = found.into_iter().partition(|found| found.candidate.addr.is_ipv4());
+            PortRoutes { port: port.port, v4: backends(service, v4), v6: backends(service, v6) }
         })
         .collect()
 }
@@ -194,9 +186,7 @@ fn found(service: &Service, port: &ServicePort, slices: &[&EndpointSlice], pods:
                 continue;
             };
             // An endpoint that moves between slices is in both for a while, and one may say that it has terminated.
-            let better = by_addr
-                .get(&found.candidate.addr)
-                .is_none_or(|held| rank(&found) > rank(held));
+            let better = by_addr.get(&found.candidate.addr).is_none_or(|held| rank(&found) > rank(held));
             if better {
                 by_addr.insert(found.candidate.addr, found);
             }
@@ -207,29 +197,11 @@ fn found(service: &Service, port: &ServicePort, slices: &[&EndpointSlice], pods:
 
 /// Which of two entries for one address counts: the greater. Total but for the place, so that the order of slices
 /// matters to nobody.
-fn rank(
-    found: &Found,
-) -> (
-    bool,
-    bool,
-    Option<&ObjectName>,
-    Option<&NodeName>,
-    Option<&Arc<str>>,
-) {
-    let name = found
-        .candidate
-        .workload
-        .as_ref()
-        .map(|workload| &workload.pod.name);
+fn rank(found: &Found) -> (bool, bool, Option<&ObjectName>, Option<&NodeName>, Option<&Arc<str>>) {
+    let name = found.candidate.workload.as_ref().map(|workload| &workload.pod.name);
     let known = found.candidate.via != Via::Unknown;
     let place = &found.place;
-    (
-        !place.terminating,
-        known,
-        name,
-        place.node.as_ref(),
-        place.zone.as_ref(),
-    )
+    (!place.terminating, known, name, place.node.as_ref(), place.zone.as_ref())
 }
 
 /// What an endpoint is good for; `None` if it may not be used at all.
@@ -255,17 +227,11 @@ fn judge(
         }
     };
     let terminating = endpoint.terminating || workload.is_some_and(|workload| workload.pod.terminating);
-    let usable = if terminating {
-        endpoint.serving || endpoint.ready
-    } else {
-        endpoint.ready
-    };
+    let usable = if terminating { endpoint.serving || endpoint.ready } else { endpoint.ready };
     if !usable && !service.publish_not_ready {
         return None;
     }
-    let port = slice_port
-        .port
-        .unwrap_or_else(|| target_port(port, workload.map(|workload| &**workload)));
+    let port = slice_port.port.unwrap_or_else(|| target_port(port, workload.map(|workload| &**workload)));
     let via = match workload {
         _ if !known => Via::Unknown,
         Some(workload) => via(workload, port),
@@ -276,12 +242,7 @@ fn judge(
         zone: endpoint.zone.clone().or_else(|| workload?.zone.clone()),
         terminating,
     };
-    let candidate = Candidate {
-        addr: SocketAddr::new(ip, port),
-        workload: workload.cloned(),
-        via,
-        tier: 0,
-    };
+    let candidate = Candidate { addr: SocketAddr::new(ip, port), workload: workload.cloned(), via, tier: 0 };
     Some(Found { candidate, place })
 }
 
@@ -297,23 +258,13 @@ fn target_port(port: &ServicePort, workload: Option<&Workload>) -> u16 {
 
 fn backends(service: &Service, found: Vec<Found>) -> Backends {
     if prefers(service) {
-        let (candidates, places): (Vec<_>, Vec<_>) = found
-            .into_iter()
-            .map(|found| (found.candidate, found.place))
-            .unzip();
-        return Backends {
-            candidates: candidates.into(),
-            places: places.into(),
-        };
+        let (candidates, places): (Vec<_>, Vec<_>) =
+            found.into_iter().map(|found| (found.candidate, found.place)).unzip();
+        return Backends { candidates: candidates.into(), places: places.into() };
     }
     let none_lives = found.iter().all(|found| found.place.terminating);
-    let usable = found
-        .into_iter()
-        .filter(|found| none_lives || !found.place.terminating);
-    Backends {
-        candidates: usable.map(|found| found.candidate).collect(),
-        places: Box::default(),
-    }
+    let usable = found.into_iter().filter(|found| none_lives || !found.place.terminating);
+    Backends { candidates: usable.map(|found| found.candidate).collect(), places: Box::default() }
 }
 
 /// Whether it matters to the Service where a source is.

@@ -50,10 +50,7 @@ pub(crate) fn pod(of: &str, ips: &[&str]) -> Pod {
         ports: Vec::new(),
         probe_ports: Vec::new(),
         skip: Skip::default(),
-        owner: Owner {
-            kind: "Pod".into(),
-            name: Arc::clone(&name.name),
-        },
+        owner: Owner { kind: "Pod".into(), name: Arc::clone(&name.name) },
         name,
     }
 }
@@ -65,19 +62,11 @@ pub(crate) fn labels(pairs: &[(&str, &str)]) -> Labels {
 
 /// An enrolled namespace.
 pub(crate) fn namespace(name: &str) -> Namespace {
-    Namespace {
-        name: name.into(),
-        mesh: Some(MeshLabel::Enabled),
-        skip: Skip::default(),
-    }
+    Namespace { name: name.into(), mesh: Some(MeshLabel::Enabled), skip: Skip::default() }
 }
 
 pub(crate) fn node(short: &str, zone: &str, address: &str) -> Node {
-    Node {
-        name: node_name(short),
-        zone: Some(zone.into()),
-        addresses: vec![ip(address)],
-    }
+    Node { name: node_name(short), zone: Some(zone.into()), addresses: vec![ip(address)] }
 }
 
 /// A Service with one unnamed port 80 → 8080.
@@ -104,15 +93,9 @@ pub(crate) fn service(of: &str, vips: &[&str]) -> Service {
 pub(crate) fn slice(service: &str, suffix: &str, endpoints: Vec<Endpoint>) -> EndpointSlice {
     let service = name(service);
     EndpointSlice {
-        name: ObjectName::new(
-            Arc::clone(&service.namespace),
-            format!("{}-{suffix}", service.name),
-        ),
+        name: ObjectName::new(Arc::clone(&service.namespace), format!("{}-{suffix}", service.name)),
         service,
-        ports: vec![SlicePort {
-            name: "".into(),
-            port: Some(8080),
-        }],
+        ports: vec![SlicePort { name: "".into(), port: Some(8080) }],
         endpoints,
     }
 }

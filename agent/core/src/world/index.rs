@@ -51,9 +51,7 @@ impl Claimants {
 
 /// Whose address this is.
 pub(crate) fn winner_at(by_ip: &Table<(IpAddr, Claimants)>, ip: IpAddr) -> Option<&Arc<Workload>> {
-    by_ip
-        .get(&ip.to_canonical())
-        .map(|(_, claimants)| claimants.winner())
+    by_ip.get(&ip.to_canonical()).map(|(_, claimants)| claimants.winner())
 }
 
 /// Who wins an address: the greatest.
@@ -119,10 +117,7 @@ pub(crate) struct Table<E> {
 
 impl<E> Default for Table<E> {
     fn default() -> Self {
-        Self {
-            shards: (0..SHARDS).map(|_| Arc::from([])).collect(),
-            len: 0,
-        }
+        Self { shards: (0..SHARDS).map(|_| Arc::from([])).collect(), len: 0 }
     }
 }
 
@@ -233,14 +228,8 @@ impl VipIndex {
         }
         let owned = |(name, port): (&ObjectName, u16)| (name.clone(), port);
         Self {
-            vips: claims
-                .into_iter()
-                .map(|(at, (_, name, port))| (at, owned((name, port))))
-                .collect(),
-            node_ports: node_ports
-                .into_iter()
-                .map(|(at, claim)| (at, owned(claim)))
-                .collect(),
+            vips: claims.into_iter().map(|(at, (_, name, port))| (at, owned((name, port)))).collect(),
+            node_ports: node_ports.into_iter().map(|(at, claim)| (at, owned(claim))).collect(),
             nodes: nodes.map(|ip| ip.to_canonical()).collect(),
         }
     }
@@ -251,9 +240,7 @@ impl VipIndex {
             return Some((name, *port, Front::Vip));
         }
         let (name, port) = self.node_ports.get(&dst.port())?;
-        self.nodes
-            .contains(&dst.ip())
-            .then_some((name, *port, Front::NodePort))
+        self.nodes.contains(&dst.ip()).then_some((name, *port, Front::NodePort))
     }
 }
 

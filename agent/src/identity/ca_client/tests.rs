@@ -50,10 +50,7 @@ async fn serve(root: &Authority, name: &str, script: Script) -> Server {
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
         .with_no_client_auth()
-        .with_single_cert(
-            chain,
-            rustls_pki_types::PrivateKeyDer::Pkcs8(key.serialize_der().into()),
-        )
+        .with_single_cert(chain, rustls_pki_types::PrivateKeyDer::Pkcs8(key.serialize_der().into()))
         .unwrap();
     config.alpn_protocols = vec![b"h2".to_vec()];
     let acceptor = TlsAcceptor::from(Arc::new(config));
@@ -80,11 +77,7 @@ async fn serve(root: &Authority, name: &str, script: Script) -> Server {
             });
         }
     });
-    Server {
-        address,
-        seen,
-        _running: running,
-    }
+    Server { address, seen, _running: running }
 }
 
 async fn answer(
@@ -109,10 +102,7 @@ async fn answer(
         Script::Refuse(status) => (None, status),
         Script::Silent | Script::Cut => return std::future::pending().await,
     };
-    let response = http::Response::builder()
-        .header("content-type", "application/grpc")
-        .body(())
-        .unwrap();
+    let response = http::Response::builder().header("content-type", "application/grpc").body(()).unwrap();
     let mut stream = respond.send_response(response, false).unwrap();
     if let Some(message) = message {
         let mut frame = BytesMut::new();
@@ -149,11 +139,7 @@ fn setup(address: &str, trust: TrustBundle, root_pem: Option<String>) -> Setup {
         life: Duration::from_secs(3600),
     };
     let (trust, seen) = watch::channel(Arc::new(trust));
-    Setup {
-        client: CaClient::new(ca, Tls::new(Clock::paused(wall())), seen).unwrap(),
-        trust,
-        dir,
-    }
+    Setup { client: CaClient::new(ca, Tls::new(Clock::paused(wall())), seen).unwrap(), trust, dir }
 }
 
 async fn ask(setup: &Setup) -> Result<Vec<String>, CaError> {
@@ -167,10 +153,7 @@ async fn a_request_is_istios_and_its_token_is_read_anew_each_time() {
     let setup = setup(&server.address, bundle(1, &[&root]), None);
     assert_eq!(ask(&setup).await.unwrap(), ["leaf", "root"]);
     let seen = server.seen.try_recv().unwrap();
-    assert_eq!(
-        seen.path,
-        "/istio.v1.auth.IstioCertificateService/CreateCertificate"
-    );
+    assert_eq!(seen.path, "/istio.v1.auth.IstioCertificateService/CreateCertificate");
     assert_eq!(seen.authorization, "Bearer the-token");
     assert_eq!(seen.request.csr, "the csr");
     assert_eq!(seen.request.validity_duration, 3600);
@@ -180,10 +163,7 @@ async fn a_request_is_istios_and_its_token_is_read_anew_each_time() {
 
     std::fs::write(setup.dir.path().join("token"), "the-next-token").unwrap();
     ask(&setup).await.unwrap();
-    assert_eq!(
-        server.seen.try_recv().unwrap().authorization,
-        "Bearer the-next-token"
-    );
+    assert_eq!(server.seen.try_recv().unwrap().authorization, "Bearer the-next-token");
 }
 
 #[tokio::test]
@@ -191,14 +171,9 @@ async fn a_ca_with_another_name_or_another_root_is_not_asked() {
     let (root, other) = (Authority::root("root"), Authority::root("other"));
     for (by, name, trusted) in [(&root, "evil.adit-system.svc", &root), (&other, CA_NAME, &root)] {
         let server = serve(by, name, Script::Issue(vec![])).await;
-        let error = ask(&setup(&server.address, bundle(1, &[trusted]), None))
-            .await
-            .unwrap_err();
+        let error = ask(&setup(&server.address, bundle(1, &[trusted]), None)).await.unwrap_err();
         assert_eq!(error.kind(), Failure::Unreachable, "{error}");
-        assert!(
-            server.seen.try_recv().is_err(),
-            "the token went out to a stranger"
-        );
+        assert!(server.seen.try_recv().is_err(), "the token went out to a stranger");
     }
     // Another CA's root, where it is configured.
     let server = serve(&other, CA_NAME, Script::Issue(vec!["leaf".into()])).await;
@@ -217,15 +192,11 @@ async fn a_refusal_is_told_from_an_outage() {
         (13, Failure::Unreachable),
     ] {
         let server = serve(&root, CA_NAME, Script::Refuse(status)).await;
-        let error = ask(&setup(&server.address, bundle(1, &[&root]), None))
-            .await
-            .unwrap_err();
+        let error = ask(&setup(&server.address, bundle(1, &[&root]), None)).await.unwrap_err();
         assert_eq!(error.kind(), kind, "status {status}: {error}");
     }
     let server = serve(&root, CA_NAME, Script::Cut).await;
-    let error = ask(&setup(&server.address, bundle(1, &[&root]), None))
-        .await
-        .unwrap_err();
+    let error = ask(&setup(&server.address, bundle(1, &[&root]), None)).await.unwrap_err();
     assert_eq!(error.kind(), Failure::Unreachable);
 }
 
@@ -237,10 +208,7 @@ async fn without_a_bundle_or_a_token_nothing_is_sent() {
     let error = ask(&setup).await.unwrap_err();
     assert_eq!(
         (error.kind(), error.to_string().as_str()),
-        (
-            Failure::NotReady,
-            "the trust bundle of cluster.local is not known yet"
-        )
+        (Failure::NotReady, "the trust bundle of cluster.local is not known yet")
     );
     setup.trust.send_replace(Arc::new(bundle(1, &[&root])));
     for token in ["", " \n", "two\nlines"] {
@@ -261,11 +229,7 @@ async fn a_ca_that_never_answers_costs_one_time_out() {
     let setup = setup(&server.address, bundle(1, &[&root]), None);
     let begun = tokio::time::Instant::now();
     assert_eq!(ask(&setup).await.unwrap_err().kind(), Failure::Unreachable);
-    assert!(
-        begun.elapsed() <= CALL_TIMEOUT + Duration::from_secs(1),
-        "{:?}",
-        begun.elapsed()
-    );
+    assert!(begun.elapsed() <= CALL_TIMEOUT + Duration::from_secs(1), "{:?}", begun.elapsed());
 }
 
 #[tokio::test]

@@ -3,7 +3,6 @@
 use std::collections::VecDeque;
 use std::path::Path;
 
-
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
@@ -27,13 +26,7 @@ pub(in super::super) async fn ask(
     csr: String,
 ) -> Result<Vec<String>, CaError> {
     let (reply, answer) = oneshot::channel();
-    asked
-        .send(Asked {
-            id: id.clone(),
-            csr,
-            reply,
-        })
-        .map_err(|_| CaError::TimedOut)?;
+    asked.send(Asked { id: id.clone(), csr, reply }).map_err(|_| CaError::TimedOut)?;
     answer.await.unwrap_or(Err(CaError::TimedOut))
 }
 
@@ -99,10 +92,7 @@ impl Bench {
     }
 
     async fn next(&mut self) -> Asked {
-        timeout(EVER, self.asked.recv())
-            .await
-            .expect("nothing is asked any more")
-            .expect("driver is gone")
+        timeout(EVER, self.asked.recv()).await.expect("nothing is asked any more").expect("driver is gone")
     }
 
     /// Answers with a sound certificate of this life.
@@ -128,9 +118,7 @@ impl Bench {
     }
 
     fn serial(&self, name: &str) -> Option<String> {
-        self.certs
-            .certificate(&id(name))
-            .map(|served| served.serial.to_string())
+        self.certs.certificate(&id(name)).map(|served| served.serial.to_string())
     }
 
     /// The first certificate of an identity.
@@ -156,14 +144,8 @@ async fn a_needed_identity_is_requested_served_and_renewed_at_half_of_its_life()
     assert_eq!(bench.certs.server(&id("web")).unwrap_err().id, id("web"));
     bench.obtain("web").await;
     assert_eq!(bench.serial("web").as_deref(), Some("1"));
-    let (before, first) = (
-        bench.certs.generation(&id("web")),
-        bench.certs.server(&id("web")).unwrap(),
-    );
-    assert!(
-        Arc::ptr_eq(&first, &bench.certs.server(&id("web")).unwrap()),
-        "made once per generation"
-    );
+    let (before, first) = (bench.certs.generation(&id("web")), bench.certs.server(&id("web")).unwrap());
+    assert!(Arc::ptr_eq(&first, &bench.certs.server(&id("web")).unwrap()), "made once per generation");
 
     let renewal = bench.next().await;
     let at = bench.since_start();
@@ -174,9 +156,7 @@ async fn a_needed_identity_is_requested_served_and_renewed_at_half_of_its_life()
         "the old one serves while the new one is asked for"
     );
     bench.grant(renewal, DAY);
-    bench
-        .settled(|status| status[0].serial.as_deref() == Some("2"))
-        .await;
+    bench.settled(|status| status[0].serial.as_deref() == Some("2")).await;
     assert_ne!(bench.certs.generation(&id("web")), before);
     assert!(!Arc::ptr_eq(&first, &bench.certs.server(&id("web")).unwrap()));
 }
@@ -189,24 +169,13 @@ async fn without_a_ca_the_old_certificate_serves_to_its_expiry_and_the_ca_is_ask
     while bench.serial("web").is_some() {
         bench.next().await.reply.send(Err(CaError::TimedOut)).unwrap();
         refused += 1;
-        bench
-            .settled(|status| status[0].failures > 0 || status[0].serial.is_none())
-            .await;
+        bench.settled(|status| status[0].failures > 0 || status[0].serial.is_none()).await;
     }
     let expired = bench.since_start();
-    assert!(
-        expired >= DAY && expired <= DAY + Duration::from_secs(61),
-        "{expired:?}"
-    );
-    assert!(
-        refused > 500,
-        "twelve hours of retries within a minute of each other, not {refused}"
-    );
+    assert!(expired >= DAY && expired <= DAY + Duration::from_secs(61), "{expired:?}");
+    assert!(refused > 500, "twelve hours of retries within a minute of each other, not {refused}");
     let (kind, text) = bench.status.borrow()[0].last_failure.clone().unwrap();
-    assert_eq!(
-        (kind, &*text),
-        (Failure::Unreachable, "CA did not answer within 10s")
-    );
+    assert_eq!((kind, &*text), (Failure::Unreachable, "CA did not answer within 10s"));
     let asked = bench.next().await;
     bench.grant(asked, DAY);
     timeout(EVER, bench.certs.wait_for(&id("web"))).await.unwrap();
@@ -232,28 +201,15 @@ async fn what_peers_would_refuse_is_not_served_and_says_why() {
         let sound = bench.spec(&id("web"), DAY);
         let answer = match round {
             0 => bench.issuing.answer(
-                &Spec {
-                    uris: Spec::of(&id("cart")).uris,
-                    ..sound
-                },
+                &Spec { uris: Spec::of(&id("cart")).uris, ..sound },
                 &asked.csr,
                 &bench.root,
             ),
             1 => stranger.answer(&sound, &asked.csr, &stranger),
-            2 => bench.issuing.answer(
-                &Spec {
-                    from: -400,
-                    to: -1,
-                    ..sound
-                },
-                &asked.csr,
-                &bench.root,
-            ),
+            2 => bench.issuing.answer(&Spec { from: -400, to: -1, ..sound }, &asked.csr, &bench.root),
             3 => {
                 let is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-                bench
-                    .issuing
-                    .answer(&Spec { is_ca, ..sound }, &asked.csr, &bench.root)
+                bench.issuing.answer(&Spec { is_ca, ..sound }, &asked.csr, &bench.root)
             }
             4 => vec!["no PEM at all".into()],
             5 => {
@@ -298,20 +254,14 @@ async fn a_changed_bundle_is_used_then_acknowledged_and_replaces_what_it_revokes
     bench.obtain("web").await;
     bench.obtain("api").await;
     assert_eq!(*bench.acknowledged.borrow(), 1);
-    let (web, api) = (
-        bench.certs.generation(&id("web")),
-        bench.certs.generation(&id("api")),
-    );
+    let (web, api) = (bench.certs.generation(&id("web")), bench.certs.generation(&id("api")));
     let mut waiting = bench.certs.clone();
 
     // Lists that are only signed anew change nothing but the acknowledged generation.
     let mut same = bundle(2, &[&bench.root]);
     same.crls.push(bench.root.crl(&[]));
     bench.trust.send_replace(Arc::new(same));
-    timeout(EVER, bench.acknowledged.wait_for(|generation| *generation == 2))
-        .await
-        .unwrap()
-        .unwrap();
+    timeout(EVER, bench.acknowledged.wait_for(|generation| *generation == 2)).await.unwrap().unwrap();
     assert_eq!(bench.certs.generation(&id("web")), web);
 
     // What cannot be read is neither used nor acknowledged.
@@ -323,49 +273,24 @@ async fn a_changed_bundle_is_used_then_acknowledged_and_replaces_what_it_revokes
     let mut killing = bundle(3, &[&bench.root]);
     killing.crls.push(bench.root.crl(&[&[1]]));
     bench.trust.send_replace(Arc::new(killing));
-    timeout(EVER, bench.acknowledged.wait_for(|generation| *generation == 3))
-        .await
-        .unwrap()
-        .unwrap();
-    timeout(Duration::from_millis(1), waiting.trust_changed())
-        .await
-        .expect("the change is told");
-    assert!(
-        timeout(DAY / 100, waiting.trust_changed()).await.is_err(),
-        "and told once"
-    );
-    assert_ne!(
-        bench.certs.generation(&id("api")),
-        api,
-        "configurations hold the new kill list"
-    );
+    timeout(EVER, bench.acknowledged.wait_for(|generation| *generation == 3)).await.unwrap().unwrap();
+    timeout(Duration::from_millis(1), waiting.trust_changed()).await.expect("the change is told");
+    assert!(timeout(DAY / 100, waiting.trust_changed()).await.is_err(), "and told once");
+    assert_ne!(bench.certs.generation(&id("api")), api, "configurations hold the new kill list");
     let peer = |serial: &str, of: &str| super::super::Peer {
         id: of.parse().unwrap(),
         serial: serial.into(),
         not_after: SystemTime::UNIX_EPOCH,
-        tls: super::super::TlsFacts {
-            version: "",
-            suite: "",
-            group: "",
-        },
+        tls: super::super::TlsFacts { version: "", suite: "", group: "" },
     };
     assert!(bench.certs.is_revoked(&peer("1", id("web").as_str())));
     assert!(!bench.certs.is_revoked(&peer("2", id("api").as_str())));
-    assert!(
-        bench
-            .certs
-            .is_revoked(&peer("2", "spiffe://gone.local/ns/shop/sa/api"))
-    );
+    assert!(bench.certs.is_revoked(&peer("2", "spiffe://gone.local/ns/shop/sa/api")));
 
-    let asked = timeout(Duration::from_secs(2), bench.asked.recv())
-        .await
-        .expect("replaced at once")
-        .unwrap();
+    let asked = timeout(Duration::from_secs(2), bench.asked.recv()).await.expect("replaced at once").unwrap();
     assert_eq!(asked.id, id("web"), "only what is revoked is replaced");
     bench.grant(asked, DAY);
-    bench
-        .settled(|status| status[1].serial.as_deref() == Some("3"))
-        .await;
+    bench.settled(|status| status[1].serial.as_deref() == Some("3")).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -386,9 +311,7 @@ async fn calls_are_bounded_and_stuck_renewals_do_not_keep_a_new_identity_waiting
         let asked = bench.next().await;
         bench.grant(asked, DAY);
     }
-    bench
-        .settled(|status| status.iter().all(|status| status.serial.is_some()))
-        .await;
+    bench.settled(|status| status.iter().all(|status| status.serial.is_some())).await;
     let mut stuck = Vec::new();
     while bench.since_start() < DAY.mul_f64(0.9) {
         if let Ok(asked) = timeout(DAY / 10, bench.asked.recv()).await {
@@ -417,9 +340,7 @@ async fn a_restarted_agent_serves_from_tmpfs_without_the_ca_and_forgets_with_the
 
     let mut second = Bench::start(root, issuing, clock, Some(dir.path()));
     second.needs.need(id("web"));
-    timeout(Duration::from_secs(1), second.certs.wait_for(&id("web")))
-        .await
-        .expect("served without the CA");
+    timeout(Duration::from_secs(1), second.certs.wait_for(&id("web"))).await.expect("served without the CA");
     assert_eq!(second.serial("web").as_deref(), Some("1"));
     assert!(second.asked.try_recv().is_err(), "nothing was asked");
     let renewal = second.next().await;
@@ -445,21 +366,12 @@ async fn a_kept_certificate_waits_for_the_bundle_that_it_leads_to() {
 
     let mut second = Bench::start(root, issuing, clock, Some(dir.path()));
     second.trust.send_replace(Arc::default());
-    timeout(EVER, second.acknowledged.wait_for(|generation| *generation == 0))
-        .await
-        .unwrap()
-        .unwrap();
+    timeout(EVER, second.acknowledged.wait_for(|generation| *generation == 0)).await.unwrap().unwrap();
     second.needs.need(id("web"));
     let _unanswered = second.next().await;
-    assert_eq!(
-        second.serial("web"),
-        None,
-        "without a bundle nothing can be checked"
-    );
+    assert_eq!(second.serial("web"), None, "without a bundle nothing can be checked");
     second.trust.send_replace(Arc::new(bundle(1, &[&second.root])));
-    timeout(Duration::from_secs(1), second.certs.wait_for(&id("web")))
-        .await
-        .unwrap();
+    timeout(Duration::from_secs(1), second.certs.wait_for(&id("web"))).await.unwrap();
 }
 
 #[test]
@@ -483,18 +395,10 @@ fn the_journal_is_private_and_only_on_tmpfs() {
     journal.keep(&made).unwrap();
     let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(&within), 0o700);
-    let file = std::fs::read_dir(&within)
-        .unwrap()
-        .next()
-        .unwrap()
-        .unwrap()
-        .path();
+    let file = std::fs::read_dir(&within).unwrap().next().unwrap().unwrap().path();
     assert_eq!(mode(&file), 0o600);
     let kept = journal.kept(&id("web")).unwrap();
-    assert_eq!(
-        (&*kept.chain, kept.secret.expose()),
-        (&*made.chain.cert, made.secret.expose())
-    );
+    assert_eq!((&*kept.chain, kept.secret.expose()), (&*made.chain.cert, made.secret.expose()));
     assert_eq!(kept.at, wall());
 
     // A file that others can read is no secret any more; a damaged one is none either. Both are removed.

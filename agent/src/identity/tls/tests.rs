@@ -24,10 +24,8 @@ struct Node {
 impl Node {
     fn new(trust: adit_core::trust::TrustBundle) -> Self {
         let tls = Tls::new(Clock::paused(wall()));
-        let (publish, certs) = certs::channel(
-            tls.clone(),
-            Arc::new(Trust::new(Arc::new(trust), tls.algorithms()).unwrap()),
-        );
+        let (publish, certs) =
+            certs::channel(tls.clone(), Arc::new(Trust::new(Arc::new(trust), tls.algorithms()).unwrap()));
         Self { tls, publish, certs }
     }
 
@@ -79,18 +77,8 @@ async fn check(root: &Authority, by: &Authority, case: Case) {
     let api = Node::with(trust(), &id("api"), &case.server, by);
     let client = web.certs.client(&id("web"), &id("api")).unwrap();
     let (web_end, api_end) = shake(client, api.certs.server(&id("api")).unwrap()).await;
-    assert_eq!(
-        reason_of(&web_end.unwrap_err()),
-        case.web_says,
-        "{}: web",
-        case.rule
-    );
-    assert_eq!(
-        reason_of(&api_end.unwrap_err()),
-        case.api_says,
-        "{}: api",
-        case.rule
-    );
+    assert_eq!(reason_of(&web_end.unwrap_err()), case.web_says, "{}: web", case.rule);
+    assert_eq!(reason_of(&api_end.unwrap_err()), case.api_says, "{}: api", case.rule);
 }
 
 #[tokio::test]
@@ -101,18 +89,9 @@ async fn a_handshake_proves_both_identities_and_is_post_quantum() {
     let api = Node::with(bundle(1, &[&root]), &id("api"), &Spec::of(&id("api")), &issuing);
     let client = web.certs.client(&id("web"), &id("api")).unwrap();
     let (web_end, api_end) = shake(client, api.certs.server(&id("api")).unwrap()).await;
-    let facts = TlsFacts {
-        version: "TLSv1.3",
-        suite: "TLS13_AES_128_GCM_SHA256",
-        group: "X25519MLKEM768",
-    };
+    let facts = TlsFacts { version: "TLSv1.3", suite: "TLS13_AES_128_GCM_SHA256", group: "X25519MLKEM768" };
     let not_after = wall() + Duration::from_secs(24 * 3600);
-    let expected = |name: &str| Peer {
-        id: id(name),
-        serial: "abc".into(),
-        not_after,
-        tls: facts,
-    };
+    let expected = |name: &str| Peer { id: id(name), serial: "abc".into(), not_after, tls: facts };
     assert_eq!(peer_of(web_end.unwrap().get_ref().1).unwrap(), expected("api"));
     assert_eq!(peer_of(api_end.unwrap().get_ref().1).unwrap(), expected("web"));
 }
@@ -126,114 +105,69 @@ async fn each_broken_rule_of_a_servers_certificate_has_its_reason() {
     let foreign = SpiffeId::of_service_account(&"other.local".parse().unwrap(), "shop", "api").unwrap();
     let signing = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyCertSign];
     let cases: [(&str, &Authority, Spec, Reason, Reason); 12] = [
-        (
-            "another identity",
-            &root,
-            Spec::of(&id("cart")),
-            Reason::PeerIdentity,
-            Reason::PeerUntrusted,
-        ),
-        (
-            "another trust domain",
-            &root,
-            Spec::of(&foreign),
-            Reason::PeerUntrusted,
-            Reason::PeerUntrusted,
-        ),
+        ("another identity", &root, Spec::of(&id("cart")), Reason::PeerIdentity, Reason::PeerUntrusted),
+        ("another trust domain", &root, Spec::of(&foreign), Reason::PeerUntrusted, Reason::PeerUntrusted),
         (
             "expired",
             &root,
-            Spec {
-                to: -1,
-                ..sound.clone()
-            },
+            Spec { to: -1, ..sound.clone() },
             Reason::PeerExpired,
             Reason::OwnCertificateMissing,
         ),
         (
             "not yet valid",
             &root,
-            Spec {
-                from: 60,
-                ..sound.clone()
-            },
+            Spec { from: 60, ..sound.clone() },
             Reason::PeerExpired,
             Reason::OwnCertificateMissing,
         ),
-        (
-            "another root",
-            &other,
-            sound.clone(),
-            Reason::PeerUntrusted,
-            Reason::PeerUntrusted,
-        ),
+        ("another root", &other, sound.clone(), Reason::PeerUntrusted, Reason::PeerUntrusted),
         (
             "two URI SANs",
             &root,
-            Spec {
-                uris: vec![api.as_str().into(), web.as_str().into()],
-                ..sound.clone()
-            },
+            Spec { uris: vec![api.as_str().into(), web.as_str().into()], ..sound.clone() },
             Reason::PeerUntrusted,
             Reason::PeerUntrusted,
         ),
         (
             "no URI SAN",
             &root,
-            Spec {
-                uris: vec![],
-                ..sound.clone()
-            },
+            Spec { uris: vec![], ..sound.clone() },
             Reason::PeerUntrusted,
             Reason::PeerUntrusted,
         ),
         (
             "no workload's identity",
             &root,
-            Spec {
-                uris: vec!["spiffe://cluster.local".into()],
-                ..sound.clone()
-            },
+            Spec { uris: vec!["spiffe://cluster.local".into()], ..sound.clone() },
             Reason::PeerUntrusted,
             Reason::PeerUntrusted,
         ),
         (
             "a CA's certificate",
             &root,
-            Spec {
-                is_ca: IsCa::Ca(BasicConstraints::Unconstrained),
-                ..sound.clone()
-            },
+            Spec { is_ca: IsCa::Ca(BasicConstraints::Unconstrained), ..sound.clone() },
             Reason::PeerUntrusted,
             Reason::PeerUntrusted,
         ),
         (
             "a signing key",
             &root,
-            Spec {
-                key_usages: signing,
-                ..sound.clone()
-            },
+            Spec { key_usages: signing, ..sound.clone() },
             Reason::PeerUntrusted,
             Reason::PeerUntrusted,
         ),
         (
             "a client's purpose only",
             &root,
-            Spec {
-                extended_key_usages: vec![ExtendedKeyUsagePurpose::ClientAuth],
-                ..sound.clone()
-            },
+            Spec { extended_key_usages: vec![ExtendedKeyUsagePurpose::ClientAuth], ..sound.clone() },
             Reason::PeerUntrusted,
             Reason::PeerUntrusted,
         ),
         (
             "no subject and a SAN that is not critical",
             &root,
-            Spec {
-                san_critical: false,
-                ..sound.clone()
-            },
+            Spec { san_critical: false, ..sound.clone() },
             Reason::PeerUntrusted,
             Reason::PeerUntrusted,
         ),
@@ -265,44 +199,17 @@ async fn each_broken_rule_of_a_clients_certificate_has_its_reason() {
     let age = (Reason::PeerExpired, Reason::OwnCertificateMissing);
     for (rule, client, (api_says, web_says)) in [
         ("another trust domain", Spec::of(&foreign), distrust),
-        (
-            "expired",
-            Spec {
-                to: -1,
-                ..sound.clone()
-            },
-            age,
-        ),
-        (
-            "not yet valid",
-            Spec {
-                from: 60,
-                ..sound.clone()
-            },
-            age,
-        ),
+        ("expired", Spec { to: -1, ..sound.clone() }, age),
+        ("not yet valid", Spec { from: 60, ..sound.clone() }, age),
         (
             "two URI SANs",
-            Spec {
-                uris: vec![id("web").to_string(), id("api").to_string()],
-                ..sound.clone()
-            },
+            Spec { uris: vec![id("web").to_string(), id("api").to_string()], ..sound.clone() },
             distrust,
         ),
-        (
-            "a CA's",
-            Spec {
-                is_ca: IsCa::Ca(BasicConstraints::Unconstrained),
-                ..sound.clone()
-            },
-            distrust,
-        ),
+        ("a CA's", Spec { is_ca: IsCa::Ca(BasicConstraints::Unconstrained), ..sound.clone() }, distrust),
         (
             "a server's purpose only",
-            Spec {
-                extended_key_usages: vec![ExtendedKeyUsagePurpose::ServerAuth],
-                ..sound.clone()
-            },
+            Spec { extended_key_usages: vec![ExtendedKeyUsagePurpose::ServerAuth], ..sound.clone() },
             distrust,
         ),
     ] {
@@ -336,20 +243,12 @@ async fn a_revoked_serial_identity_intermediate_or_trust_domain_is_refused_on_bo
         let client = web.certs.client(&id("web"), &id("api")).unwrap();
         let (web_end, api_end) = shake(client, api.certs.server(&id("api")).unwrap()).await;
         assert_eq!(reason_of(&web_end.unwrap_err()), Reason::PeerRevoked, "{list:?}");
-        assert_eq!(
-            reason_of(&api_end.unwrap_err()),
-            Reason::IdentityRevoked,
-            "{list:?}"
-        );
+        assert_eq!(reason_of(&api_end.unwrap_err()), Reason::IdentityRevoked, "{list:?}");
         let (web, api) = (plain("web"), knowing("api"));
         let client = web.certs.client(&id("web"), &id("api")).unwrap();
         let (web_end, api_end) = shake(client, api.certs.server(&id("api")).unwrap()).await;
         assert_eq!(reason_of(&api_end.unwrap_err()), Reason::PeerRevoked, "{list:?}");
-        assert_eq!(
-            reason_of(&web_end.unwrap_err()),
-            Reason::IdentityRevoked,
-            "{list:?}"
-        );
+        assert_eq!(reason_of(&web_end.unwrap_err()), Reason::IdentityRevoked, "{list:?}");
     }
 }
 
@@ -357,9 +256,7 @@ async fn a_revoked_serial_identity_intermediate_or_trust_domain_is_refused_on_bo
 async fn bundles_are_never_merged_a_root_counts_for_its_own_trust_domain_only() {
     let (root, other) = (Authority::root("root"), Authority::root("other"));
     let mut trust = bundle(1, &[&root]);
-    trust
-        .roots
-        .insert("other.local".parse().unwrap(), vec![Arc::from(other.der())]);
+    trust.roots.insert("other.local".parse().unwrap(), vec![Arc::from(other.der())]);
     // other.local's root issues a cluster.local identity.
     let web = Node::with(trust.clone(), &id("web"), &Spec::of(&id("web")), &other);
     let api = Node::with(trust.clone(), &id("api"), &Spec::of(&id("api")), &root);
@@ -391,10 +288,7 @@ async fn a_client_without_a_certificate_is_refused() {
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(ExpectPeer {
-            trust,
-            expected: id("api"),
-        }))
+        .with_custom_certificate_verifier(Arc::new(ExpectPeer { trust, expected: id("api") }))
         .with_no_client_auth();
     config.alpn_protocols = vec![ALPN.to_vec()];
     config.time_provider = Arc::new(WallClock(Clock::paused(wall())));
@@ -429,18 +323,14 @@ async fn what_is_not_tls_is_a_broken_protocol_and_what_ends_is_a_lost_tunnel() {
     let root = Authority::root("root");
     let web = Node::with(bundle(1, &[&root]), &id("web"), &Spec::of(&id("web")), &root);
     let name = || rustls_pki_types::ServerName::IpAddress(std::net::Ipv4Addr::LOCALHOST.into());
-    for (answer, reason) in [
-        (&b"HTTP/1.1 400 Bad Request\r\n\r\n"[..], Reason::PeerProtocol),
-        (b"", Reason::TunnelLost),
-    ] {
+    for (answer, reason) in
+        [(&b"HTTP/1.1 400 Bad Request\r\n\r\n"[..], Reason::PeerProtocol), (b"", Reason::TunnelLost)]
+    {
         let (near, mut far) = duplex(64 * 1024);
         far.write_all(answer).await.unwrap();
         far.shutdown().await.unwrap();
         let config = web.certs.client(&id("web"), &id("api")).unwrap();
-        let error = TlsConnector::from(config)
-            .connect(name(), near)
-            .await
-            .unwrap_err();
+        let error = TlsConnector::from(config).connect(name(), near).await.unwrap_err();
         assert_eq!(reason_of(&error), reason, "{error}");
     }
 }
@@ -464,17 +354,9 @@ fn errors_of_the_socket_keep_their_meaning() {
 fn only_tls_1_3_with_aes_gcm_and_the_three_groups_is_offered_and_no_server_name() {
     let tls = Tls::new(Clock::paused(wall()));
     let provider = tls.provider();
-    let suites: Vec<_> = provider
-        .cipher_suites
-        .iter()
-        .map(|suite| suite.suite().as_str().unwrap())
-        .collect();
+    let suites: Vec<_> = provider.cipher_suites.iter().map(|suite| suite.suite().as_str().unwrap()).collect();
     assert_eq!(suites, ["TLS13_AES_128_GCM_SHA256", "TLS13_AES_256_GCM_SHA384"]);
-    let groups: Vec<_> = provider
-        .kx_groups
-        .iter()
-        .map(|group| group_name(group.name()))
-        .collect();
+    let groups: Vec<_> = provider.kx_groups.iter().map(|group| group_name(group.name())).collect();
     assert_eq!(groups, ["X25519MLKEM768", "X25519", "secp256r1"]);
     let root = Authority::root("root");
     let config = stranger(&root, |_| ());
@@ -502,9 +384,7 @@ async fn tls_1_2_is_refused() {
     let api = Node::with(bundle(1, &[&root]), &id("api"), &Spec::of(&id("api")), &root);
     let (mut near, far) = duplex(64 * 1024);
     near.write_all(CLIENT_HELLO_TLS12).await.unwrap();
-    let accepted = TlsAcceptor::from(api.certs.server(&id("api")).unwrap())
-        .accept(far)
-        .await;
+    let accepted = TlsAcceptor::from(api.certs.server(&id("api")).unwrap()).accept(far).await;
     let error = accepted.unwrap_err();
     let tls = error.get_ref().unwrap().downcast_ref::<rustls::Error>().unwrap();
     assert_eq!(
@@ -530,9 +410,7 @@ async fn no_session_is_resumed_even_between_the_same_configurations() {
         assert_eq!(api_end.get_ref().1.handshake_kind(), Some(HandshakeKind::Full));
     }
     // Nor with a client that would: the server sends it no ticket.
-    let keen = stranger(&root, |config| {
-        config.resumption = Resumption::in_memory_sessions(8)
-    });
+    let keen = stranger(&root, |config| config.resumption = Resumption::in_memory_sessions(8));
     for _ in 0..2 {
         let (web_end, _) = shake(keen.clone(), api.certs.server(&id("api")).unwrap()).await;
         let web_end = web_end.unwrap();

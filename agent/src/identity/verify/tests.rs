@@ -1,5 +1,5 @@
-use super::super::testing::{Authority, Spec, bundle, id, wall};
 use super::super::leaf::unix_time;
+use super::super::testing::{Authority, Spec, bundle, id, wall};
 use super::super::tls::Tls;
 use super::*;
 use crate::clock::Clock;
@@ -11,20 +11,14 @@ fn trust(bundle: TrustBundle) -> Result<Trust, BundleError> {
 
 fn verify(trust: &Trust, chain: &[CertificateDer<'_>]) -> Result<SpiffeId, VerifyError> {
     let time = unix_time(wall()).unwrap();
-    trust
-        .verify(&chain[0], &chain[1..], Purpose::Server, time)
-        .map(|leaf| leaf.id)
+    trust.verify(&chain[0], &chain[1..], Purpose::Server, time).map(|leaf| leaf.id)
 }
 
 #[test]
 fn a_serial_is_lower_case_hex_without_leading_zeros() {
-    for (octets, hex) in [
-        (&[0x0a, 0xbc][..], "abc"),
-        (&[0, 0xff], "ff"),
-        (&[0x4f, 0, 1], "4f0001"),
-        (&[0], "0"),
-        (&[], "0"),
-    ] {
+    for (octets, hex) in
+        [(&[0x0a, 0xbc][..], "abc"), (&[0, 0xff], "ff"), (&[0x4f, 0, 1], "4f0001"), (&[0], "0"), (&[], "0")]
+    {
         assert_eq!(&*serial_hex(octets), hex);
     }
 }
@@ -37,10 +31,7 @@ fn what_revocation_lists_name_is_revoked_whoever_signed_them() {
     revoking.crls = vec![other.crl(&[]), other.crl(&[&[0x41; 16], &[0x0a, 0xbc]])];
     let revoking = trust(revoking).unwrap();
     let error = verify(&revoking, &chain).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        format!("{}: certificate abc is revoked", id("web"))
-    );
+    assert_eq!(error.to_string(), format!("{}: certificate abc is revoked", id("web")));
     assert!(revoking.is_revoked(&id("web"), "abc") && !revoking.is_revoked(&id("web"), "abd"));
     assert!(revoking.is_revoked(&id("web"), &"41".repeat(16)));
 }
@@ -49,32 +40,20 @@ fn what_revocation_lists_name_is_revoked_whoever_signed_them() {
 fn a_bundle_with_a_root_or_a_list_that_cannot_be_read_is_refused() {
     let root = Authority::root("root");
     let mut no_root = bundle(1, &[&root]);
-    no_root
-        .roots
-        .values_mut()
-        .for_each(|roots| roots.push(Arc::from([0_u8; 4])));
+    no_root.roots.values_mut().for_each(|roots| roots.push(Arc::from([0_u8; 4])));
     assert_eq!(
         trust(no_root).unwrap_err().to_string(),
         "root 1 of trust domain cluster.local is no certificate"
     );
     let mut no_list = bundle(1, &[&root]);
     no_list.crls.push(Arc::from(root.der()));
-    assert_eq!(
-        trust(no_list).unwrap_err().to_string(),
-        "revocation list 0 cannot be read"
-    );
+    assert_eq!(trust(no_list).unwrap_err().to_string(), "revocation list 0 cannot be read");
 }
 
 #[test]
 fn signing_lists_anew_changes_nothing_and_naming_more_does() {
     let root = Authority::root("root");
-    let with = |crls: Vec<Arc<[u8]>>| {
-        trust(TrustBundle {
-            crls,
-            ..bundle(2, &[&root])
-        })
-        .unwrap()
-    };
+    let with = |crls: Vec<Arc<[u8]>>| trust(TrustBundle { crls, ..bundle(2, &[&root]) }).unwrap();
     let first = trust(bundle(1, &[&root])).unwrap();
     assert!(first.same_as(&with(vec![root.crl(&[])])));
     assert!(!first.same_as(&with(vec![root.crl(&[&[9]])])));
@@ -86,10 +65,7 @@ fn an_intermediate_may_be_revoked_and_may_not_be_a_leaf() {
     let root = Authority::root("root");
     let issuing = root.intermediate("issuing", &[0x70]);
     let (chain, _) = issuing.leaf(&Spec::of(&id("web")));
-    assert_eq!(
-        verify(&trust(bundle(1, &[&root])).unwrap(), &chain).unwrap(),
-        id("web")
-    );
+    assert_eq!(verify(&trust(bundle(1, &[&root])).unwrap(), &chain).unwrap(), id("web"));
     let below_a_leaf = verify(&trust(bundle(1, &[&root])).unwrap(), &chain[1..]).unwrap_err();
     assert!(matches!(below_a_leaf, VerifyError::Ca), "{below_a_leaf}");
     let mut revoking = bundle(1, &[&root]);

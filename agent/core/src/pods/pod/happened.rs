@@ -61,10 +61,7 @@ impl Pod {
         if let (Wish::In(want), Some(held), false) = (&self.wish, &self.held, self.deleted)
             && *held == want.identity
         {
-            out.push(Effect::JournalWrite {
-                key: key.clone(),
-                captured: Some(want.clone()),
-            });
+            out.push(Effect::JournalWrite { key: key.clone(), captured: Some(want.clone()) });
         }
     }
 
@@ -164,11 +161,7 @@ impl Pod {
                 self.failed(&op, Some(&detail), out);
                 let before = self.retry.take_if(|retry| retry.op.same_kind(&op));
                 let failures = before.map_or(0, |retry| retry.failures).saturating_add(1);
-                self.retry = Some(Retry {
-                    op,
-                    at: Some(now + backoff(limits, failures)),
-                    failures,
-                });
+                self.retry = Some(Retry { op, at: Some(now + backoff(limits, failures)), failures });
             }
         }
     }
@@ -273,8 +266,5 @@ impl Pod {
 /// `retry_first` · 2^(failures - 1), at most `retry_max`.
 fn backoff(limits: &Limits, failures: u32) -> Duration {
     let doublings = failures.saturating_sub(1).min(16);
-    limits
-        .retry_first
-        .saturating_mul(1 << doublings)
-        .min(limits.retry_max)
+    limits.retry_first.saturating_mul(1 << doublings).min(limits.retry_max)
 }

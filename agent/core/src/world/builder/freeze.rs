@@ -45,10 +45,7 @@ impl WorldBuilder {
         services.extend(self.services_of(&touched));
         self.update_routes(&mut world, services);
         if dirty.vips {
-            let nodes = self
-                .nodes
-                .values()
-                .flat_map(|node| node.addresses.iter().copied());
+            let nodes = self.nodes.values().flat_map(|node| node.addresses.iter().copied());
             world.vips = Arc::new(VipIndex::new(self.services.values(), nodes));
         }
         world.trust.clone_from(&self.trust);
@@ -111,10 +108,7 @@ impl WorldBuilder {
         if *namespace == settings.system_namespace || settings.excluded_namespaces.contains(namespace) {
             return Enrolment::ExcludedNamespace;
         }
-        let by_namespace = self
-            .namespaces
-            .get(namespace)
-            .and_then(|known| known.namespace.mesh);
+        let by_namespace = self.namespaces.get(namespace).and_then(|known| known.namespace.mesh);
         match (pod.mesh, by_namespace) {
             (Some(MeshLabel::Enabled), _) => Enrolment::ByPod,
             (Some(MeshLabel::Disabled), _) => Enrolment::OptedOut,
@@ -144,10 +138,7 @@ impl WorldBuilder {
             return;
         }
         let settings = self.traffic_settings();
-        let pods = Pods {
-            by_name: &world.by_name,
-            by_ip: &world.by_ip,
-        };
+        let pods = Pods { by_name: &world.by_name, by_ip: &world.by_ip };
         let mut changes = BTreeMap::new();
         for name in services {
             let new = self.services.get(&name).map(|service| {
@@ -205,10 +196,7 @@ impl WorldBuilder {
                 old.labels == new.labels && old.name.namespace == new.name.namespace
             };
             let new = match old.as_ref().filter(same_labels) {
-                Some(old) => Local {
-                    workload: Arc::clone(workload),
-                    ..old.clone()
-                },
+                Some(old) => Local { workload: Arc::clone(workload), ..old.clone() },
                 None => self.compile(workload, &mut compiled),
             };
             redecide |= old.is_some_and(|old| old.decides_unlike(&new));
@@ -295,8 +283,7 @@ fn one_of<T: PartialEq>(known: &mut Vec<Arc<T>>, new: T) -> Arc<T> {
 /// The skips of a pod and of its namespace.
 fn both(pod: &Skip, namespace: &Skip) -> Skip {
     let mut skip = pod.clone();
-    skip.outbound_ports
-        .extend(namespace.outbound_ports.iter().cloned());
+    skip.outbound_ports.extend(namespace.outbound_ports.iter().cloned());
     skip.outbound_cidrs.extend(&namespace.outbound_cidrs);
     skip.inbound_ports.extend(namespace.inbound_ports.iter().cloned());
     skip
@@ -321,9 +308,7 @@ fn update_pods(world: &mut World, moved: &Moved) -> BTreeSet<ObjectName> {
     let uid = |workload: &Workload| vec![workload.pod.uid.clone()];
     let by_uid = claims(moved, uid, |uid| world.by_uid.get(uid).cloned());
     world.by_uid.update(by_uid.entries(|_, claimants| claimants));
-    let by_ip = claims(moved, addresses, |ip| {
-        world.by_ip.get(ip).map(|(_, held)| held.clone())
-    });
+    let by_ip = claims(moved, addresses, |ip| world.by_ip.get(ip).map(|(_, held)| held.clone()));
     // Whose address it was, and whose it is now, matters to the endpoints of both.
     touched.extend(by_ip.before.iter().cloned());
     world.by_ip.update(by_ip.entries(|ip, claimants| (ip, claimants)));
@@ -351,10 +336,7 @@ fn claims<K: Clone + Ord>(
     keys: impl Fn(&Workload) -> Vec<K>,
     held: impl Fn(&K) -> Option<Claimants>,
 ) -> Claims<K> {
-    let mut claims = Claims {
-        now: BTreeMap::new(),
-        before: BTreeSet::new(),
-    };
+    let mut claims = Claims { now: BTreeMap::new(), before: BTreeSet::new() };
     let sides = moved.values().flat_map(|(old, new)| [old, new]).flatten();
     for key in sides.flat_map(|workload| keys(workload)) {
         if claims.now.contains_key(&key) {
@@ -362,12 +344,8 @@ fn claims<K: Clone + Ord>(
         }
         let held = held(&key);
         let all = held.as_ref().map(Claimants::all).unwrap_or_default();
-        claims
-            .before
-            .extend(all.iter().map(|workload| workload.pod.name.clone()));
-        let others = all
-            .iter()
-            .filter(|workload| !moved.contains_key(&workload.pod.name));
+        claims.before.extend(all.iter().map(|workload| workload.pod.name.clone()));
+        let others = all.iter().filter(|workload| !moved.contains_key(&workload.pod.name));
         claims.now.insert(key, others.cloned().collect());
     }
     for new in moved.values().filter_map(|(_, new)| new.as_ref()) {

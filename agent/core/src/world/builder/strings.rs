@@ -134,8 +134,7 @@ impl Strings {
         self.labels.retain(|labels| Arc::strong_count(labels) > 1);
         self.labels.shrink_to_fit();
         // An identity holds its names: where it is the last to do so, the account has no pod.
-        self.identities
-            .retain(|(_, account), _| Arc::strong_count(account) > 2);
+        self.identities.retain(|(_, account), _| Arc::strong_count(account) > 2);
         self.known.retain(|string| Arc::strong_count(string) > 1);
         self.known.shrink_to_fit();
         self.sweep_at = ((self.known.len() + self.labels.len()) * 2).max(SWEEP_MIN);

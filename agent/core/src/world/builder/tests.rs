@@ -47,19 +47,10 @@ fn skip() -> impl Strategy<Value = Skip> {
 
 fn some_pod() -> impl Strategy<Value = Pod> {
     let flags = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
-    let place = (
-        prop::option::of(short_node()),
-        prop::sample::subsequence(IPS.to_vec(), 0..3),
-    );
+    let place = (prop::option::of(short_node()), prop::sample::subsequence(IPS.to_vec(), 0..3));
     // Uids collide now and then: a directory may hold such pods.
-    let words = (
-        object_name(),
-        0_u8..8,
-        mesh(),
-        app(),
-        skip(),
-        prop::sample::select(vec!["web", "bad/name"]),
-    );
+    let words =
+        (object_name(), 0_u8..8, mesh(), app(), skip(), prop::sample::select(vec!["web", "bad/name"]));
     (flags, place, words).prop_map(|(flags, (node, ips), (name, uid, mesh, labels, skip, account))| {
         let (captured, terminating, host_network, names_port) = flags;
         Pod {
@@ -72,14 +63,7 @@ fn some_pod() -> impl Strategy<Value = Pod> {
             host_network: host_network && terminating,
             service_account: account.into(),
             skip,
-            ports: if names_port {
-                vec![NamedPort {
-                    name: "app".into(),
-                    port: 9000,
-                }]
-            } else {
-                vec![]
-            },
+            ports: if names_port { vec![NamedPort { name: "app".into(), port: 9000 }] } else { vec![] },
             ..pod(&name.to_string(), &ips)
         }
     })
@@ -93,19 +77,17 @@ fn some_service() -> impl Strategy<Value = Service> {
         prop::sample::select(kinds),
         (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>()),
     )
-        .prop_map(
-            |(name, vips, distribution, (local, published, node_port, by_name))| {
-                let mut service = service(&name.to_string(), &vips);
-                service.distribution = distribution;
-                service.internal_local = local;
-                service.publish_not_ready = published;
-                service.ports[0].node_port = node_port.then_some(30080);
-                if by_name {
-                    service.ports[0].target = TargetPort::Name("app".into());
-                }
-                service
-            },
-        )
+        .prop_map(|(name, vips, distribution, (local, published, node_port, by_name))| {
+            let mut service = service(&name.to_string(), &vips);
+            service.distribution = distribution;
+            service.internal_local = local;
+            service.publish_not_ready = published;
+            service.ports[0].node_port = node_port.then_some(30080);
+            if by_name {
+                service.ports[0].target = TargetPort::Name("app".into());
+            }
+            service
+        })
 }
 
 fn some_endpoint() -> impl Strategy<Value = Endpoint> {
@@ -127,20 +109,12 @@ fn some_endpoint() -> impl Strategy<Value = Endpoint> {
 }
 
 fn some_slice() -> impl Strategy<Value = EndpointSlice> {
-    (
-        object_name(),
-        0_usize..2,
-        prop::collection::vec(some_endpoint(), 0..4),
-        prop::option::of(Just(8080)),
-    )
+    (object_name(), 0_usize..2, prop::collection::vec(some_endpoint(), 0..4), prop::option::of(Just(8080)))
         .prop_map(|(of, suffix, endpoints, port)| {
             // Either of two names, whatever the Service: a slice may pass from one Service to another.
             let mut slice = slice(&of.to_string(), "x", endpoints);
             slice.name = ObjectName::new(Arc::clone(&of.namespace), format!("slice-{suffix}"));
-            slice.ports = vec![SlicePort {
-                name: "".into(),
-                port,
-            }];
+            slice.ports = vec![SlicePort { name: "".into(), port }];
             slice
         })
 }
@@ -149,10 +123,7 @@ fn scope() -> impl Strategy<Value = Scope> {
     prop_oneof![
         Just(Scope::Mesh),
         Just(Scope::Namespace("shop".into())),
-        app().prop_map(|labels| Scope::Selected {
-            namespace: Some("shop".into()),
-            labels,
-        }),
+        app().prop_map(|labels| Scope::Selected { namespace: Some("shop".into()), labels }),
     ]
 }
 
@@ -183,24 +154,14 @@ fn peer_authentication() -> impl Strategy<Value = PeerAuthentication> {
 fn traffic_policy() -> impl Strategy<Value = TrafficPolicy> {
     let services = prop::collection::vec(object_name(), 0..3);
     (object_name(), services, 0_i64..3, 0_u32..4).prop_map(|(name, services, created, retries)| {
-        let settings = TrafficSettings {
-            retries_max: retries,
-            ..TrafficSettings::default()
-        };
-        TrafficPolicy {
-            name,
-            created,
-            services,
-            settings,
-        }
+        let settings = TrafficSettings { retries_max: retries, ..TrafficSettings::default() };
+        TrafficPolicy { name, created, services, settings }
     })
 }
 
 fn change() -> impl Strategy<Value = Change> {
-    let uids = prop::collection::btree_set(
-        (0_u8..8).prop_map(|uid| PodUid(format!("uid-{uid}").into())),
-        0..4,
-    );
+    let uids =
+        prop::collection::btree_set((0_u8..8).prop_map(|uid| PodUid(format!("uid-{uid}").into())), 0..4);
     let zones = prop::sample::select(vec!["z1", "z2"]);
     let addresses = prop::sample::select(NODE_IPS.to_vec());
     prop_oneof![
@@ -324,17 +285,10 @@ fn observe(world: &World) -> Vec<String> {
         for short in NAMES {
             let name = ObjectName::new(namespace, short);
             let (workload, service) = (world.workload_by_name(&name), world.service(&name));
-            note(format!(
-                "{name}: {workload:?} {service:?} {:?}",
-                world.traffic_for(&name)
-            ));
+            note(format!("{name}: {workload:?} {service:?} {:?}", world.traffic_for(&name)));
         }
     }
-    let addresses: Vec<IpAddr> = [&IPS[..], &VIPS, &NODE_IPS]
-        .concat()
-        .into_iter()
-        .map(ip)
-        .collect();
+    let addresses: Vec<IpAddr> = [&IPS[..], &VIPS, &NODE_IPS].concat().into_iter().map(ip).collect();
     for at in &addresses {
         note(format!("{at}: {:?}", world.workload_by_ip(*at)));
     }
@@ -433,15 +387,8 @@ fn nothing_new_makes_no_new_snapshot() {
             Change::Pod(pod("shop/p0", &["10.0.0.1"])),
             Change::Node(node("a", "z1", "192.168.0.1")),
             Change::Service(service("shop/web", &["10.96.0.1"])),
-            Change::EndpointSlice(slice(
-                "shop/web",
-                "1",
-                vec![endpoint("10.0.0.1", Some("shop/p0"))],
-            )),
-            Change::Captured {
-                node: node_name("a"),
-                pods: [PodUid("uid-p0".into())].into(),
-            },
+            Change::EndpointSlice(slice("shop/web", "1", vec![endpoint("10.0.0.1", Some("shop/p0"))])),
+            Change::Captured { node: node_name("a"), pods: [PodUid("uid-p0".into())].into() },
         ]
     };
     let mut builder = builder(all());
@@ -455,35 +402,18 @@ fn nothing_new_makes_no_new_snapshot() {
 #[test]
 fn of_two_pods_with_one_address_the_live_then_the_captured_one_wins() {
     let claim = |short: &str, terminating, captured| {
-        Change::Pod(Pod {
-            terminating,
-            captured,
-            ..pod(&format!("shop/{short}"), &["10.0.0.1"])
-        })
+        Change::Pod(Pod { terminating, captured, ..pod(&format!("shop/{short}"), &["10.0.0.1"]) })
     };
     let winner = |changes: Vec<Change>| {
         let world = freeze(changes);
         let winner = world.workload_by_ip(ip("10.0.0.1")).unwrap();
         winner.pod.name.name.to_string()
     };
+    assert_eq!(winner(vec![claim("p1", true, true), claim("p0", false, false)]), "p0");
+    assert_eq!(winner(vec![claim("p1", false, false), claim("p0", false, true)]), "p0");
+    assert_eq!(winner(vec![claim("p0", false, true), claim("p1", false, true)]), "p1");
     assert_eq!(
-        winner(vec![claim("p1", true, true), claim("p0", false, false)]),
-        "p0"
-    );
-    assert_eq!(
-        winner(vec![claim("p1", false, false), claim("p0", false, true)]),
-        "p0"
-    );
-    assert_eq!(
-        winner(vec![claim("p0", false, true), claim("p1", false, true)]),
-        "p1"
-    );
-    assert_eq!(
-        winner(vec![
-            claim("p0", true, true),
-            claim("p1", false, true),
-            Change::PodGone(name("shop/p1"))
-        ]),
+        winner(vec![claim("p0", true, true), claim("p1", false, true), Change::PodGone(name("shop/p1"))]),
         "p0",
         "the old one has the address again while it is still there"
     );
@@ -495,29 +425,15 @@ fn enrolment_says_what_decided() {
         let mut pod = pod("shop/p0", &[]);
         change(&mut pod);
         let name = pod.name.clone();
-        let world = freeze(
-            namespace
-                .map(Change::Namespace)
-                .into_iter()
-                .chain([Change::Pod(pod)]),
-        );
+        let world = freeze(namespace.map(Change::Namespace).into_iter().chain([Change::Pod(pod)]));
         world.workload_by_name(&name).unwrap().enrolment
     };
     let on = || Some(namespace("shop"));
     assert_eq!(enrolment(|_| {}, None), Enrolment::NotAsked);
     assert_eq!(enrolment(|_| {}, on()), Enrolment::ByNamespace);
-    assert_eq!(
-        enrolment(|pod| pod.mesh = Some(MeshLabel::Enabled), None),
-        Enrolment::ByPod
-    );
-    assert_eq!(
-        enrolment(|pod| pod.mesh = Some(MeshLabel::Disabled), on()),
-        Enrolment::OptedOut
-    );
-    assert_eq!(
-        enrolment(|pod| pod.host_network = true, on()),
-        Enrolment::HostNetwork
-    );
+    assert_eq!(enrolment(|pod| pod.mesh = Some(MeshLabel::Enabled), None), Enrolment::ByPod);
+    assert_eq!(enrolment(|pod| pod.mesh = Some(MeshLabel::Disabled), on()), Enrolment::OptedOut);
+    assert_eq!(enrolment(|pod| pod.host_network = true, on()), Enrolment::HostNetwork);
     assert_eq!(enrolment(|pod| pod.is_static = true, on()), Enrolment::StaticPod);
     for excluded in ["kube-system/p0", "adit-system/p0"] {
         let mut pod = pod(excluded, &[]);
@@ -559,10 +475,7 @@ fn of_two_traffic_policies_the_older_counts_then_the_lesser_name() {
             name: ObjectName::new("shop", short),
             created,
             services: vec![name("shop/web")],
-            settings: TrafficSettings {
-                retries_max,
-                ..TrafficSettings::default()
-            },
+            settings: TrafficSettings { retries_max, ..TrafficSettings::default() },
         })
     };
     let mut builder = builder([
@@ -593,14 +506,7 @@ fn a_snapshot_never_changes() {
 #[test]
 fn equal_words_are_held_once() {
     let world = freeze([Change::Pod(pod("shop/p0", &[])), Change::Pod(pod("shop/p1", &[]))]);
-    let of = |short: &str| {
-        Arc::clone(
-            &world
-                .workload_by_name(&ObjectName::new("shop", short))
-                .unwrap()
-                .pod,
-        )
-    };
+    let of = |short: &str| Arc::clone(&world.workload_by_name(&ObjectName::new("shop", short)).unwrap().pod);
     let (left, right) = (of("p0"), of("p1"));
     assert!(Arc::ptr_eq(&left.name.namespace, &right.name.namespace));
     assert!(Arc::ptr_eq(&left.service_account, &right.service_account));
