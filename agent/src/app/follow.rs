@@ -9,6 +9,7 @@ use adit_core::trust::TrustBundle;
 use adit_proto::admin::PodStatus;
 use tokio::signal::unix::Signal;
 use tokio::sync::watch;
+use tokio::time::MissedTickBehavior;
 
 use crate::VERSION;
 use crate::cluster::Cluster;
@@ -18,7 +19,7 @@ use crate::pods::Pods;
 use crate::telemetry::log::Level;
 use crate::view::View;
 
-/// How often gauges that no event changes are set.
+/// How often gauges that no event changes are set, and unused memory is given back.
 const SHOW_EVERY: Duration = Duration::from_secs(10);
 
 /// Gives each new trust bundle of the World to the identity driver: neither knows the other.
@@ -55,6 +56,8 @@ pub(super) async fn report_readiness(
 ) {
     let mut said = false;
     let mut pods_seen = pods.changes();
+    let mut upkeep = tokio::time::interval(SHOW_EVERY);
+    upkeep.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         view.latest();
         readiness.update(|facts| {
@@ -99,8 +102,17 @@ pub(super) async fn show(mut view: View, pods: Arc<Pods>) {
         tokio::select! {
             () = view.changed() => {}
             _ = pods_seen.changed() => {}
-            () = tokio::time::sleep(SHOW_EVERY) => {}
+            _ = upkeep.tick() => give_back(),
         }
+    }
+}
+
+/// Lets the allocator give back what has been unused for a second: mimalloc does so when a thread ends. Left to itself
+/// it keeps what a burst took until the next one: 8 MiB after a list of 20,000 pods.
+fn give_back() {
+    if let Err(error) = std::thread::Builder::new().name("give-back".into()).spawn(|| {}) {
+        // It costs memory, nothing else.
+        tracing::debug!(%error, "cannot start a thread");
     }
 }
 

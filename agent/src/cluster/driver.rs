@@ -31,10 +31,6 @@ const FLUSH_AT: usize = 256;
 /// How much text of files is held at once: a pod's is 1 to 10 KiB, so this is up to some hundred pods; a longer file
 /// alone. What is read in between costs 10 times as much.
 const READ_LEN: usize = 256 * 1024;
-/// Reading so many parts of [`READ_LEN`] takes memory that is worth giving back.
-const GIVE_BACK_AFTER: usize = 8;
-/// Longer than the allocator waits for memory to be used again: mimalloc's `purge_delay` is 1 s.
-const UNUSED_FOR: Duration = Duration::from_millis(1200);
 /// How long after a failure the status file is tried again.
 const WRITE_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
@@ -213,9 +209,7 @@ impl Driver {
         }
         // No snapshot is published in between: an object that goes from one file to another has not gone.
         let mut objects = objects.into_iter().peekable();
-        let mut parts = 0;
         while objects.peek().is_some() {
-            parts += 1;
             let changes = self.take_objects(read_some(&mut objects), is_first);
             has_changed |= !changes.is_empty();
             changes.into_iter().for_each(|change| self.builder.apply(change));
@@ -241,9 +235,6 @@ impl Driver {
         if self.is_synced && (has_changed || is_first) {
             self.publisher.publish(self.builder.freeze());
             self.forget_ended();
-        }
-        if parts >= GIVE_BACK_AFTER {
-            give_back();
         }
         self.show();
         self.status.policies = self.files.policies();
@@ -378,16 +369,6 @@ fn read_some(paths: &mut impl Iterator<Item = PathBuf>) -> Vec<(PathBuf, Reading
         read.push((path, reading));
     }
     read
-}
-
-/// Lets the allocator give back what reading a large mesh took: it does when a thread ends, with what has been unused
-/// for a second. Left to itself it keeps that until the agent has as much to do again: 8 MiB after 20,000 pods.
-fn give_back() {
-    let wait = || std::thread::sleep(UNUSED_FOR);
-    if let Err(error) = std::thread::Builder::new().name("give-back".into()).spawn(wait) {
-        // It costs memory, nothing else.
-        warn!(%error, "cannot start a thread");
-    }
 }
 
 /// Says that a copy could not be kept or forgotten.

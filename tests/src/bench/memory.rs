@@ -13,19 +13,24 @@ use super::usage::{at_rest, resident_kib};
 use crate::mesh::Mesh;
 use crate::topology::Topology;
 
-/// How long an agent's memory must have been the same: its allocator gives back what was unused for a second.
-const GIVEN_BACK: Duration = Duration::from_millis(1500);
+/// How long an agent's memory must have been the same: every 10 s it gives back what has been unused for a second.
+const GIVEN_BACK: Duration = Duration::from_millis(10_500);
 
-/// What a process weighs once it has given back what it needed only for a while, KiB.
-fn weight(pid: u32) -> Result<f64> {
-    at_rest(GIVEN_BACK, || resident_kib(pid))
+/// What processes weigh once they have given back what they needed only for a while, KiB.
+fn weights<const N: usize>(pids: [u32; N]) -> Result<[f64; N]> {
+    at_rest(GIVEN_BACK, || pids.iter().map(|pid| resident_kib(*pid)).sum())?;
+    let mut weights = [0.0; N];
+    for (weight, pid) in weights.iter_mut().zip(pids) {
+        *weight = resident_kib(pid)?;
+    }
+    Ok(weights)
 }
 
 /// KiB that each idle connection costs the client's agent and the server's.
 pub(super) fn idle(connections: u32) -> Result<[f64; 2]> {
     let bench = Bench::start(Congestion::Host)?;
     let pids = bench.agents()?;
-    let before = [weight(pids[0])?, weight(pids[1])?];
+    let before = weights(pids)?;
     let pair = bench.pair(Path::Mesh);
     let [kind, count, rate] = Load::Idle(connections as usize).words();
     let server = IpAddr::from(pair.server.host.v4).to_string();
@@ -37,7 +42,7 @@ pub(super) fn idle(connections: u32) -> Result<[f64; 2]> {
         .args(["client", &server, &kind, &count, &rate, "0"])
         .spawn()?;
     client.wait_for_line("the client's word that it holds its connections", |line| line == HOLDING)?;
-    let after = [weight(pids[0])?, weight(pids[1])?];
+    let after = weights(pids)?;
     Ok([0, 1].map(|at| (after[at] - before[at]) / f64::from(connections)))
 }
 
@@ -67,10 +72,8 @@ fn agent_kib(pods: u32) -> Result<f64> {
     mesh.start_agent(node, &settings)?;
     mesh.settle()?;
     let pid = mesh.agent(node)?.process().id();
-    weight(pid)?;
-    // It gives back when it next does something: in a cluster, some object changes all the time.
-    mesh.settle()?;
-    weight(pid)
+    let [weight] = weights([pid])?;
+    Ok(weight)
 }
 
 /// A namespace with its pods, as a cluster's would be.

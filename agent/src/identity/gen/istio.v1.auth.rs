@@ -21,9 +21,15 @@ pub struct IstioCertificateResponse {
 }
 /// Generated client implementations.
 pub mod istio_certificate_service_client {
-    #![allow(unused_variables, dead_code, missing_docs, clippy::wildcard_imports, clippy::let_unit_value)]
-    use tonic::codegen::http::Uri;
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
     use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
     /// Issues certificates.
     #[derive(Debug, Clone)]
     pub struct IstioCertificateServiceClient<T> {
@@ -52,15 +58,18 @@ pub mod istio_certificate_service_client {
             F: tonic::service::Interceptor,
             T::ResponseBody: Default,
             T: tonic::codegen::Service<
-                    http::Request<tonic::body::Body>,
-                    Response = http::Response<
-                        <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
-                    >,
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
                 >,
-            <T as tonic::codegen::Service<http::Request<tonic::body::Body>>>::Error:
-                Into<StdError> + std::marker::Send + std::marker::Sync,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
         {
-            IstioCertificateServiceClient::new(InterceptedService::new(inner, interceptor))
+            IstioCertificateServiceClient::new(
+                InterceptedService::new(inner, interceptor),
+            )
         }
         /// Compress requests with the given encoding.
         ///
@@ -97,18 +106,30 @@ pub mod istio_certificate_service_client {
         pub async fn create_certificate(
             &mut self,
             request: impl tonic::IntoRequest<super::IstioCertificateRequest>,
-        ) -> std::result::Result<tonic::Response<super::IstioCertificateResponse>, tonic::Status> {
+        ) -> std::result::Result<
+            tonic::Response<super::IstioCertificateResponse>,
+            tonic::Status,
+        > {
             self.inner
                 .ready()
                 .await
-                .map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
             let codec = tonic_prost::ProstCodec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/istio.v1.auth.IstioCertificateService/CreateCertificate",
             );
             let mut req = request.into_request();
             req.extensions_mut()
-                .insert(GrpcMethod::new("istio.v1.auth.IstioCertificateService", "CreateCertificate"));
+                .insert(
+                    GrpcMethod::new(
+                        "istio.v1.auth.IstioCertificateService",
+                        "CreateCertificate",
+                    ),
+                );
             self.inner.unary(req, path, codec).await
         }
     }
