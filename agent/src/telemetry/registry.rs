@@ -215,7 +215,8 @@ impl<C, V: Clone + PartialEq> Cells<C, V> {
             }
             held
         });
-        !self.cells.is_empty() || now.since(self.changed) < IDLE
+        let kept = self.shared.as_ref().is_some_and(|cell| Arc::strong_count(cell) > 1);
+        kept || !self.cells.is_empty() || now.since(self.changed) < IDLE
     }
 }
 
