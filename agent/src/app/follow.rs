@@ -56,8 +56,6 @@ pub(super) async fn report_readiness(
 ) {
     let mut said = false;
     let mut pods_seen = pods.changes();
-    let mut upkeep = tokio::time::interval(SHOW_EVERY);
-    upkeep.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         view.latest();
         readiness.update(|facts| {
@@ -92,6 +90,8 @@ pub(super) async fn show(mut view: View, pods: Arc<Pods>) {
     metrics::describe_gauge!("adit_pods", "Sandboxes of this node, by what they are to the mesh.");
     metrics::gauge!("adit_build_info", "version" => VERSION).set(1.0);
     let mut pods_seen = pods.changes();
+    let mut upkeep = tokio::time::interval(SHOW_EVERY);
+    upkeep.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let status = pods.status();
         let count = |wanted: fn(&PodStatus) -> bool| status.iter().filter(|pod| wanted(pod)).count() as f64;

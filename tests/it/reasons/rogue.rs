@@ -60,8 +60,12 @@ impl Issuer {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(store).context("the CA's store")?;
         let key = self.signer.key().serialize_pem();
         for (name, pem) in [("tls.crt", self.root.pem()), ("tls.key", key), ("ca.crt", self.root.pem())] {
-            let mut file =
-                fs::OpenOptions::new().write(true).create(true).mode(0o600).open(store.join(name))?;
+            let mut file = fs::OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .mode(0o600)
+                .open(store.join(name))?;
             file.write_all(pem.as_bytes())?;
         }
         Ok(())
