@@ -296,8 +296,8 @@ impl Driver {
                 Effect::Request(id) => self.request(id),
                 Effect::Publish(id) => self.serve(&id),
                 Effect::Expired(id) => {
-                    tracing::error!(%id, "certificate has expired without a new one; its connections are refused");
                     self.publish.withdraw(&id);
+                    tracing::error!(%id, "certificate has expired without a new one; its connections are refused");
                 }
                 Effect::Forget(id) => {
                     self.publish.withdraw(&id);
