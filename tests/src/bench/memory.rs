@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
+use std::thread;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -9,16 +10,16 @@ use serde_json::Value;
 
 use super::client::{HOLDING, Load};
 use super::mesh::{Bench, Congestion, NODES, Path, settings};
-use super::usage::{at_rest, resident_kib};
+use super::usage::resident_kib;
 use crate::mesh::Mesh;
 use crate::topology::Topology;
 
-/// How long an agent's memory must have been the same: every 10 s it gives back what has been unused for a second.
-const GIVEN_BACK: Duration = Duration::from_millis(10_500);
+/// Every 10 s an agent gives back what has been unused for a second.
+const GIVEN_BACK: Duration = Duration::from_millis(11_500);
 
 /// What processes weigh once they have given back what they needed only for a while, KiB.
 fn weights<const N: usize>(pids: [u32; N]) -> Result<[f64; N]> {
-    at_rest(GIVEN_BACK, || pids.iter().map(|pid| resident_kib(*pid)).sum())?;
+    thread::sleep(GIVEN_BACK);
     let mut weights = [0.0; N];
     for (weight, pid) in weights.iter_mut().zip(pids) {
         *weight = resident_kib(pid)?;

@@ -33,9 +33,9 @@ pub(super) fn resident_kib(pid: u32) -> Result<f64> {
 
 /// How often a quantity is looked at that shall come to rest, and how long that may take.
 const LOOK: Duration = Duration::from_millis(50);
-const REST_MAX: Duration = Duration::from_secs(60);
+const REST_MAX: Duration = Duration::from_secs(20);
 
-/// Waits until `read` has said the same value for so long, and returns it; after a minute whatever it says.
+/// Waits until `read` has said the same value for so long, and returns it; after 20 s whatever it says.
 pub(super) fn at_rest(for_long: Duration, read: impl Fn() -> Result<f64>) -> Result<f64> {
     let started = Instant::now();
     let (mut last, mut since) = (read()?, Instant::now());
