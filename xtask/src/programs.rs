@@ -24,7 +24,7 @@ pub enum What {
 
 impl What {
     /// `release` for what is shipped. Otherwise `it`: optimised like a release, checked like a development build, which
-    /// costs a tenth to a fifth more CPU.
+    /// costs up to a fifth more CPU per request.
     const fn profile(self) -> &'static str {
         match self {
             Self::Shipped => "release",
