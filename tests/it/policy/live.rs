@@ -159,6 +159,26 @@ fn a_pod_that_leaves_and_joins_live_keeps_its_open_connections() -> Result<()> {
     })
 }
 
+#[test]
+fn a_pod_that_joins_under_strict_loses_what_came_in_clear_before_and_nothing_else() -> Result<()> {
+    with_stage(|mesh, stage| {
+        mesh.change_pod(&stage.api, |spec| {
+            drop(spec.labels.insert("adit.dev/mesh".to_owned(), "disabled".to_owned()))
+        })?;
+        mesh.wait_released(&stage.api)?;
+        let spec = "{ selector: { matchLabels: { app: api } }, portLevelMtls: { '8080': { mode: STRICT } } }";
+        mesh.apply("strict", &object("PeerAuthentication", "shop", "strict", spec))?;
+        mesh.settle()?;
+        let mut held = Held::open_all(stage)?;
+        mesh.change_pod(&stage.api, |_| {})?;
+        mesh.wait_captured(&stage.api)?;
+        only_cut(&mut held, &[Way::Web, Way::Cart, Way::Plain])?;
+        mesh.settle()?;
+        assert!(stage.attempt(mesh, Way::Web)?.answered, "by tunnel");
+        Ok(())
+    })
+}
+
 impl Stage {
     /// Connects once; what the client's agent says of it.
     fn attempt_at_client(&self, mesh: &Mesh, way: Way) -> Result<Flow<'static>> {
