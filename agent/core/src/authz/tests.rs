@@ -334,7 +334,7 @@ fn a_dry_allow_is_not_blamed_where_something_else_decides() {
     let dry = policy("dry", Action::Allow, true, vec![from_web()]);
     let bot = asked(Some(BOT), "10.9.0.1:80");
     let beside = |other| outcomes(&[dry.clone(), other], &bot);
-    assert_eq!(outcomes(&[dry.clone()], &bot), [("dry".into(), Outcome::WouldMatchNone)]);
+    assert_eq!(outcomes(std::slice::from_ref(&dry), &bot), [("dry".into(), Outcome::WouldMatchNone)]);
     assert_eq!(beside(policy("allow", Action::Allow, false, vec![Rule::default()])), []);
     assert_eq!(beside(policy("allow", Action::Allow, false, vec![])), []);
     assert_eq!(beside(policy("deny", Action::Deny, false, vec![Rule::default()])), []);
