@@ -27,36 +27,58 @@ pub(crate) struct Agent {
     socket: PathBuf,
 }
 
-/// The agents that a mesh directory names, sorted by node.
-pub(crate) fn agents(mesh: &Path) -> Result<Vec<Agent>> {
+/// What a mesh directory says of its agents.
+#[derive(Debug, Default)]
+struct Found {
+    /// Sorted by node.
+    agents: Vec<Agent>,
+    /// Status files that name no agent, with the reason: another's mistake must not hide the others.
+    unreadable: Vec<String>,
+}
+
+/// The agents that a mesh directory names.
+fn agents(mesh: &Path) -> Result<Found> {
     let dir = mesh.join("status");
     let entries = fs::read_dir(&dir).with_context(|| {
         format!("no agents found: cannot read {} (is this a mesh directory?)", dir.display())
     })?;
-    let mut agents = Vec::new();
+    let mut found = Found::default();
     for entry in entries {
         let path = entry?.path();
         if path.extension().is_none_or(|extension| extension != "yaml") {
             continue;
         }
-        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        let status: NodeStatus =
-            serde_saphyr::from_str(&text).with_context(|| format!("{} is no status file", path.display()))?;
-        if !status.admin_socket.is_empty() {
-            agents.push(Agent { node: status.node, socket: status.admin_socket.into() });
+        match agent(&path) {
+            Ok(Some(agent)) => found.agents.push(agent),
+            Ok(None) => {}
+            Err(error) => found.unreadable.push(format!("{error:#}")),
         }
     }
-    ensure!(!agents.is_empty(), "no agents found: {} names none", dir.display());
-    agents.sort_by(|a, b| a.node.cmp(&b.node));
-    Ok(agents)
+    found.agents.sort_by(|a, b| a.node.cmp(&b.node));
+    found.unreadable.sort();
+    Ok(found)
+}
+
+/// The agent that a status file names; `None` if it offers no admin API.
+fn agent(path: &Path) -> Result<Option<Agent>> {
+    let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let status: NodeStatus = serde_saphyr::from_str(&text).map_err(|error| {
+        anyhow::anyhow!("{} is no status file: {}", path.display(), error.without_snippet())
+    })?;
+    let offers = !status.admin_socket.is_empty();
+    Ok(offers.then(|| Agent { node: status.node, socket: status.admin_socket.into() }))
 }
 
 /// Asks every agent of the mesh the same; says on standard error which did not answer.
 ///
-/// Fails if none did. The second value says whether all did.
+/// Fails if none did. The second value says whether all did, and all could be found.
 pub(crate) async fn ask_all<T: DeserializeOwned>(mesh: &Path, path: &str) -> Result<(Vec<T>, bool)> {
-    let agents = agents(mesh)?;
-    let (mut answers, mut all) = (Vec::new(), true);
+    let Found { agents, unreadable } = agents(mesh)?;
+    for complaint in &unreadable {
+        eprintln!("adit: {complaint}");
+    }
+    ensure!(!agents.is_empty(), "no agents found: {} names none", mesh.join("status").display());
+    let (mut answers, mut all) = (Vec::new(), unreadable.is_empty());
     for agent in &agents {
         match ask(agent, path).await {
             Ok(answer) => answers.push(answer),
@@ -95,4 +117,29 @@ async fn fetch(socket: &Path, path: &str) -> Result<Bytes> {
     connection.abort();
     ensure!(status == StatusCode::OK, "it answered {status}: {}", String::from_utf8_lossy(&body).trim());
     Ok(body)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_broken_status_file_is_named_and_hides_no_agent() {
+        let mesh = tempfile::tempdir().unwrap();
+        let status = mesh.path().join("status");
+        fs::create_dir(&status).unwrap();
+        for (name, text) in [
+            ("b.yaml", "node: b\nadmin-socket: /run/b.sock\n"),
+            ("a.yaml", "node: a\nadmin-socket: /run/a.sock\n"),
+            ("broken.yaml", "node: [\n"),
+            ("silent.yaml", "node: silent\n"),
+            ("note.txt", "no status at all"),
+        ] {
+            fs::write(status.join(name), text).unwrap();
+        }
+        let Found { agents, unreadable } = agents(mesh.path()).unwrap();
+        let nodes: Vec<_> = agents.iter().map(|agent| agent.node.as_str()).collect();
+        assert_eq!(nodes, ["a", "b"]);
+        assert!(matches!(&*unreadable, [one] if one.contains("broken.yaml")), "{unreadable:?}");
+    }
 }

@@ -14,7 +14,7 @@ use crate::client;
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Only edges from or to this namespace.
-    #[arg(short, long)]
+    #[arg(short, long, value_parser = super::name)]
     namespace: Option<String>,
     /// Over the last so many seconds, at most 600.
     #[arg(short, long, default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=600))]
@@ -24,17 +24,16 @@ pub(crate) struct Args {
     output: Output,
 }
 
-#[expect(clippy::print_stdout, reason = "the command's output")]
 pub(crate) async fn run(mesh: &Path, args: &Args) -> Result<ExitCode> {
     let (mut answers, all) =
         client::ask_all::<Edges>(mesh, &format!("/edges?window_s={}", args.window)).await?;
     for answer in &mut answers {
         answer.edges.retain(|edge| touches(edge, args.namespace.as_deref()));
     }
-    match args.output {
-        Output::Json => println!("{}", serde_json::to_string_pretty(&answers)?),
-        Output::Table => println!("{}", table(&answers)),
-    }
+    super::print([match args.output {
+        Output::Json => serde_json::to_string_pretty(&answers)?,
+        Output::Table => table(&answers).to_string(),
+    }])?;
     for answer in answers.iter().filter(|answer| answer.dropped + answer.other > 0) {
         eprintln!(
             "adit: on node {}, {} reports were lost and {} connections belong to edges beyond the bound",

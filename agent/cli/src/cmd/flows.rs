@@ -15,10 +15,10 @@ use crate::client;
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Only flows from or to this namespace.
-    #[arg(short, long)]
+    #[arg(short, long, value_parser = super::name)]
     namespace: Option<String>,
     /// Only flows from or to this pod.
-    #[arg(short, long)]
+    #[arg(short, long, value_parser = super::name)]
     pod: Option<String>,
     /// Only flows that failed.
     #[arg(long)]
@@ -41,7 +41,6 @@ fn reason(word: &str) -> Result<Reason, String> {
     })
 }
 
-#[expect(clippy::print_stdout, reason = "the command's output")]
 pub(crate) async fn run(mesh: &Path, args: &Args) -> Result<ExitCode> {
     let mut query = format!("/flows?limit={}", args.limit);
     if let Some(namespace) = &args.namespace {
@@ -64,11 +63,9 @@ pub(crate) async fn run(mesh: &Path, args: &Args) -> Result<ExitCode> {
     flows.sort_by(|a, b| a.time.cmp(&b.time));
     match args.output {
         Output::Json => {
-            for flow in &flows {
-                println!("{}", serde_json::to_string(flow)?);
-            }
+            super::print(flows.iter().map(serde_json::to_string).collect::<Result<Vec<_>, _>>()?)?;
         }
-        Output::Table => println!("{}", table(&flows)),
+        Output::Table => super::print([table(&flows).to_string()])?,
     }
     Ok(if all { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
