@@ -49,7 +49,7 @@ pub struct Tls<'a> {
 }
 
 /// What policy said of a connection.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Decision<'a> {
     /// Whether it was allowed.
     pub allowed: bool,
@@ -59,6 +59,17 @@ pub struct Decision<'a> {
     /// The index of its rule.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rule: Option<u32>,
+    /// `namespace/name` of the ALLOW policies that were asked, where it was refused because none of them matched: the
+    /// first of them by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unmatched: Vec<Cow<'a, str>>,
+    /// How many more of these there are.
+    #[serde(default, skip_serializing_if = "is_none_more")]
+    pub unmatched_more: u32,
+}
+
+fn is_none_more(count: &u32) -> bool {
+    *count == 0
 }
 
 /// One connection seen from one side: an access-log line, and an entry of the flow ring.

@@ -2,6 +2,7 @@
 //!
 //! The same ports, headers and statuses as Istio's ztunnel and Envoy, so that either may be the peer.
 
+use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::Reason;
@@ -60,7 +61,8 @@ pub fn format_authority(dst: SocketAddr) -> String {
     SocketAddr::new(dst.ip().to_canonical(), dst.port()).to_string()
 }
 
-/// What a reply's `adit-reason` says: the reason, and which policy's which rule where one decided.
+/// What a reply's `adit-reason` says: the reason, which policy's which rule where one decided, and which ALLOW policies
+/// were asked where it was that none of them matched.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Refusal {
     /// The closed word.
@@ -69,18 +71,54 @@ pub struct Refusal {
     pub policy: Option<String>,
     /// The index of its rule.
     pub rule: Option<u32>,
+    /// `namespace/name` of the ALLOW policies of which none matched: as many as fit.
+    pub unmatched: Vec<String>,
+    /// How many more of these there are.
+    pub more: u32,
 }
 
 impl Refusal {
+    /// A refusal that no policy decided.
+    pub const fn of(reason: Reason) -> Self {
+        Self { reason, policy: None, rule: None, unmatched: Vec::new(), more: 0 }
+    }
+
     /// Prints the header's value, at most [`REFUSAL_LEN_MAX`] bytes; a longer policy name loses its end.
     pub fn format(&self) -> String {
         let mut text = self.reason.label().to_owned();
         if let Some(policy) = &self.policy {
             let rule = self.rule.map(|rule| format!("; rule={rule}")).unwrap_or_default();
             let room = REFUSAL_LEN_MAX - text.len() - "; policy=\"\"".len() - rule.len();
-            let shown: String =
-                policy.chars().filter(|c| c.is_ascii_graphic() && *c != '"').take(room).collect();
+            let shown: String = printable(policy).take(room).collect();
             text.push_str(&format!("; policy=\"{shown}\"{rule}"));
+        }
+        if !self.unmatched.is_empty() {
+            text.push_str(&self.format_unmatched(REFUSAL_LEN_MAX - text.len()));
+        }
+        text
+    }
+
+    /// Whole names while they fit into `room` bytes, and how many are left out.
+    fn format_unmatched(&self, room: usize) -> String {
+        let (begin, end) = ("; unmatched=\"", "\"; more=4294967295");
+        let mut text = begin.to_owned();
+        let mut named = 0;
+        for name in &self.unmatched {
+            let comma = if named == 0 { "" } else { "," };
+            let name: String = printable(name).collect();
+            if text.len() + comma.len() + name.len() + end.len() > room {
+                break;
+            }
+            text.push_str(comma);
+            text.push_str(&name);
+            named += 1;
+        }
+        let left_out = u32::try_from(self.unmatched.len() - named).unwrap_or(u32::MAX);
+        match (named, self.more.saturating_add(left_out)) {
+            (_, 0) => text.push('"'),
+            // No room for a single name: the reason alone says that none matched.
+            (0, _) => text.clear(),
+            (_, more) => text.push_str(&format!("\"; more={more}")),
         }
         text
     }
@@ -94,16 +132,46 @@ impl Refusal {
         }
         let mut parts = text.split(';').map(str::trim);
         let reason = Reason::from_label(parts.next()?)?;
-        let (mut policy, mut rule) = (None, None);
+        let mut refusal = Self::of(reason);
         for part in parts {
             match part.split_once('=') {
-                Some(("policy", value)) => policy = Some(value.trim_matches('"').to_owned()),
-                Some(("rule", value)) => rule = value.parse().ok(),
+                Some(("policy", value)) => refusal.policy = Some(value.trim_matches('"').to_owned()),
+                Some(("rule", value)) => refusal.rule = value.parse().ok(),
+                Some(("unmatched", value)) => {
+                    let names = value.trim_matches('"').split(',').filter(|name| !name.is_empty());
+                    refusal.unmatched = names.map(str::to_owned).collect();
+                }
+                Some(("more", value)) => refusal.more = value.parse().unwrap_or(0),
                 Some(_) | None => {}
             }
         }
-        Some(Self { reason, policy, rule })
+        Some(refusal)
     }
+}
+
+/// As people read it: `policy_denied by shop/no-bots, rule 2`; `policy_none_matched of shop/a, shop/b and 3 more`.
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.reason.label())?;
+        if let Some(policy) = &self.policy {
+            write!(f, " by {policy}")?;
+        }
+        if let Some(rule) = self.rule {
+            write!(f, ", rule {rule}")?;
+        }
+        if !self.unmatched.is_empty() {
+            write!(f, " of {}", self.unmatched.join(", "))?;
+        }
+        if self.more > 0 {
+            write!(f, " and {} more", self.more)?;
+        }
+        Ok(())
+    }
+}
+
+/// What of a name may stand in a quoted list of the header; names of Kubernetes objects are all of it.
+fn printable(name: &str) -> impl Iterator<Item = char> {
+    name.chars().filter(|c| c.is_ascii_graphic() && !matches!(c, '"' | ';' | ','))
 }
 
 /// Whether `ip` is IPv6 link-local, where a spoofed dial cannot be made.
@@ -136,14 +204,38 @@ mod tests {
 
     #[test]
     fn a_refusal_names_policy_and_rule_and_stays_short() {
-        let refusal =
-            Refusal { reason: Reason::PolicyDenied, policy: Some("shop/no-bots".into()), rule: Some(2) };
+        let refusal = Refusal {
+            policy: Some("shop/no-bots".into()),
+            rule: Some(2),
+            ..Refusal::of(Reason::PolicyDenied)
+        };
         assert_eq!(refusal.format(), "policy_denied; policy=\"shop/no-bots\"; rule=2");
         assert_eq!(Refusal::parse(&refusal.format()), Some(refusal.clone()));
-        let long = Refusal { policy: Some(format!("shop/{}", "x".repeat(400))), ..refusal };
+        let long = Refusal { policy: Some(format!("shop/{}", "x".repeat(400))), ..refusal.clone() };
         assert_eq!(long.format().len(), REFUSAL_LEN_MAX);
+        assert_eq!(refusal.to_string(), "policy_denied by shop/no-bots, rule 2");
         assert_eq!(Refusal::parse("nonsense; policy=\"a\""), None);
         assert_eq!(Refusal::parse(&"x".repeat(300)), None);
+    }
+
+    #[test]
+    fn a_refusal_names_the_policies_of_which_none_matched_as_far_as_they_fit() {
+        let refusal = |names: &[&str], more| Refusal {
+            unmatched: names.iter().map(|name| (*name).to_owned()).collect(),
+            more,
+            ..Refusal::of(Reason::PolicyNoneMatched)
+        };
+        let two = refusal(&["shop/a", "shop/b"], 0);
+        assert_eq!(two.format(), "policy_none_matched; unmatched=\"shop/a,shop/b\"");
+        assert_eq!(Refusal::parse(&two.format()), Some(two.clone()));
+        assert_eq!(two.to_string(), "policy_none_matched of shop/a, shop/b");
+
+        let long = "x".repeat(150);
+        let half = refusal(&["shop/a", &long, &long], 7);
+        assert!(half.format().len() <= REFUSAL_LEN_MAX);
+        assert_eq!(Refusal::parse(&half.format()), Some(refusal(&["shop/a", &long], 8)));
+        assert_eq!(refusal(&["shop/a"], 7).to_string(), "policy_none_matched of shop/a and 7 more");
+        assert_eq!(refusal(&[&"x".repeat(300)], 0).format(), "policy_none_matched");
     }
 
     proptest! {

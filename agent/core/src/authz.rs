@@ -3,7 +3,7 @@
 //! Reads a [`PolicySet`] or [`PeerModes`], compiled for one workload when its World was frozen, and one request. Does
 //! not allocate, does not know how the peer's identity was verified, does not enforce: see `agent::dataplane::inbound`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -15,6 +15,7 @@ use crate::policy::{
     Action, AuthorizationPolicy, Condition, Level, Operation, Pattern, PeerAuthentication, PeerMode, Rule,
     ServiceAccount, Source, Understood,
 };
+use crate::workload::PortRange;
 
 #[cfg(test)]
 mod oracle;
@@ -122,7 +123,18 @@ pub enum DenyCause<'p> {
     /// This DENY rule matched.
     By(Ruling<'p>),
     /// The workload has ALLOW policies, and none matched.
-    NoneMatched,
+    NoneMatched(AllowPolicies<'p>),
+}
+
+/// The ALLOW policies that were asked, in the order of their names; never none.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct AllowPolicies<'p>(&'p [Arc<AuthorizationPolicy>]);
+
+impl<'p> AllowPolicies<'p> {
+    /// Their names.
+    pub fn names(self) -> impl ExactSizeIterator<Item = &'p ObjectName> + use<'p> {
+        self.0.iter().map(|policy| &policy.name)
+    }
 }
 
 /// Deny beats allow; with no ALLOW policy at all, the request is allowed; otherwise one must match.
@@ -138,7 +150,7 @@ pub fn decide<'p>(policies: &'p PolicySet, request: &Request<'_>) -> Verdict<'p>
     }
     match first_match(&policies.allow, Effect::Allows, request) {
         Some(ruling) => Verdict::Allow(AllowCause::By(ruling)),
-        None => Verdict::Deny(DenyCause::NoneMatched),
+        None => Verdict::Deny(DenyCause::NoneMatched(AllowPolicies(&policies.allow))),
     }
 }
 
@@ -349,9 +361,47 @@ pub fn peer_mode(policies: &PeerModes, port: u16) -> (PeerMode, Option<&ObjectNa
     let by_port = policies
         .policies()
         .find_map(|policy| policy.port_modes.get(&port).map(|mode| (*mode, Some(&policy.name))));
-    let by_mode =
-        || policies.policies().find_map(|policy| policy.mode.map(|mode| (mode, Some(&policy.name))));
-    by_port.or_else(by_mode).unwrap_or_default()
+    by_port.unwrap_or_else(|| usual_mode(policies))
+}
+
+/// The same for the ports that no policy names.
+fn usual_mode(policies: &PeerModes) -> (PeerMode, Option<&ObjectName>) {
+    policies
+        .policies()
+        .find_map(|policy| policy.mode.map(|mode| (mode, Some(&policy.name))))
+        .unwrap_or_default()
+}
+
+/// Those of `ports` at which plaintext may not enter, in the order given, cut where another policy says so.
+///
+/// Costs what the policies name, however wide the ranges are.
+pub fn strict_among<'p>(policies: &'p PeerModes, ports: &[PortRange]) -> Vec<(PortRange, &'p ObjectName)> {
+    let named: BTreeSet<u16> =
+        policies.policies().flat_map(|policy| policy.port_modes.keys().copied()).collect();
+    let usual = usual_mode(policies);
+    let mut strict = Vec::new();
+    let mut add = |range: PortRange, mode: (PeerMode, Option<&'p ObjectName>)| {
+        if let (PeerMode::Strict, Some(by)) = mode
+            && !range.is_empty()
+        {
+            strict.push((range, by));
+        }
+    };
+    for range in ports {
+        // None once the last port of all has been looked at.
+        let mut from = Some(*range.start());
+        for port in named.iter().copied().filter(|port| range.contains(port)) {
+            if let Some(from) = from.filter(|from| *from < port) {
+                add(from..=port - 1, usual);
+            }
+            add(port..=port, peer_mode(policies, port));
+            from = port.checked_add(1);
+        }
+        if let Some(from) = from {
+            add(from..=*range.end(), usual);
+        }
+    }
+    strict
 }
 
 /// One PeerAuthentication that does not count, because another of exactly the same scope is senior.

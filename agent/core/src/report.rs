@@ -150,6 +150,30 @@ pub struct Decision {
     pub policy: Option<ObjectName>,
     /// The index of its rule.
     pub rule: Option<u32>,
+    /// The ALLOW policies that were asked, where it was refused because none of them matched.
+    pub unmatched: Option<Box<Unmatched>>,
+}
+
+/// ALLOW policies of which none matched, in the order of their names.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Unmatched {
+    /// The first of them, at most [`Unmatched::NAMED_MAX`].
+    pub named: Vec<ObjectName>,
+    /// How many more there are.
+    pub more: u32,
+}
+
+impl Unmatched {
+    /// How many are named: more than anybody would write for one workload, and 8 names of 25 bytes still fit into the
+    /// 256 of the header that tells them to the other side.
+    pub const NAMED_MAX: usize = 8;
+
+    /// These, and `more` of which the name is not known.
+    pub fn of(mut names: impl Iterator<Item = ObjectName>, more: u32) -> Self {
+        let named = names.by_ref().take(Self::NAMED_MAX).collect();
+        let beyond = u32::try_from(names.count()).unwrap_or(u32::MAX);
+        Self { named, more: more.saturating_add(beyond) }
+    }
 }
 
 /// A W3C trace id: 16 bytes, not all zero. Both sides of a connection have the same.

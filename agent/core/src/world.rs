@@ -186,8 +186,8 @@ impl World {
     }
 
     /// Changes if, and only if, something changed on which a decision about a live inbound connection depends: which
-    /// policies and PeerAuthentications select the own node's pods and what these say, the labels of these pods, and
-    /// the trust bundle. A pod that comes or goes changes nothing for the others.
+    /// policies and PeerAuthentications select the own node's pods and what these say, the labels of these pods and
+    /// whether they are enrolled, and the trust bundle. A pod that comes or goes changes nothing for the others.
     pub fn policy_generation(&self) -> u64 {
         self.policy_generation
     }

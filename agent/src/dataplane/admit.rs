@@ -7,12 +7,15 @@ use std::net::{IpAddr, SocketAddr};
 use adit_core::authz::{self, AllowCause, DenyCause, Observed, Outcome, Request, Verdict};
 use adit_core::net::{ObjectName, PodUid};
 use adit_core::policy::PeerMode;
-use adit_core::report::Decision;
+use adit_core::report::{Decision, Unmatched};
 use adit_core::world::World;
 use adit_proto::hbone::Refusal;
 use adit_proto::{Reason, SpiffeId};
 
 use crate::telemetry::{Report, Shard, shard};
+
+#[cfg(test)]
+mod tests;
 
 /// Who wants to connect to what.
 #[derive(Clone, Copy)]
@@ -29,6 +32,9 @@ pub(super) struct Asked<'a> {
 
 /// Whether it may, as things stand in `world`; `Err` says why not. Counted, and told to the report.
 pub(super) fn admit(world: &World, asked: &Asked<'_>, shard: &Shard, report: &Report) -> Result<(), Refusal> {
+    if is_beyond_policy(world, asked) {
+        return Ok(());
+    }
     let judged = judge(world, asked)?;
     if let Some(policies) = world.policies_for(asked.pod) {
         let mut dry_run = Vec::new();
@@ -45,6 +51,9 @@ pub(super) fn still_admitted(
     shard: &Shard,
     report: &Report,
 ) -> Result<(), Refusal> {
+    if is_beyond_policy(world, asked) {
+        return Ok(());
+    }
     let judged = judge(world, asked)?;
     if judged.decision.allowed { Ok(()) } else { judged.told(shard, report) }
 }
@@ -53,6 +62,13 @@ impl<'a> Asked<'a> {
     fn request(&self) -> Request<'a> {
         Request { peer: self.peer, source_ip: self.client, destination: self.destination }
     }
+}
+
+/// Whether this is plaintext to a pod that has left the mesh, and whose rules are only not gone yet: it takes what a pod
+/// outside the mesh takes, or leaving would cut what policy never spoke of. Its tunnels stay policy's.
+fn is_beyond_policy(world: &World, asked: &Asked<'_>) -> bool {
+    asked.peer.is_none()
+        && world.workload(asked.pod).is_some_and(|workload| !workload.enrolment.is_enrolled())
 }
 
 /// What was decided, in the words of report, counter and refusal.
@@ -69,10 +85,16 @@ impl Judged {
         if decision.policy.is_some() || !decision.allowed {
             shard.verdict(decision.policy.as_ref(), verdict);
         }
+        let unmatched = decision.unmatched.as_deref();
+        for policy in unmatched.iter().flat_map(|unmatched| &unmatched.named) {
+            shard.verdict(Some(policy), shard::Verdict::Unmatched);
+        }
         let refusal = reason.map(|reason| Refusal {
             reason,
             policy: decision.policy.as_ref().map(ToString::to_string),
             rule: decision.rule,
+            unmatched: unmatched.iter().flat_map(|all| &all.named).map(ToString::to_string).collect(),
+            more: unmatched.map_or(0, |unmatched| unmatched.more),
         });
         report.edit(|report| report.decision = Some(decision));
         refusal.map_or(Ok(()), Err)
@@ -83,7 +105,7 @@ impl Judged {
 fn judge(world: &World, asked: &Asked<'_>) -> Result<Judged, Refusal> {
     let (Some(policies), Some(modes)) = (world.policies_for(asked.pod), world.peer_modes_for(asked.pod))
     else {
-        return Err(Refusal { reason: Reason::PolicyNotSynced, policy: None, rule: None });
+        return Err(Refusal::of(Reason::PolicyNotSynced));
     };
     if asked.peer.is_none() {
         let (mode, by) = authz::peer_mode(modes, asked.destination.port());
@@ -103,8 +125,10 @@ fn judge(world: &World, asked: &Asked<'_>) -> Result<Judged, Refusal> {
             decision: decision(false, Some(by.policy), Some(by.rule)),
             reason: Some(Reason::PolicyDenied),
         },
-        Verdict::Deny(DenyCause::NoneMatched) => {
-            Judged { decision: decision(false, None, None), reason: Some(Reason::PolicyNoneMatched) }
+        Verdict::Deny(DenyCause::NoneMatched(asked)) => {
+            let unmatched = Some(Box::new(Unmatched::of(asked.names().cloned(), 0)));
+            let decision = Decision { unmatched, ..decision(false, None, None) };
+            Judged { decision, reason: Some(Reason::PolicyNoneMatched) }
         }
     })
 }
@@ -121,5 +145,5 @@ fn observe(seen: &Observed<'_>, shard: &Shard, dry_run: &mut Vec<Decision>) {
 }
 
 fn decision(allowed: bool, policy: Option<&ObjectName>, rule: Option<u32>) -> Decision {
-    Decision { allowed, policy: policy.cloned(), rule }
+    Decision { allowed, policy: policy.cloned(), rule, unmatched: None }
 }

@@ -9,13 +9,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use adit_core::net::{ObjectName, OriginalDst};
-use adit_core::report::{ConnectionReport, Stage, Transport};
+use adit_core::report::{ConnectionReport, Stage, Transport, Unmatched};
 use adit_core::resolve::{self, Candidate, Destination, PlaintextCause, Via};
 use adit_core::retry::{self, Attempts, Backoff, Failure, Next};
 use adit_core::time::Mono;
 use adit_core::traffic::TrafficSettings;
 use adit_core::workload::Workload;
 use adit_core::world::World;
+use adit_proto::hbone::Refusal;
 use adit_proto::{Reason, SpiffeId};
 use h2::{RecvStream, SendStream};
 use tokio::net::TcpStream;
@@ -462,8 +463,15 @@ fn refused_by_peer(error: &CarryError, report: &mut ConnectionReport) {
             allowed: false,
             policy: said.and_then(|said| said.policy.as_deref()).and_then(object_name),
             rule: said.and_then(|said| said.rule),
+            unmatched: said.and_then(unmatched),
         });
     }
+}
+
+/// The ALLOW policies of the peer's, as far as it could name them.
+fn unmatched(said: &Refusal) -> Option<Box<Unmatched>> {
+    let named = said.unmatched.iter().filter_map(|name| object_name(name));
+    (!said.unmatched.is_empty()).then(|| Box::new(Unmatched::of(named, said.more)))
 }
 
 fn object_name(text: &str) -> Option<ObjectName> {

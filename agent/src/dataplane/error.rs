@@ -9,6 +9,7 @@ use std::sync::Arc;
 use adit_core::resolve::{InboundRefusal, NoRoute};
 use adit_core::retry::Failure;
 use adit_proto::Reason;
+use adit_proto::hbone::Refusal;
 use http::StatusCode;
 
 use super::copy::Broken;
@@ -73,7 +74,7 @@ pub(super) enum BrokenBy {
     #[error("reset by the server")]
     Server,
     /// The peer's agent ended it by policy or revocation.
-    #[error("ended by the peer's policy")]
+    #[error("ended by the peer's policy, which its agent's report of the same trace names")]
     PeerPolicy,
     /// The tunnel broke.
     #[error("tunnel broke")]
@@ -353,10 +354,10 @@ pub(super) enum ServeError {
     MemoryLimit(usize),
     /// Policy refused it.
     #[error("refused by policy: {0}")]
-    Denied(Reason),
+    Denied(Box<Refusal>),
     /// Policy allowed it when it began, and does not any more.
     #[error("no longer allowed: {0}")]
-    NoLongerAllowed(Reason),
+    NoLongerAllowed(Box<Refusal>),
     /// The app could not be dialled.
     #[error(transparent)]
     App(DialError),
@@ -379,13 +380,29 @@ impl ServeError {
             Self::NotForUs(refusal) => refusal.reason(),
             Self::AcceptLimit(_) => Reason::AcceptLimit,
             Self::MemoryLimit(_) => Reason::MemoryLimit,
-            Self::Denied(reason) => *reason,
-            Self::NoLongerAllowed(Reason::PlaintextRefused) => Reason::PlaintextRefused,
+            Self::Denied(refusal) => refusal.reason,
+            Self::NoLongerAllowed(refusal) if refusal.reason == Reason::PlaintextRefused => refusal.reason,
             Self::NoLongerAllowed(_) => Reason::PolicyChanged,
             Self::App(error) => of_app_dial(error),
             Self::AppTimeout(_) => Reason::AppTimeout,
             Self::ClientGone => Reason::ResetByClient,
             Self::Broken(by) => by.reason(),
+        }
+    }
+
+    /// What the other side is told of it.
+    pub(super) fn refusal(&self) -> Refusal {
+        match self {
+            Self::Denied(refusal) => Refusal::clone(refusal),
+            Self::BadConnect
+            | Self::NotForUs(_)
+            | Self::AcceptLimit(_)
+            | Self::MemoryLimit(_)
+            | Self::NoLongerAllowed(_)
+            | Self::App(_)
+            | Self::AppTimeout(_)
+            | Self::ClientGone
+            | Self::Broken(_) => Refusal::of(self.reason()),
         }
     }
 

@@ -1,6 +1,6 @@
 //! The inbound line, by tunnel: TLS accept, the peer's identity, and then each CONNECT from policy to report.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -52,6 +52,8 @@ struct Tunnel {
     client: SocketAddr,
     wire: Rc<Wire>,
     account: Rc<Account>,
+    /// How long its handshake took, until its first stream has told it.
+    handshake: Cell<Option<Duration>>,
     lost: Cell<Option<Reason>>,
     _seat: TunnelSeat,
 }
@@ -106,11 +108,13 @@ async fn accept(
         reason: Reason::HandshakeTimeout,
         detail: "the handshake did not finish in time".into(),
     };
+    let begun = worker.handles.clock.now().mono;
     let tls = timeout(HANDSHAKE_DEADLINE, TlsAcceptor::from(config).accept(socket))
         .await
         .map_err(|_| late())?
         .map_err(|error| refused(tls::reason_of(&error))(&error))?;
     let peer = tls::peer_of(tls.get_ref().1).map_err(|error| refused(error.reason())(&error))?;
+    let handshake_took = worker.handles.clock.now().mono.since(begun);
     let stream = MeshStream::new(TlsStream::Server(tls));
     // The wire gathers now; HTTP/2's first flight must go out while its answer is awaited.
     let mut handshake = Box::pin(protocol::server().handshake(stream));
@@ -133,6 +137,7 @@ async fn accept(
         client: SocketAddr::new(client.ip(), 0),
         wire,
         account,
+        handshake: Cell::new(Some(handshake_took)),
         lost: Cell::new(None),
         _seat: tunnel_seat,
     };
@@ -228,9 +233,14 @@ async fn serve_stream(tunnel: Rc<Tunnel>, wanted: Wanted, mut respond: SendRespo
     let trace = trace.unwrap_or_else(|| tunnel.pod.new_trace());
     let shown = dst.unwrap_or_else(|| tunnel.own_addr());
     let reported = tunnel.pod.report(Direction::Inbound, tunnel.client, OriginalDst(shown), trace);
+    let handshake = tunnel.handshake.take();
     reported.get().edit(|report| {
         report.transport = Transport::Mtls;
         report.security = Some(Arc::clone(&tunnel.security));
+        report.tunnel_reused = Some(handshake.is_none());
+        if let Some(took) = handshake {
+            report.stages.set(Stage::Tls, took);
+        }
     });
     let result = carry(&tunnel, dst, recv, &mut respond, &reported).await;
     let end = match result {
@@ -249,16 +259,12 @@ async fn carry(
     reported: &Reported,
 ) -> Result<(), ServeError> {
     let mut view = tunnel.pod.worker.handles.view.clone();
-    let refusal = RefCell::new(None);
-    let reached = Box::pin(reach(tunnel, dst, &mut view, reported, &refusal)).await;
+    let reached = Box::pin(reach(tunnel, dst, &mut view, reported)).await;
     let (dst, _seat, app) = match reached {
         Ok(reached) => reached,
         Err(error) => {
-            let refusal = refusal.take();
-            let plain = || Refusal { reason: error.reason(), policy: None, rule: None };
-            let refusal = refusal.unwrap_or_else(plain);
             // A peer that has gone meanwhile needs no answer.
-            let _ = respond.send_response(protocol::refused(error.status(), &refusal), true);
+            let _ = respond.send_response(protocol::refused(error.status(), &error.refusal()), true);
             return Err(error);
         }
     };
@@ -280,7 +286,7 @@ async fn carry(
             () = view.policies_changed() => {
                 if let Err(refusal) = tunnel.still_admitted(&view.latest(), dst, reported) {
                     duplex.reset_with(RESET_REFUSED);
-                    return Err(ServeError::NoLongerAllowed(refusal.reason));
+                    return Err(ServeError::NoLongerAllowed(Box::new(refusal)));
                 }
             }
         }
@@ -293,7 +299,6 @@ async fn reach(
     dst: Option<SocketAddr>,
     view: &mut View,
     reported: &Reported,
-    refused: &RefCell<Option<Refusal>>,
 ) -> Result<(SocketAddr, Seat, TcpStream), ServeError> {
     let pod = &tunnel.pod;
     let dst = dst.ok_or(ServeError::BadConnect)?;
@@ -307,11 +312,9 @@ async fn reach(
     let local = pod.local(&world);
     reported.get().edit(|report| report.remote = world.workload_by_ip(tunnel.client.ip()).cloned());
     let target = resolve::inbound(&world, &local, &pod.ips, dst)?;
-    tunnel.admit(&world, target.addr, reported).map_err(|refusal| {
-        let reason = refusal.reason;
-        refused.replace(Some(refusal));
-        ServeError::Denied(reason)
-    })?;
+    tunnel
+        .admit(&world, target.addr, reported)
+        .map_err(|refusal| ServeError::Denied(Box::new(refusal)))?;
     let app = dial_app(pod, target.addr, tunnel.client, reported).await?;
     Ok((target.addr, seat, app))
 }

@@ -99,7 +99,7 @@ async fn copy(
             () = view.policies_changed(), if kind != Kind::Probe => {
                 let (shard, report) = (&pod.worker.shard, reported.get());
                 still_admitted(&view.latest(), &asked(pod, client, dst), shard, report)
-                    .map_err(|refusal| ServeError::NoLongerAllowed(refusal.reason))?;
+                    .map_err(|refusal| ServeError::NoLongerAllowed(Box::new(refusal)))?;
             }
         }
     }
@@ -126,7 +126,7 @@ async fn reach(
     if kind != Kind::Probe {
         let asked = asked(pod, client, OriginalDst(target.addr));
         admit(world, &asked, &pod.worker.shard, reported.get())
-            .map_err(|refusal| ServeError::Denied(refusal.reason))?;
+            .map_err(|refusal| ServeError::Denied(Box::new(refusal)))?;
     }
     let app = dial_app(pod, target.addr, client, reported).await?;
     reported.get().carried();

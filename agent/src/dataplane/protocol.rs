@@ -238,7 +238,7 @@ mod tests {
     #[test]
     fn each_refusal_has_this_sides_word() {
         let word = |status, said: Option<Reason>| {
-            let refusal = said.map(|reason| Refusal { reason, policy: None, rule: None });
+            let refusal = said.map(Refusal::of);
             Refused { status, refusal }.reason()
         };
         assert_eq!(word(StatusCode::UNAUTHORIZED, None), Reason::PeerDenied);

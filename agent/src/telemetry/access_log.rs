@@ -97,10 +97,13 @@ fn tls(security: &Security) -> admin::Tls<'_> {
 }
 
 fn decision(decision: &Decision) -> admin::Decision<'_> {
+    let unmatched = decision.unmatched.as_deref();
     admin::Decision {
         allowed: decision.allowed,
         policy: decision.policy.as_ref().map(|name: &ObjectName| name.to_string().into()),
         rule: decision.rule,
+        unmatched: unmatched.iter().flat_map(|all| &all.named).map(|name| name.to_string().into()).collect(),
+        unmatched_more: unmatched.map_or(0, |unmatched| unmatched.more),
     }
 }
 
@@ -157,6 +160,14 @@ pub fn words(flow: &Flow<'_>) -> String {
         let _ = write!(text, " policy={policy}");
         if let Some(rule) = rule {
             let _ = write!(text, " rule={rule}");
+        }
+    }
+    if let Some(admin::Decision { unmatched, unmatched_more, .. }) =
+        flow.decision.as_ref().filter(|decision| !decision.unmatched.is_empty())
+    {
+        let _ = write!(text, " unmatched={}", unmatched.join(","));
+        if *unmatched_more > 0 {
+            let _ = write!(text, "+{unmatched_more}");
         }
     }
     if let Some(detail) = &flow.detail {

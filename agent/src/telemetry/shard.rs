@@ -42,6 +42,8 @@ pub enum Verdict {
     Allowed,
     /// It refused it.
     Denied,
+    /// An ALLOW policy was asked and did not match, and neither did any other: that refused it.
+    Unmatched,
     /// An AUDIT policy matched.
     Audited,
     /// A `dryRun` policy would have let it in.
@@ -55,6 +57,7 @@ impl Verdict {
         match self {
             Self::Allowed => "allowed",
             Self::Denied => "denied",
+            Self::Unmatched => "unmatched",
             Self::Audited => "audited",
             Self::WouldAllow => "would_allow",
             Self::WouldDeny => "would_deny",

@@ -190,7 +190,7 @@ fn check_names(policies: &[AuthorizationPolicy], request: &Request<'_>, verdict:
     let (ruling, actions): (_, &[Action]) = match verdict {
         Verdict::Allow(AllowCause::By(ruling)) => (ruling, &[Action::Allow]),
         Verdict::Deny(DenyCause::By(ruling)) => (ruling, &[Action::Deny, Action::NotUnderstood]),
-        Verdict::Allow(AllowCause::NoPolicies) | Verdict::Deny(DenyCause::NoneMatched) => return,
+        Verdict::Allow(AllowCause::NoPolicies) | Verdict::Deny(DenyCause::NoneMatched(_)) => return,
     };
     let named = policies.iter().find(|policy| policy.name == *ruling.policy).unwrap();
     assert!(actions.contains(&named.action) && !named.dry_run, "{named:?}");
@@ -263,13 +263,28 @@ fn decide_agrees_with_the_oracle_on_every_policy_of_two_rules() {
 fn an_empty_spec_allows_nothing_and_an_empty_rule_everything() {
     let plain = asked(None, "10.9.0.1:80");
     let nothing = compile(&[policy("nothing", Action::Allow, false, vec![])]);
-    assert_eq!(decide(&nothing, &plain.request()), Verdict::Deny(DenyCause::NoneMatched));
+    assert!(!decide(&nothing, &plain.request()).allowed());
     let everything = compile(&[policy("everything", Action::Allow, false, vec![Rule::default()])]);
     assert_eq!(
         decide(&everything, &plain.request()),
         Verdict::Allow(AllowCause::By(Ruling { policy: &name("everything"), rule: 0 }))
     );
     assert_eq!(decide(&compile(&[]), &plain.request()), Verdict::Allow(AllowCause::NoPolicies));
+}
+
+#[test]
+fn where_none_matches_every_allow_policy_that_was_asked_is_named_and_no_other() {
+    let set = compile(&[
+        policy("d", Action::Allow, false, vec![]),
+        policy("c", Action::Deny, false, vec![]),
+        policy("b", Action::Allow, true, vec![]),
+        policy("a", Action::Allow, false, vec![]),
+    ]);
+    let Verdict::Deny(DenyCause::NoneMatched(asked)) = decide(&set, &asked(None, "10.9.0.1:80").request())
+    else {
+        panic!("none matches");
+    };
+    assert_eq!(asked.names().collect::<Vec<_>>(), [&name("a"), &name("d")]);
 }
 
 #[test]
@@ -430,6 +445,38 @@ fn port_beats_workload_beats_namespace_beats_mesh() {
     assert_eq!(mode(&three, 443), (Strict, Some("wl".into())));
     assert_eq!(mode(&three, 80), (Permissive, Some("wl".into())));
     assert_eq!(mode(&[mesh, namespace, silent], 80), (Permissive, Some("ns".into())));
+}
+
+#[test]
+fn the_strict_ports_among_some_are_those_of_which_each_is_strict() {
+    use PeerMode::{Permissive, Strict};
+    let mesh = || peers("mesh", 0, Scope::Mesh, Some(Strict), &[(90, Permissive)]);
+    let workload =
+        |mode| peers("wl", 9, selected("app"), mode, &[(80, Permissive), (443, Strict), (65535, Strict)]);
+    let cases = [
+        vec![],
+        vec![mesh()],
+        vec![workload(None)],
+        vec![mesh(), workload(None)],
+        vec![mesh(), workload(Some(Permissive))],
+        vec![mesh(), workload(Some(Strict))],
+    ];
+    for policies in cases {
+        let policies: Vec<_> = policies.into_iter().map(Arc::new).collect();
+        let modes = PeerModes::compile(policies.iter());
+        for range in [1..=65535, 0..=79, 80..=80, 79..=91, 443..=444, 65535..=65535, 8080..=8080] {
+            let found = strict_among(&modes, std::slice::from_ref(&range));
+            let flat: Vec<_> =
+                found.into_iter().flat_map(|(range, by)| range.map(move |port| (port, by))).collect();
+            let strict = |port| match peer_mode(&modes, port) {
+                (Strict, by) => by.map(|by| (port, by)),
+                (Permissive, _) => None,
+            };
+            assert_eq!(flat, range.filter_map(strict).collect::<Vec<_>>());
+        }
+    }
+    let modes = PeerModes::compile([Arc::new(mesh())].iter());
+    assert_eq!(strict_among(&modes, &[1..=65535]).len(), 2, "as ranges");
 }
 
 #[test]

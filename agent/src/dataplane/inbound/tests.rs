@@ -3,7 +3,7 @@ use std::rc::Rc;
 
 use adit_core::net::ObjectName;
 use adit_core::policy::Action;
-use adit_core::report::Direction;
+use adit_core::report::{Direction, End, Stage};
 use adit_core::world::Change;
 use adit_proto::Reason;
 use adit_proto::hbone::{PORT_INBOUND_HBONE, Refusal};
@@ -51,7 +51,39 @@ fn allow_policies_of_which_none_matches_refuse() {
         rig.change(policy("nothing", Action::Allow, 0));
         let mut near = rig.connect(&web, addr).await;
         assert!(near.read(&mut [0; 1]).await.is_err());
-        assert_eq!(rig.reason(Direction::Inbound).await, Some(Reason::PolicyNoneMatched));
+        let inbound = rig.report(Direction::Inbound).await;
+        let End::Failed(Reason::PolicyNoneMatched, Some(detail)) = &inbound.end else {
+            panic!("{:?}", inbound.end);
+        };
+        assert_eq!(&**detail, "refused by policy: policy_none_matched of shop/nothing");
+        let outbound = rig.report(Direction::Outbound).await;
+        assert_eq!(outbound.end.reason(), Some(Reason::PeerDenied));
+        for said in [outbound, inbound] {
+            let unmatched = said.report.decision.unwrap().unmatched.unwrap();
+            assert_eq!((unmatched.named, unmatched.more), (vec![ObjectName::new("shop", "nothing")], 0));
+        }
+    });
+}
+
+#[test]
+fn the_first_connection_of_a_tunnel_tells_how_long_its_handshake_took_on_both_sides() {
+    on_worker(async {
+        let rig = Rig::new(Config::default());
+        let web = rig.pod("web");
+        let api = rig.serving_pod("api").await;
+        let (app, addr) = app(&api).await;
+        for reused in [false, true] {
+            let mut near = rig.connect(&web, addr).await;
+            let (mut far, _) = app.accept().await.unwrap();
+            greet(&mut near, &mut far).await;
+            drop((near, far));
+            for direction in [Direction::Outbound, Direction::Inbound] {
+                let report = rig.report(direction).await.report;
+                assert_eq!(report.tunnel_reused, Some(reused), "{direction:?}");
+                let took = report.stages.get(Stage::Tls);
+                assert_eq!(took.is_some_and(|took| !took.is_zero()), !reused, "{direction:?}: {took:?}");
+            }
+        }
     });
 }
 

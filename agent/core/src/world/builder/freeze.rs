@@ -259,6 +259,7 @@ impl Local {
     /// Whether a decision about a connection to this pod might be another one now.
     fn decides_unlike(&self, new: &Self) -> bool {
         self.workload.pod.labels != new.workload.pod.labels
+            || self.workload.enrolment.is_enrolled() != new.workload.enrolment.is_enrolled()
             || self.policies != new.policies
             || self.modes != new.modes
     }

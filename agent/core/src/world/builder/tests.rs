@@ -358,7 +358,8 @@ proptest! {
                 let of = |world: &World| {
                     let workload: Arc<Workload> = Arc::clone(world.workload(uid)?);
                     let policies = Arc::clone(world.policies_for(uid)?);
-                    Some((workload.pod.labels.clone(), policies, Arc::clone(world.peer_modes_for(uid)?)))
+                    let (labels, enrolled) = (workload.pod.labels.clone(), workload.enrolment.is_enrolled());
+                    Some((labels, enrolled, policies, Arc::clone(world.peer_modes_for(uid)?)))
                 };
                 of(&new).is_some_and(|new| of(&old) != Some(new))
             });
