@@ -193,6 +193,9 @@ pub struct Edge {
     /// TLS version and group of the newest handshake.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<String>,
+    /// How long that handshake took; a tunnel's first connection tells it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls_handshake_us: Option<u64>,
 }
 
 /// The reply of `GET /edges`.

@@ -86,6 +86,7 @@ struct Window {
     slots: VecDeque<(u64, Slot)>,
     active: i64,
     tls: Option<String>,
+    tls_handshake: Option<Duration>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -172,6 +173,7 @@ impl Window {
             self.tls = Some(format!("{} {}", security.version, security.group));
         }
         if said.first {
+            self.tls_handshake = report.stages.get(Stage::Tls).or(self.tls_handshake);
             slot.retries += u64::from(report.attempts.saturating_sub(1));
             if said.carried {
                 slot.opened += 1;
@@ -224,6 +226,9 @@ impl Window {
             connect_p50_us: sum.connect.percentile_us(50),
             connect_p99_us: sum.connect.percentile_us(99),
             tls: self.tls.clone(),
+            tls_handshake_us: self
+                .tls_handshake
+                .map(|took| u64::try_from(took.as_micros()).unwrap_or(u64::MAX)),
         })
     }
 }

@@ -14,7 +14,7 @@ use std::time::Duration;
 use adit_core::time::Mono;
 use metrics::{Counter, Gauge, HistogramFn, Key, KeyName, Metadata, Recorder, SharedString, Unit};
 
-use super::histogram::{Counts, Histogram};
+use super::histogram::{Histogram, Shown};
 
 /// How long a series without holders stays on the page after its last change.
 pub const IDLE: Duration = Duration::from_secs(15 * 60);
@@ -35,7 +35,7 @@ struct Family {
 enum Series {
     Counter(Cells<AtomicU64, u64>),
     Gauge(Cells<AtomicU64, u64>),
-    Histogram(Box<Cells<Histogram, Counts>>),
+    Histogram(Box<Cells<Histogram, Shown>>),
 }
 
 /// The cells of one series, and what cells that are gone had counted.
@@ -62,14 +62,14 @@ pub struct Read {
 }
 
 /// What one series shows.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Value {
     /// Only grows.
     Counter(u64),
     /// Goes up and down.
     Gauge(f64),
     /// Durations.
-    Histogram(Counts),
+    Histogram(Shown),
 }
 
 impl Registry {
@@ -246,8 +246,8 @@ fn add_gauge(sum: &mut u64, cell: &AtomicU64) {
     *sum = (f64::from_bits(*sum) + f64::from_bits(cell.load(Ordering::Relaxed))).to_bits();
 }
 
-fn add_histogram(sum: &mut Counts, cell: &Histogram) {
-    sum.merge(&cell.read());
+fn add_histogram(sum: &mut Shown, cell: &Histogram) {
+    sum.merge(cell);
 }
 
 /// `a="b",c="d"`, escaped as the Prometheus text format asks; empty values are left out, as they mean absence.
@@ -381,8 +381,10 @@ mod tests {
         b.add(Duration::from_secs(1));
         let read = registry.read();
         assert_eq!(read[0].series[0].1, Value::Gauge(4.0));
-        match read[1].series[0].1 {
-            Value::Histogram(counts) => assert_eq!((counts.count(), counts.sum_us), (2, 1_000_050)),
+        match &read[1].series[0].1 {
+            Value::Histogram(shown) => {
+                assert_eq!((shown.counts.count(), shown.counts.sum_us), (2, 1_000_050));
+            }
             Value::Counter(_) | Value::Gauge(_) => panic!("a histogram was registered"),
         }
     }

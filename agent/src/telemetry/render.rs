@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::histogram::{BOUNDS_US, Counts};
+use super::histogram::{BOUNDS_US, Exemplar, Shown};
 use super::registry::{Read, Value};
 
 /// The two text formats.
@@ -74,27 +74,41 @@ impl Page {
                 Value::Gauge(value) => {
                     let _ = writeln!(out, "{}{} {value}", family.name, braces(labels));
                 }
-                Value::Histogram(counts) => print_histogram(out, &family.name, labels, counts),
+                Value::Histogram(shown) => self.print_histogram(out, &family.name, labels, shown),
             }
         }
     }
+
+    fn print_histogram(self, out: &mut String, name: &str, labels: &str, shown: &Shown) {
+        let counts = &shown.counts;
+        let comma = if labels.is_empty() { "" } else { "," };
+        let exemplar = |bucket| match self {
+            Self::OpenMetrics => shown.exemplars.get(&bucket).map(after_sample).unwrap_or_default(),
+            Self::Prometheus => String::new(),
+        };
+        let mut below = 0;
+        for (bucket, (bound, n)) in BOUNDS_US.iter().zip(counts.buckets).enumerate() {
+            below += n;
+            let bound = Seconds(*bound);
+            let _ =
+                writeln!(out, "{name}_bucket{{{labels}{comma}le=\"{bound}\"}} {below}{}", exemplar(bucket));
+        }
+        let count = counts.count();
+        let last = exemplar(BOUNDS_US.len());
+        let _ = writeln!(out, "{name}_bucket{{{labels}{comma}le=\"+Inf\"}} {count}{last}");
+        let _ = writeln!(out, "{name}_sum{} {}", braces(labels), Seconds(counts.sum_us));
+        let _ = writeln!(out, "{name}_count{} {count}", braces(labels));
+    }
+}
+
+/// An exemplar as it stands after a sample (OpenMetrics 1.0, Exemplars): labels, value, time in seconds.
+fn after_sample(exemplar: &Exemplar) -> String {
+    let Exemplar { trace, us, at_ms } = exemplar;
+    format!(" # {{trace_id=\"{trace}\"}} {} {}", Seconds(*us), Seconds(at_ms.saturating_mul(1000)))
 }
 
 fn braces(labels: &str) -> String {
     if labels.is_empty() { String::new() } else { format!("{{{labels}}}") }
-}
-
-fn print_histogram(out: &mut String, name: &str, labels: &str, counts: &Counts) {
-    let comma = if labels.is_empty() { "" } else { "," };
-    let mut below = 0;
-    for (bound, n) in BOUNDS_US.iter().zip(counts.buckets) {
-        below += n;
-        let _ = writeln!(out, "{name}_bucket{{{labels}{comma}le=\"{}\"}} {below}", Seconds(*bound));
-    }
-    let count = counts.count();
-    let _ = writeln!(out, "{name}_bucket{{{labels}{comma}le=\"+Inf\"}} {count}");
-    let _ = writeln!(out, "{name}_sum{} {}", braces(labels), Seconds(counts.sum_us));
-    let _ = writeln!(out, "{name}_count{} {count}", braces(labels));
 }
 
 /// Microseconds printed as seconds, exactly and with at least one decimal.
@@ -112,6 +126,8 @@ impl std::fmt::Display for Seconds {
 mod tests {
     use std::sync::atomic::Ordering;
     use std::time::Duration;
+
+    use adit_core::report::TraceId;
 
     use super::*;
     use crate::telemetry::Registry;
@@ -147,6 +163,24 @@ mod tests {
             assert!(page.lines().any(|l| l == line), "{line}\n{page}");
         }
         assert!(!page.contains("# EOF"));
+    }
+
+    #[test]
+    fn a_buckets_newest_connection_is_its_exemplar_in_openmetrics_only() {
+        let registry = Registry::default();
+        let accepted = std::time::SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_250);
+        registry.histogram("adit_connect_duration_seconds", &[]).add_of(
+            Duration::from_micros(300),
+            TraceId(0xabc),
+            accepted,
+        );
+        let line = "adit_connect_duration_seconds_bucket{le=\"0.0005\"} 1";
+        let exemplar = "# {trace_id=\"00000000000000000000000000000abc\"} 0.0003 1700000000.25";
+        let page = Page::OpenMetrics.print(&registry.read());
+        assert!(page.lines().any(|l| l == format!("{line} {exemplar}")), "{page}");
+        assert_eq!(page.matches(" # ").count(), 1, "{page}");
+        let page = Page::Prometheus.print(&registry.read());
+        assert!(page.lines().any(|l| l == line) && !page.contains(" # "), "{page}");
     }
 
     #[test]

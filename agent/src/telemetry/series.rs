@@ -52,12 +52,17 @@ impl EdgeSeries {
     pub(super) fn opened(&self, registry: &Registry, report: &ConnectionReport) {
         self.opened.fetch_add(1, Ordering::Relaxed);
         self.active.increment(1.0);
-        self.connect.add(connect_phase(report));
+        self.connect.add_of(connect_phase(report), report.trace, report.opened.wall);
         self.retried(registry, report);
+        self.handshook(registry, report);
+    }
+
+    /// Counts the handshake of a tunnel, which its first connection tells.
+    pub(super) fn handshook(&self, registry: &Registry, report: &ConnectionReport) {
         if let Some(took) = report.stages.get(Stage::Tls) {
             let name = "adit_tls_handshake_duration_seconds";
             let tls = || with_labels(report, &[], |labels| registry.histogram(name, labels));
-            self.tls.get_or_init(tls).add(took);
+            self.tls.get_or_init(tls).add_of(took, report.trace, report.opened.wall);
         }
     }
 

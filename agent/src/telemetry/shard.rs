@@ -235,6 +235,7 @@ impl Report {
             None => {
                 let edge = self.shard.edge(&report);
                 edge.retried(registry, &report);
+                edge.handshook(registry, &report);
                 if let Some(reason) = end.reason() {
                     edge.failed(registry, &report, reason);
                 }

@@ -6,7 +6,9 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, SystemTime};
 
 use adit_core::net::{NodeName, ObjectName, OriginalDst, PodUid, SourceAddr};
-use adit_core::report::{ConnectionReport, Decision, Direction, End, Security, Stage, TraceId, Transport};
+use adit_core::report::{
+    ConnectionReport, Decision, Direction, End, Security, Stage, TraceId, Transport, Unmatched,
+};
 use adit_core::workload::{Enrolment, Owner, Pod, Skip, Workload};
 use adit_proto::Reason;
 use adit_proto::admin::Flow;
@@ -203,8 +205,12 @@ async fn edges_beyond_the_bound_are_summed_up_as_other() {
 async fn a_refusal_names_policy_reason_and_hint_in_both_forms() {
     let setup = setup();
     let mut report = setup.report();
-    report.decision =
-        Some(Decision { allowed: false, policy: Some(ObjectName::new("shop", "no-bots")), rule: Some(1) });
+    report.decision = Some(Decision {
+        allowed: false,
+        policy: Some(ObjectName::new("shop", "no-bots")),
+        rule: Some(1),
+        unmatched: None,
+    });
     setup.shard.open(report).close(End::Failed(Reason::PeerDenied, Some("403".into())));
     let said = setup.said.try_recv().unwrap();
     let mut line = Vec::new();
@@ -223,6 +229,45 @@ async fn a_refusal_names_policy_reason_and_hint_in_both_forms() {
     {
         assert!(words.contains(part), "{part}: {words}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_no_allow_policy_matched_names_those_that_were_asked_in_both_forms() {
+    let setup = setup();
+    let mut report = setup.report();
+    let names = (0..11).map(|n| ObjectName::new("shop", format!("p{n}")));
+    report.decision = Some(Decision {
+        allowed: false,
+        policy: None,
+        rule: None,
+        unmatched: Some(Box::new(Unmatched::of(names, 0))),
+    });
+    setup.shard.open(report).close(End::Failed(Reason::PolicyNoneMatched, None));
+    let said = setup.said.try_recv().unwrap();
+    let decision = flow(&said).decision.unwrap();
+    assert_eq!((decision.unmatched.len(), decision.unmatched_more), (Unmatched::NAMED_MAX, 3));
+    assert_eq!(decision.unmatched[0], "shop/p0");
+    let mut line = Vec::new();
+    write_line(&mut line, Format::Json, &flow(&said)).unwrap();
+    assert_eq!(serde_json::from_slice::<Flow<'_>>(&line).unwrap(), flow(&said));
+    assert!(words(&flow(&said)).contains(" unmatched=shop/p0,shop/p1,"), "{}", words(&flow(&said)));
+    assert!(words(&flow(&said)).contains("shop/p7+3 "), "{}", words(&flow(&said)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handshake_counts_also_where_its_first_connection_is_refused() {
+    let setup = setup();
+    let mut report = setup.report();
+    report.stages.set(Stage::Tls, Duration::from_micros(1500));
+    setup.shard.open(report).close(End::Failed(Reason::PolicyDenied, None));
+    let count = "adit_tls_handshake_duration_seconds_count{";
+    assert!(setup.page().lines().any(|line| line.starts_with(count) && line.ends_with("} 1")));
+    let mut edges = Edges::new(8);
+    edges.add(&setup.said.try_recv().unwrap());
+    setup.shard.open(setup.report()).close(End::Closed);
+    edges.add(&setup.said.try_recv().unwrap());
+    let (read, _) = edges.read(setup.clock.now().mono, Duration::from_secs(600));
+    assert_eq!(read[0].tls_handshake_us, Some(1500), "later connections of the tunnel do not change it");
 }
 
 #[tokio::test(start_paused = true)]
