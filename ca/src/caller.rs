@@ -2,7 +2,7 @@
 //!
 //! What the caller may have is [`crate::attest`]'s decision. Tokens are kept as digests and never logged.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -81,6 +81,29 @@ struct Current {
     tokens: Arc<Tokens>,
     /// Digest of the text that was last judged, or of why it could not be read. Not the text: it holds tokens.
     seen: [u8; 32],
+    /// The file's mark just before it was read.
+    mark: Option<Mark>,
+}
+
+/// What changes with a file's content, but for a second change within one tick of the kernel's clock (some ms).
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+struct Mark {
+    file: (u64, u64),
+    len: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Mark {
+    fn of(path: &Path) -> Option<Self> {
+        let metadata = fs::metadata(path).ok()?;
+        Some(Self {
+            file: (metadata.dev(), metadata.ino()),
+            len: metadata.len(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        })
+    }
 }
 
 /// What reading the token file again brought.
@@ -97,10 +120,11 @@ pub enum Reloaded {
 impl Callers {
     /// Reads the token file; every mistake in it is reported at once.
     pub fn open(path: &Path) -> Result<Self, TokensError> {
+        let mark = Mark::of(path);
         let text = read(path)?;
         let tokens = Arc::new(parse(path, &text)?);
         let seen = digest_of(&text);
-        Ok(Self { path: path.into(), current: Arc::new(Mutex::new(Current { tokens, seen })) })
+        Ok(Self { path: path.into(), current: Arc::new(Mutex::new(Current { tokens, seen, mark })) })
     }
 
     /// Who sends this `authorization`.
@@ -115,6 +139,7 @@ impl Callers {
     ///
     /// A mistake is returned once for each content of the file.
     pub fn reload(&self) -> Reloaded {
+        self.lock().mark = Mark::of(&self.path);
         let text = match read(&self.path) {
             Ok(text) => text,
             Err(error) => {
@@ -142,6 +167,13 @@ impl Callers {
             }
             Err(error) => Reloaded::Refused(error),
         }
+    }
+
+    /// [`Callers::reload`], unless the file looks as it did: whoever is refused makes us look, and a file of the
+    /// longest sort takes milliseconds to read.
+    pub fn reload_if_changed(&self) -> Reloaded {
+        let mark = Mark::of(&self.path);
+        if mark.is_some() && self.lock().mark == mark { Reloaded::Same } else { self.reload() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Current> {

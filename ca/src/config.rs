@@ -8,6 +8,7 @@
 
 use std::fmt;
 use std::fs;
+use std::io::Read;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -112,7 +113,11 @@ impl Config {
             path: path.to_owned(),
             errors: vec![Mistake { line: 0, at: String::new(), what }],
         };
-        let text = fs::read_to_string(path).map_err(|error| one(format!("cannot be read: {error}")))?;
+        let bound = u64::try_from(FILE_LEN_MAX).unwrap_or(u64::MAX).saturating_add(1);
+        let mut text = String::new();
+        fs::File::open(path)
+            .and_then(|file| file.take(bound).read_to_string(&mut text))
+            .map_err(|error| one(format!("cannot be read: {error}")))?;
         if text.len() > FILE_LEN_MAX {
             return Err(one(format!("is longer than {FILE_LEN_MAX} bytes")));
         }

@@ -177,11 +177,19 @@ impl Keeper {
         }
     }
 
-    /// Takes up the request files. The state that has done a request also says so, so that none is done twice.
+    /// Takes up the request files. The state that has done a request also says so, so that none is done twice. One
+    /// that cannot be read now stays for the next time, and holds up no other.
     fn take_requests(&mut self, now: Stamp) -> Result<(), KeepError> {
         let left = self.store.requests()?;
         let names: Vec<String> = left.iter().map(|left| left.name.clone()).collect();
+        let mut unread = None;
         for left in left {
+            if let Err(error) = &left.request
+                && error.may_pass()
+            {
+                unread = Some(crate::report(error));
+                continue;
+            }
             if !self.state.taken.contains(&left.name) {
                 let result = self.take_request(&left.name, &names, left.request, now)?;
                 match &result {
@@ -193,6 +201,10 @@ impl Keeper {
                 self.outcomes.drain(..surplus);
             }
             self.store.forget_request(&left.name)?;
+        }
+        match unread {
+            Some(error) => self.complain("request", error),
+            None => drop(self.complaints.remove("request")),
         }
         Ok(())
     }

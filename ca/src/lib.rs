@@ -47,6 +47,17 @@ pub mod wire;
 pub use app::{App, RunError, StartError};
 pub use config::{Config, ConfigErrors};
 
+/// Where and why a text is no YAML of the wanted form: the line (0 where there is none), and what is wrong.
+///
+/// Without what stands there, which may be a token, and without the parser's hints to programmers.
+pub(crate) fn yaml_mistake(error: &serde_saphyr::Error) -> (u64, String) {
+    let line = error.location().map_or(0, |location| location.line());
+    let text = error.without_snippet().to_string();
+    let text = text.lines().next().unwrap_or_default();
+    let said = text.rsplit_once(" at line ").map_or(text, |(said, _)| said);
+    (line, said.split_once(", set DuplicateKeyPolicy").map_or(said, |(said, _)| said).to_owned())
+}
+
 /// An error with its causes, in one line.
 pub fn report(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();

@@ -60,7 +60,7 @@ impl Agents {
 /// A step that has fallen due.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Due {
-    /// The intermediate has lived half its life.
+    /// The intermediate has lived half its life, or its life has not begun: the clock was ahead when it was made.
     RenewIntermediate,
     /// The root nears its end.
     AnnounceRoot,
@@ -126,7 +126,9 @@ impl State {
         }
         let issuing = Facts::read(self.authority.issuing()?)?;
         let half = issuing.not_after.since(issuing.not_before) / 2;
-        if self.authority.root_key.is_some() && now >= issuing.not_before.plus(half) {
+        // One that was made while the clock was ahead would make every leaf useless until then.
+        let is_early = now < issuing.not_before;
+        if self.authority.root_key.is_some() && (is_early || now >= issuing.not_before.plus(half)) {
             return Ok(Some(Due::RenewIntermediate));
         }
         if self.authorities().flat_map(|authority| &authority.retired).any(|retired| now > retired.until) {

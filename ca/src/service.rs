@@ -71,7 +71,7 @@ impl Service {
     fn authenticate(&self, asked: &Asked<'_>) -> Result<Caller, Refusal> {
         self.callers
             .authenticate(asked.authorization)
-            .or_else(|refused| match self.callers.reload() {
+            .or_else(|refused| match self.callers.reload_if_changed() {
                 Reloaded::New(_) => self.callers.authenticate(asked.authorization),
                 Reloaded::Same | Reloaded::Refused(_) => Err(refused),
             })
@@ -88,7 +88,7 @@ impl Service {
         let judge = |caller: &Caller| attest(caller, wanted.clone(), &signing.trust_domain, &signing.revoked);
         match judge(caller) {
             Ok(grant) => Ok(grant),
-            Err(refused) => match self.callers.reload() {
+            Err(refused) => match self.callers.reload_if_changed() {
                 Reloaded::New(_) => Ok(judge(&self.authenticate(asked)?)?),
                 Reloaded::Same | Reloaded::Refused(_) => Err(refused.into()),
             },

@@ -133,3 +133,19 @@ fn what_is_no_token_file_is_refused_with_its_line_and_without_its_content() {
     }
     assert!(crate::report(&Callers::open(&dir.path().join("none")).unwrap_err()).contains("No such file"));
 }
+
+#[test]
+fn whoever_is_refused_has_the_file_read_again_only_if_it_was_touched() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("tokens.yaml");
+    write(&path, GOOD);
+    let callers = Callers::open(&path).unwrap();
+    // As if another text had been judged: reading again would find a new one.
+    callers.lock().seen = [0; 32];
+    assert!(matches!(callers.reload_if_changed(), Reloaded::Same));
+    assert!(matches!(callers.reload(), Reloaded::New(2)));
+    write(&dir.path().join("next"), &GOOD.replace("node-a", "node-c"));
+    fs::rename(dir.path().join("next"), &path).unwrap();
+    assert!(matches!(callers.reload_if_changed(), Reloaded::New(2)));
+    assert_eq!(node(&callers, "Bearer aaaaaaaaaaaaaaaa"), Ok("node-c".to_owned()));
+}

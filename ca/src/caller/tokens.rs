@@ -57,9 +57,7 @@ impl Tokens {
     /// Reads a token file's text; all mistakes of meaning are found in one go, one of YAML ends the reading.
     pub fn parse(text: &[u8]) -> Result<Self, Vec<Mistake>> {
         let written: Written = serde_saphyr::from_slice(text).map_err(|error| {
-            let line = error.location().map_or(0, |location| location.line());
-            // The plain message: a rendered one quotes the file, and with it tokens.
-            let what = first_line(&error.without_snippet().to_string());
+            let (line, what) = crate::yaml_mistake(&error);
             vec![Mistake { line, at: String::new(), what }]
         })?;
         let mut tokens = Self::default();
@@ -134,10 +132,6 @@ pub(super) fn digest_of(token: &[u8]) -> [u8; 32] {
     let mut octets = [0; 32];
     octets.copy_from_slice(digest(&SHA256, token).as_ref());
     octets
-}
-
-fn first_line(text: &str) -> String {
-    text.lines().next().unwrap_or_default().to_owned()
 }
 
 /// Every mistake on a line of its own, each with file and line number.

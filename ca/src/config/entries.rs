@@ -20,9 +20,7 @@ impl Entries {
         match serde_saphyr::from_str::<Map>(text) {
             Ok(map) => Ok(Self { left: map.0, mistakes: Vec::new() }),
             Err(error) => {
-                let line = error.location().map_or(0, |location| location.line());
-                let text = error.without_snippet().to_string();
-                let what = text.lines().next().unwrap_or_default().to_owned();
+                let (line, what) = crate::yaml_mistake(&error);
                 Err(vec![Mistake { line, at: String::new(), what }])
             }
         }

@@ -302,3 +302,22 @@ fn a_request_whose_file_could_not_be_removed_is_not_done_twice() {
     assert_eq!(keeper.state.generation, 3);
     assert!(!left.exists());
 }
+
+#[test]
+fn a_request_that_cannot_be_read_now_is_kept_and_holds_up_no_other() {
+    let world = World::new();
+    // A directory opens and does not read.
+    let unreadable = world.path("store/requests/0-unreadable.json");
+    fs::create_dir_all(&unreadable).unwrap();
+    fs::set_permissions(&unreadable, fs::Permissions::from_mode(0o700)).unwrap();
+    let identity: adit_proto::SpiffeId = "spiffe://cluster.local/ns/shop/sa/web".parse().unwrap();
+    world.leave(Request::Revoke(Subject::Identity(identity)));
+    let (mut keeper, _shown) = world.keeper(Disk::real(), at(1)).unwrap();
+    keeper.tick(at(2));
+    assert_eq!(keeper.state.revoked.len(), 1);
+    assert!(matches!(&*keeper.outcomes, [one] if one.refused.is_none()), "{:?}", keeper.outcomes);
+    assert!(keeper.complaints["request"].contains("0-unreadable.json"), "{:?}", keeper.complaints);
+    fs::remove_dir(unreadable).unwrap();
+    keeper.tick(at(3));
+    assert!(keeper.complaints.is_empty(), "{:?}", keeper.complaints);
+}

@@ -129,6 +129,18 @@ fn an_intermediate_is_renewed_at_half_its_life_and_its_predecessor_kept_for_revo
 }
 
 #[test]
+fn an_intermediate_made_while_the_clock_was_ahead_is_replaced_once_the_clock_is_right() {
+    let ahead = state();
+    let right = Stamp::of(std::time::UNIX_EPOCH + Duration::from_secs(1_600_000_000));
+    let mended = step(&ahead, Due::RenewIntermediate, &outside(right, Some(1), &[]));
+    nothing(&mended, &outside(right, Some(1), &[]));
+    let issuing = Facts::read(mended.authority.issuing().unwrap()).unwrap();
+    assert!(issuing.not_before <= right && right < issuing.not_after);
+    // A small step back, as clocks make, is covered by how far certificates are backdated.
+    nothing(&ahead, &outside(at(0).minus(Duration::from_secs(299)), Some(1), &[]));
+}
+
+#[test]
 fn a_root_that_nears_its_end_is_replaced_without_being_asked() {
     let ten_years = ROOT_LIFE.as_secs();
     let mut late = state();

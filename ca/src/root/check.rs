@@ -95,12 +95,15 @@ pub(crate) fn parse(certificate: &Certificate) -> Result<X509Certificate<'_>, Br
 impl Authority {
     /// Checks that key, chain and roots belong together and to `domain`, by signing a leaf and verifying it.
     ///
-    /// Expiry is not checked here: it is asked as of the last instant at which all are valid, so that a CA that was
-    /// away for long can still start and renew what it can.
+    /// Expiry is not checked here: it is asked as of the first instant at which the whole chain is valid, so that a CA
+    /// that was away for long can still start and renew what it can. A root's own dates are not asked for, as nowhere
+    /// in path building: one that was made while the clock was ahead stays a root.
     pub fn check(&self, domain: &TrustDomain) -> Result<(), RootError> {
-        let mut at = Stamp::of(std::time::UNIX_EPOCH);
         for certificate in self.roots.iter().chain(&self.chain) {
             check_names(certificate, domain)?;
+        }
+        let mut at = Stamp::of(std::time::UNIX_EPOCH);
+        for certificate in &self.chain {
             at = at.max(Facts::read(certificate)?.not_before);
         }
         for root in &self.roots {

@@ -49,6 +49,16 @@ pub enum RequestError {
     NoStore(PathBuf),
 }
 
+impl RequestError {
+    /// Whether the next attempt may go otherwise: then the request is neither refused nor forgotten.
+    pub(crate) fn may_pass(&self) -> bool {
+        match self {
+            Self::Store(StoreError::Io { source, .. }) => source.kind() != io::ErrorKind::PermissionDenied,
+            Self::Store(_) | Self::Json(_) | Self::NoRandomness(_) | Self::NoStore(_) => false,
+        }
+    }
+}
+
 /// The form of a request in its file.
 #[derive(Deserialize, Serialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", tag = "ask")]
