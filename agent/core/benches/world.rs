@@ -185,7 +185,9 @@ fn services() -> impl Iterator<Item = Change> {
     (0..PODS / PODS_PER_SERVICE).map(|n| {
         Change::Service(Service {
             name: service_name(n),
-            vips: vec![vip(n)],
+            created: 0,
+            cluster_ips: vec![vip(n)],
+            external_ips: Vec::new(),
             headless: false,
             ports: vec![ServicePort {
                 name: "http".into(),

@@ -193,7 +193,7 @@ fn usable(service: &Service, backends: &Backends, front: Front, source: &Workloa
         return Arc::clone(&backends.candidates);
     }
     let node = source.pod.node.as_ref();
-    let local_only = service.internal_local && front == Front::Vip;
+    let local_only = service.internal_local && front == Front::ClusterIp;
     let within = |place: &Place| !local_only || (node.is_some() && place.node.as_ref() == node);
     let none_lives = !backends.places.iter().any(|place| within(place) && !place.terminating);
     let all = backends.candidates.iter().zip(&backends.places);

@@ -46,13 +46,21 @@ pub enum Distribution {
 pub struct Service {
     /// `metadata.namespace` and `metadata.name`.
     pub name: ObjectName,
-    /// `clusterIPs`, `externalIPs` and load balancer ingress addresses; empty for headless Services.
-    pub vips: Vec<IpAddr>,
+    /// When it was made, in seconds since the epoch: of two that claim one external address the older has it.
+    pub created: i64,
+    /// `clusterIPs`, which no other Service has; empty for headless Services.
+    pub cluster_ips: Vec<IpAddr>,
+    /// `externalIPs` and load balancer ingress addresses, as far as they are not among `cluster_ips`.
+    pub external_ips: Vec<IpAddr>,
     /// `clusterIP: None`: its endpoints are dialled by their own addresses.
     pub headless: bool,
     /// Its TCP ports.
     pub ports: Vec<ServicePort>,
-    /// `internalTrafficPolicy: Local`: only endpoints of the client's own node.
+    /// `internalTrafficPolicy: Local`: by a cluster IP only endpoints of the client's own node.
+    ///
+    /// What a pod sends to an external address, a load balancer's or a node port is subject to no policy, as by
+    /// kube-proxy (KEP-2086): it goes to all endpoints, as if it had left the cluster and come in through any node. So
+    /// `externalTrafficPolicy` says nothing to the mesh and is not read.
     pub internal_local: bool,
     /// `spec.trafficDistribution`.
     pub distribution: Distribution,

@@ -48,6 +48,12 @@ pub(crate) fn cluster_name(kind: Kind, metadata: &ObjectMeta) -> Result<ObjectNa
     }
 }
 
+/// `metadata.creationTimestamp` in seconds since the epoch; one without is as old as can be: of two files, the lesser
+/// name wins.
+pub(crate) fn created(metadata: &ObjectMeta) -> i64 {
+    metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second())
+}
+
 /// A field without which the object means nothing.
 pub(crate) fn missing(kind: Kind, metadata: &ObjectMeta, field: FieldPath) -> Rejected {
     Rejected {

@@ -36,8 +36,7 @@ impl Policy {
     /// `metadata.creationTimestamp` in seconds since the epoch; one without is as old as can be: of two files, the
     /// name decides.
     fn created(&self) -> i64 {
-        let created = self.metadata.creation_timestamp.as_ref();
-        created.map_or(0, |time| time.0.as_second())
+        crate::meta::created(&self.metadata)
     }
 
     /// Its spec, and whether anything in or beside it is unknown; no spec reads as an empty one.

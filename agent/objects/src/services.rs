@@ -10,7 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde::Deserialize;
 
-use crate::meta::{Translated, labels, namespaced_name, or_default};
+use crate::meta::{Translated, created, labels, namespaced_name, or_default};
 use crate::policies::parse;
 use crate::problem::{FieldPath, Problem, Rejected, Wrong};
 
@@ -111,9 +111,13 @@ pub fn translate(service: &Service) -> Result<Translated, Rejected> {
     if spec.kind == "ExternalName" || ports.is_empty() {
         return Ok(Translated { change: None, problems });
     }
+    let cluster_ips = cluster_ips(spec, &mut problems);
+    let external_ips = external_ips(service, &cluster_ips, &mut problems);
     let change = Change::Service(service::Service {
         name,
-        vips: vips(service, &mut problems),
+        created: created(&service.metadata),
+        cluster_ips,
+        external_ips,
         headless: spec.cluster_ip == "None" || spec.cluster_ips.first().is_some_and(|ip| ip == "None"),
         ports,
         internal_local: internal_local(spec, &mut problems),
@@ -170,11 +174,15 @@ fn number(port: i32) -> Result<u16, Wrong> {
     u16::try_from(port).ok().filter(|port| *port != 0).ok_or_else(|| Wrong::Port(port.to_string()))
 }
 
-/// Every address at which clients find it. A load balancer that says `ipMode: Proxy` wants to see the traffic itself.
-fn vips(service: &Service, problems: &mut Vec<Problem>) -> Vec<IpAddr> {
+fn cluster_ips(fields: &Spec, problems: &mut Vec<Problem>) -> Vec<IpAddr> {
+    let all = fields.cluster_ips.iter().enumerate().map(|(at, ip)| (spec("clusterIPs").index(at), ip));
+    let first = [(spec("clusterIP"), &fields.cluster_ip)];
+    addresses(all.chain(first), &[], problems)
+}
+
+/// Where clients outside the cluster find it. A load balancer that says `ipMode: Proxy` wants to see the traffic itself.
+fn external_ips(service: &Service, cluster_ips: &[IpAddr], problems: &mut Vec<Problem>) -> Vec<IpAddr> {
     let Service { spec: fields, status, .. } = service;
-    let clusters = fields.cluster_ips.iter().enumerate().map(|(at, ip)| (spec("clusterIPs").index(at), ip));
-    let first = [(spec("clusterIP"), &fields.cluster_ip)].into_iter();
     let external = fields.external_ips.iter().enumerate().map(|(at, ip)| (spec("externalIPs").index(at), ip));
     let ingress = status.load_balancer.ingress.iter().enumerate();
     let ingress =
@@ -182,18 +190,24 @@ fn vips(service: &Service, problems: &mut Vec<Problem>) -> Vec<IpAddr> {
             let field = FieldPath::of(["status", "loadBalancer", "ingress"]).index(at).key("ip");
             (field, &ingress.ip)
         });
-    let mut vips = Vec::new();
-    for (field, text) in clusters.chain(first).chain(external).chain(ingress) {
-        if matches!(text.as_str(), "" | "None") {
-            continue;
-        }
+    addresses(external.chain(ingress), cluster_ips, problems)
+}
+
+/// Reads each address once that is not `known` yet.
+fn addresses<'a>(
+    texts: impl Iterator<Item = (FieldPath, &'a String)>,
+    known: &[IpAddr],
+    problems: &mut Vec<Problem>,
+) -> Vec<IpAddr> {
+    let mut read = Vec::new();
+    for (field, text) in texts.filter(|(_, text)| !matches!(text.as_str(), "" | "None")) {
         match parse::address(text) {
-            Ok(ip) if vips.contains(&ip) => {}
-            Ok(ip) => vips.push(ip),
+            Ok(ip) if known.contains(&ip) || read.contains(&ip) => {}
+            Ok(ip) => read.push(ip),
             Err(wrong) => problems.push(Problem { field, wrong }),
         }
     }
-    vips
+    read
 }
 
 fn internal_local(fields: &Spec, problems: &mut Vec<Problem>) -> bool {

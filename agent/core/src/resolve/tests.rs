@@ -134,18 +134,51 @@ fn an_undeclared_port_of_a_vip_is_not_the_services() {
 #[test]
 fn external_and_load_balancer_addresses_are_vips() {
     Shop::new()
-        .web(|web| web.vips.push(ip("203.0.113.7")), vec![one()])
+        .web(|web| web.external_ips.push(ip("203.0.113.7")), vec![one()])
         .check("203.0.113.7:80", &format!("shop/web:80 = 10.0.0.1:8080 {TUNNEL}"));
 }
 
 #[test]
 fn a_service_cannot_take_anothers_cluster_ip_by_calling_it_external() {
     let mut thief = service("shop/a-thief", &["10.96.0.99"]);
-    thief.vips.push(ip("10.96.0.1"));
+    thief.created = -1;
+    thief.external_ips.push(ip("10.96.0.1"));
     Shop::new()
         .web(|_| {}, vec![one()])
         .with(Change::Service(thief))
         .check("10.96.0.1:80", &format!("shop/web:80 = 10.0.0.1:8080 {TUNNEL}"));
+}
+
+#[test]
+fn an_external_address_is_the_older_services_then_that_of_the_lesser_name() {
+    let claims = |name: &str, cluster_ip: &str, created: i64| {
+        let external_ips = vec![ip("203.0.113.7")];
+        Change::Service(Service { created, external_ips, ..service(name, &[cluster_ip]) })
+    };
+    let to_web = format!("shop/web:80 = 10.0.0.1:8080 {TUNNEL}");
+    Shop::new()
+        .web(|web| (web.created, web.external_ips) = (7, vec![ip("203.0.113.7")]), vec![one()])
+        .with(claims("shop/a-later", "10.96.0.8", 8))
+        .check("203.0.113.7:80", &to_web)
+        .with(claims("shop/a-later", "10.96.0.8", 6))
+        .check("203.0.113.7:80", "NoEndpoint: shop/a-later has no endpoint for port 80")
+        .with(claims("shop/a-later", "10.96.0.8", 7))
+        .check("203.0.113.7:80", "NoEndpoint: shop/a-later has no endpoint for port 80")
+        .with(Change::ServiceGone(name("shop/a-later")))
+        .with(claims("shop/z-later", "10.96.0.9", 7))
+        .check("203.0.113.7:80", &to_web);
+}
+
+#[test]
+fn the_internal_policy_is_for_cluster_ips_only() {
+    let local = |web: &mut Service| {
+        web.internal_local = true;
+        web.external_ips.push(ip("203.0.113.7"));
+    };
+    Shop::new()
+        .web(local, vec![two()])
+        .check("10.96.0.1:80", "NoEndpoint: shop/web has no endpoint for port 80")
+        .check("203.0.113.7:80", &format!("shop/web:80 = 10.0.1.2:8080 {TUNNEL}"));
 }
 
 #[test]

@@ -7,13 +7,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::index::Table;
 use super::{Change, Kind, Settings, World};
 use crate::net::{NodeName, ObjectName, PodUid};
 use crate::policy::{AuthorizationPolicy, PeerAuthentication};
-use crate::service::{EndpointSlice, Service};
+use crate::service::{EndpointSlice, Service, ServicePort};
 use crate::traffic::{TrafficPolicy, TrafficSettings};
 use crate::trust::TrustBundle;
 use crate::workload::{Namespace, Node, Pod, Skip};
@@ -247,9 +248,7 @@ impl WorldBuilder {
         if known.is_some_and(|known| **known == service) {
             return;
         }
-        let same_place =
-            known.is_some_and(|known| known.vips == service.vips && known.ports == service.ports);
-        self.dirty.vips |= !same_place;
+        self.dirty.vips |= known.is_none_or(|known| place(known) != place(&service));
         self.dirty.service(service.name.clone());
         self.services.insert(service.name.clone(), Arc::new(service));
     }
@@ -438,6 +437,11 @@ impl Change {
 }
 
 /// Puts an object in place; whether it says anything new.
+/// What of a Service says where it is found.
+fn place(service: &Service) -> (&[IpAddr], &[IpAddr], &[ServicePort], i64) {
+    (&service.cluster_ips, &service.external_ips, &service.ports, service.created)
+}
+
 fn put<V: PartialEq>(objects: &mut BTreeMap<ObjectName, Arc<V>>, name: ObjectName, object: V) -> bool {
     if objects.get(&name).is_some_and(|known| **known == object) {
         return false;

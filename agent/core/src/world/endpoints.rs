@@ -163,7 +163,8 @@ pub(crate) fn port_routes(
     slices: &[&EndpointSlice],
     pods: &Pods<'_>,
 ) -> Box<[PortRoutes]> {
-    let reachable = |port: &&ServicePort| !service.vips.is_empty() || port.node_port.is_some();
+    let addressed = !service.cluster_ips.is_empty() || !service.external_ips.is_empty();
+    let reachable = |port: &&ServicePort| addressed || port.node_port.is_some();
     let ports = service.ports.iter().filter(reachable);
     ports
         .map(|port| {

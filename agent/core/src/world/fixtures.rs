@@ -70,11 +70,13 @@ pub(crate) fn node(short: &str, zone: &str, address: &str) -> Node {
 }
 
 /// A Service with one unnamed port 80 → 8080.
-pub(crate) fn service(of: &str, vips: &[&str]) -> Service {
+pub(crate) fn service(of: &str, cluster_ips: &[&str]) -> Service {
     Service {
         name: name(of),
-        vips: vips.iter().copied().map(ip).collect(),
-        headless: vips.is_empty(),
+        created: 0,
+        cluster_ips: cluster_ips.iter().copied().map(ip).collect(),
+        external_ips: Vec::new(),
+        headless: cluster_ips.is_empty(),
         ports: vec![ServicePort {
             name: "".into(),
             port: 80,

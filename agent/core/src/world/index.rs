@@ -2,6 +2,7 @@
 //!
 //! Does not know what they mean: [`super::builder`] fills it, [`crate::resolve`] asks.
 
+use std::collections::btree_map::Entry;
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{Hash, Hasher};
@@ -193,73 +194,87 @@ fn shard_of<K: Hash>(key: &K) -> usize {
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(crate) struct VipIndex {
     /// By address and port.
-    vips: BTreeMap<SocketAddr, (ObjectName, u16)>,
+    vips: BTreeMap<SocketAddr, Answering>,
     /// By node port, at every address of a node.
-    node_ports: BTreeMap<u16, (ObjectName, u16)>,
+    node_ports: BTreeMap<u16, Answering>,
     /// The nodes' addresses.
     nodes: BTreeSet<IpAddr>,
 }
 
+/// The Service that answers, which of its ports, and by which kind of address.
+type Answering = (ObjectName, u16, Front);
+
 impl VipIndex {
     /// Indexes all Services.
     ///
-    /// Where two claim one address and port, the one that lists the address earlier among those of its family wins
-    /// (cluster IPs come first, and are unique), then the lesser name.
+    /// Where two claim one address and port, the one whose cluster IP it is has it, then the older, then the one with
+    /// the lesser name: nobody takes another's cluster IP by calling it external, nor an external address by coming
+    /// later. Likewise node ports, which the API server gives out once.
     pub(crate) fn new<'s>(
         services: impl Iterator<Item = &'s Arc<Service>>,
         nodes: impl Iterator<Item = IpAddr>,
     ) -> Self {
-        let mut claims: BTreeMap<SocketAddr, (usize, &ObjectName, u16)> = BTreeMap::new();
-        let mut node_ports: BTreeMap<u16, (&ObjectName, u16)> = BTreeMap::new();
+        let mut claims: BTreeMap<SocketAddr, Claim<'_>> = BTreeMap::new();
+        let mut node_ports: BTreeMap<u16, Claim<'_>> = BTreeMap::new();
         for service in services {
-            for (rank, vip) in ranked(&service.vips) {
-                for port in &service.ports {
-                    let claim = (rank, &service.name, port.port);
-                    let held = claims.entry(SocketAddr::new(vip, port.port)).or_insert(claim);
-                    *held = claim.min(*held);
+            for port in &service.ports {
+                let by =
+                    |front| Claim { front, created: service.created, name: &service.name, port: port.port };
+                let addressed =
+                    |ips: &'s [IpAddr], front| ips.iter().map(move |ip| (ip.to_canonical(), by(front)));
+                let own = addressed(&service.cluster_ips, Front::ClusterIp);
+                for (ip, claim) in own.chain(addressed(&service.external_ips, Front::External)) {
+                    claim.stake(claims.entry(SocketAddr::new(ip, port.port)));
+                }
+                if let Some(node_port) = port.node_port {
+                    by(Front::External).stake(node_ports.entry(node_port));
                 }
             }
-            for port in &service.ports {
-                let Some(node_port) = port.node_port else { continue };
-                let claim = (&service.name, port.port);
-                let held = node_ports.entry(node_port).or_insert(claim);
-                *held = claim.min(*held);
-            }
         }
-        let owned = |(name, port): (&ObjectName, u16)| (name.clone(), port);
         Self {
-            vips: claims.into_iter().map(|(at, (_, name, port))| (at, owned((name, port)))).collect(),
-            node_ports: node_ports.into_iter().map(|(at, claim)| (at, owned(claim))).collect(),
+            vips: claims.into_iter().map(|(at, claim)| (at, claim.owned())).collect(),
+            node_ports: node_ports.into_iter().map(|(at, claim)| (at, claim.owned())).collect(),
             nodes: nodes.map(|ip| ip.to_canonical()).collect(),
         }
     }
 
     /// The Service at an address, which of its ports, and by which kind of address.
     pub(crate) fn at(&self, dst: SocketAddr) -> Option<(&ObjectName, u16, Front)> {
-        if let Some((name, port)) = self.vips.get(&SocketAddr::new(dst.ip(), dst.port())) {
-            return Some((name, *port, Front::Vip));
-        }
-        let (name, port) = self.node_ports.get(&dst.port())?;
-        self.nodes.contains(&dst.ip()).then_some((name, *port, Front::NodePort))
+        let at_vip = self.vips.get(&SocketAddr::new(dst.ip(), dst.port()));
+        let by_node_port = || self.node_ports.get(&dst.port()).filter(|_| self.nodes.contains(&dst.ip()));
+        at_vip.or_else(by_node_port).map(|(name, port, front)| (name, *port, *front))
+    }
+}
+
+/// A Service's claim to an address or node port. The least wins.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+struct Claim<'s> {
+    front: Front,
+    created: i64,
+    name: &'s ObjectName,
+    port: u16,
+}
+
+impl Claim<'_> {
+    fn owned(self) -> Answering {
+        (self.name.clone(), self.port, self.front)
+    }
+}
+
+impl<'s> Claim<'s> {
+    /// Takes the place where it is free or held by a weaker claim.
+    fn stake<K: Ord>(self, place: Entry<'_, K, Claim<'s>>) {
+        let held = place.or_insert(self);
+        *held = self.min(*held);
     }
 }
 
 /// By which kind of address a Service was reached.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(crate) enum Front {
-    /// An address of its own.
-    Vip,
-    /// A node's address and its node port; `internalTrafficPolicy` says nothing about these.
-    NodePort,
-}
-
-/// Addresses with their place among those of their own family.
-fn ranked(vips: &[IpAddr]) -> impl Iterator<Item = (usize, IpAddr)> {
-    let (mut v4, mut v6) = (0, 0);
-    vips.iter().map(move |vip| {
-        let vip = vip.to_canonical();
-        let next = if vip.is_ipv4() { &mut v4 } else { &mut v6 };
-        *next += 1;
-        (*next - 1, vip)
-    })
+    /// One of its cluster IPs.
+    ClusterIp,
+    /// An external address, a load balancer's, or a node's with its node port; `internalTrafficPolicy` says nothing about
+    /// these.
+    External,
 }

@@ -41,15 +41,17 @@ fn ports_name_their_targets_by_number_or_by_name() {
 }
 
 #[test]
-fn every_address_of_a_service_is_a_vip_once() {
-    let spec = json!({"clusterIP": "10.96.0.1", "clusterIPs": ["10.96.0.1", "fd00::1"], "externalIPs": ["192.0.2.1"],
+fn every_address_of_a_service_counts_once_and_cluster_ips_apart() {
+    let spec = json!({"clusterIP": "10.96.0.1", "clusterIPs": ["10.96.0.1", "fd00::1"], "externalIPs": ["192.0.2.1", "10.96.0.1"],
         "ports": [{"port": 80}]});
     let status = json!({"loadBalancer": {"ingress": [{"ip": "192.0.2.2"}, {"hostname": "x"}, {"ip": "192.0.2.3", "ipMode": "Proxy"},
         {"ip": "192.0.2.4", "ipMode": "VIP"}]}});
     let (service, problems) = read(spec, status);
     assert_eq!(problems, [""; 0]);
-    let vips: Vec<_> = service.unwrap().vips.iter().map(ToString::to_string).collect();
-    assert_eq!(vips, ["10.96.0.1", "fd00::1", "192.0.2.1", "192.0.2.2", "192.0.2.4"]);
+    let service = service.unwrap();
+    let texts = |ips: &[IpAddr]| ips.iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(texts(&service.cluster_ips), ["10.96.0.1", "fd00::1"]);
+    assert_eq!(texts(&service.external_ips), ["192.0.2.1", "192.0.2.2", "192.0.2.4"]);
 }
 
 #[test]
@@ -57,7 +59,7 @@ fn a_headless_service_has_no_vip() {
     let service = good(
         json!({"clusterIP": "None", "clusterIPs": ["None"], "ports": [{"port": 80}], "selector": {"app": "web"}}),
     );
-    assert!(service.headless && service.vips.is_empty());
+    assert!(service.headless && service.cluster_ips.is_empty() && service.external_ips.is_empty());
     assert!(service.selector.is_some());
     assert_eq!(good(json!({"ports": [{"port": 80}], "selector": {}})).selector, None);
 }

@@ -199,7 +199,9 @@ fn service(rig: &Rig, endpoints: &[SocketAddr]) -> SocketAddr {
     let vip = SocketAddr::from(([10, 96, 0, 1], 80));
     rig.change(Change::Service(Service {
         name: name.clone(),
-        vips: vec![vip.ip()],
+        created: 0,
+        cluster_ips: vec![vip.ip()],
+        external_ips: Vec::new(),
         headless: false,
         ports: vec![ServicePort {
             name: "".into(),

@@ -76,18 +76,23 @@ fn some_service() -> impl Strategy<Value = Service> {
         prop::sample::subsequence(VIPS.to_vec(), 0..3),
         prop::sample::select(kinds),
         (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>()),
+        (0..2_usize, 0..2_i64),
     )
-        .prop_map(|(name, vips, distribution, (local, published, node_port, by_name))| {
-            let mut service = service(&name.to_string(), &vips);
-            service.distribution = distribution;
-            service.internal_local = local;
-            service.publish_not_ready = published;
-            service.ports[0].node_port = node_port.then_some(30080);
-            if by_name {
-                service.ports[0].target = TargetPort::Name("app".into());
-            }
-            service
-        })
+        .prop_map(
+            |(name, vips, distribution, (local, published, node_port, by_name), (external, created))| {
+                let mut service = service(&name.to_string(), &vips);
+                service.external_ips = service.cluster_ips.split_off(external.min(vips.len()));
+                service.created = created;
+                service.distribution = distribution;
+                service.internal_local = local;
+                service.publish_not_ready = published;
+                service.ports[0].node_port = node_port.then_some(30080);
+                if by_name {
+                    service.ports[0].target = TargetPort::Name("app".into());
+                }
+                service
+            },
+        )
 }
 
 fn some_endpoint() -> impl Strategy<Value = Endpoint> {
