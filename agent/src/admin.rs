@@ -20,6 +20,7 @@ use axum::routing::get;
 use serde::Deserialize;
 use tokio::net::{TcpListener, UnixListener};
 
+use crate::sockets::bounded::BoundedListener;
 use crate::telemetry::Flowing;
 use crate::telemetry::render::Page;
 
@@ -120,9 +121,9 @@ impl Admin {
             .with_state(sources)
             .merge(metrics.clone());
         let ended = tokio::try_join!(
-            async { axum::serve(self.tcp, admin.clone()).await },
+            async { axum::serve(BoundedListener::new(self.tcp), admin.clone()).await },
             async { axum::serve(self.unix, admin.clone()).await },
-            async { axum::serve(self.metrics, metrics).await },
+            async { axum::serve(BoundedListener::new(self.metrics), metrics).await },
         );
         if let Err(error) = ended {
             tracing::error!(%error, "the admin API and the metrics are no longer served");

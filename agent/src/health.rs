@@ -16,6 +16,8 @@ use serde::Deserialize;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
+use crate::sockets::bounded::BoundedListener;
+
 /// Where the probes are answered.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
@@ -72,7 +74,7 @@ async fn serve(listener: TcpListener, readiness: Readiness) {
         .route("/healthz/live", get(|| async { "live\n" }))
         .route("/healthz/ready", get(ready))
         .with_state(readiness);
-    if let Err(error) = axum::serve(listener, router).await {
+    if let Err(error) = axum::serve(BoundedListener::new(listener), router).await {
         tracing::error!(%error, "health probes are no longer answered");
     }
 }

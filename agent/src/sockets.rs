@@ -4,6 +4,7 @@
 //! All are made inside the pod's namespace by the calling thread ([`Netns::run`]), non-blocking. What a socket is used
 //! for is the data plane's business.
 
+pub mod bounded;
 pub mod diag;
 pub(crate) mod netlink;
 pub mod probe;
