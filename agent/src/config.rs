@@ -120,7 +120,8 @@ impl fmt::Display for ConfigErrors {
         let count = self.mistakes.len();
         write!(f, "{}: {count} mistake{}", self.path.display(), if count == 1 { "" } else { "s" })?;
         for mistake in &self.mistakes {
-            write!(f, "\n  {}:{mistake}", self.path.display())?;
+            let space = if mistake.at == Position::default() { " " } else { "" };
+            write!(f, "\n  {}:{space}{mistake}", self.path.display())?;
         }
         Ok(())
     }
@@ -135,13 +136,17 @@ impl Config {
         let whole = |what| Mistake { at: Position::default(), field: FieldPath::ROOT, what };
         let text = fs::read_to_string(path)
             .map_err(|error| errors(vec![whole(format!("cannot be read: {error}"))]))?;
-        let mut config: Self = strict::read(&text).map_err(errors)?;
-        if config.node.is_empty() {
-            config.node = facts.node.clone().unwrap_or_default();
+        let mut reading = strict::read::<Self>(&text);
+        if let Some(config) = &mut reading.config {
+            if config.node.is_empty() {
+                config.node = facts.node.clone().unwrap_or_default();
+            }
+            config.move_paths();
+            for (field, what) in config.contradictions() {
+                reading.blame(FieldPath::of(field.iter().copied()), what.to_owned());
+            }
         }
-        config.move_paths();
-        let mistakes = config.contradictions();
-        if mistakes.is_empty() { Ok(config) } else { Err(errors(mistakes)) }
+        reading.finish().map_err(errors)
     }
 
     /// What the World is made with.
@@ -197,30 +202,46 @@ impl Config {
         }
     }
 
-    /// What each value alone does not show.
-    fn contradictions(&self) -> Vec<Mistake> {
-        let mut mistakes = Vec::new();
-        let mut mistake = |field: &[&str], what: &str| {
-            let field = FieldPath::of(field.iter().copied());
-            mistakes.push(Mistake { at: Position::default(), field, what: what.to_owned() });
-        };
-        if self.node.is_empty() {
-            mistake(&["node"], "is not set, and neither is the environment's NODE_NAME");
-        }
-        if self.cluster.directory.as_os_str().is_empty() {
-            mistake(&["cluster", "directory"], "is not set: say where the mesh's directory is");
-        }
-        if self.identity.trust_domain != self.trust_domain {
-            mistake(&["identity", "trust-domain"], "is not the mesh's trust-domain");
-        }
-        if !self.admin.address.ip().is_loopback() {
-            mistake(&["admin", "address"], "is no loopback address: the admin API is for the node itself");
-        }
-        if !(0.0..=1.0).contains(&self.telemetry.access_log.sample) {
-            mistake(&["telemetry", "access-log", "sample"], "is not between 0 and 1");
-        }
-        mistakes
+    /// What each value alone does not show, by field.
+    fn contradictions(&self) -> Vec<(&'static [&'static str], &'static str)> {
+        let all: [(bool, &[&str], &str); 6] = [
+            (self.node.is_empty(), &["node"], "is not set, and neither is the environment's NODE_NAME"),
+            (!self.node.is_empty() && !is_node_name(&self.node), &["node"], NO_NODE_NAME),
+            (
+                self.cluster.directory.as_os_str().is_empty(),
+                &["cluster", "directory"],
+                "is not set: say where the mesh's directory is",
+            ),
+            (
+                self.identity.trust_domain != self.trust_domain,
+                &["identity", "trust-domain"],
+                "is not the mesh's trust-domain",
+            ),
+            (
+                !self.admin.address.ip().is_loopback(),
+                &["admin", "address"],
+                "is no loopback address: the admin API is for the node itself",
+            ),
+            (
+                !(0.0..=1.0).contains(&self.telemetry.access_log.sample),
+                &["telemetry", "access-log", "sample"],
+                "is not between 0 and 1",
+            ),
+        ];
+        all.into_iter().filter_map(|(is_so, field, what)| is_so.then_some((field, what))).collect()
     }
+}
+
+const NO_NODE_NAME: &str = "is no node's name: 1 to 253 lower-case letters, digits, '-' and '.', the first and the \
+                            last a letter or digit";
+
+/// Whether this names a node, and with it the agent's status file.
+fn is_node_name(name: &str) -> bool {
+    let is_word = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    name.len() <= 253
+        && name.starts_with(is_word)
+        && name.ends_with(is_word)
+        && name.chars().all(|c| is_word(c) || matches!(c, '-' | '.'))
 }
 
 #[cfg(test)]
@@ -249,9 +270,10 @@ mod tests {
         let said =
             load("node: one\ncluster:\n  dir: /x\npods:\n  add-deadline: 5\ntelemetry:\n  flows-kept: x\n")
                 .unwrap_err();
-        assert!(said.contains("3 mistakes"), "{said}");
+        assert!(said.contains("4 mistakes"), "{said}");
         for part in [
             "3:",
+            "cluster.directory: is not set",
             "cluster.dir: unknown field `dir`",
             "5:",
             "pods.add-deadline",
@@ -268,6 +290,18 @@ mod tests {
             .unwrap_err();
         for part in
             ["node: is not set", "cluster.directory: is not set", "admin.address", "identity.trust-domain"]
+        {
+            assert!(said.contains(part), "{part}: {said}");
+        }
+    }
+
+    #[test]
+    fn contradictions_stand_in_the_report_of_all_other_mistakes_with_their_lines() {
+        let said =
+            load("node: ../other\ntelemetry:\n  flows-kept: x\n  access-log: {sample: 3}\n").unwrap_err();
+        assert!(said.contains("4 mistakes"), "{said}");
+        for part in
+            ["agent.yaml:1:7: node: is no node's name", "agent.yaml:3:", "agent.yaml:4:24: telemetry."]
         {
             assert!(said.contains(part), "{part}: {said}");
         }

@@ -96,7 +96,7 @@ pub fn read_each(text: &str, mut give: impl FnMut(Document)) -> Result<(), YamlE
     for placed in serde_saphyr::read_with_options::<_, Placed>(&mut bytes, options()) {
         let placed = placed.map_err(|error| YamlError {
             at: error.location().map(position).unwrap_or_default(),
-            message: one_line(&error.without_snippet().to_string()),
+            message: message(&error.without_snippet().to_string()),
         })?;
         documents(placed).into_iter().for_each(&mut give);
     }
@@ -122,8 +122,11 @@ fn position(location: serde_saphyr::Location) -> Position {
     Position { line: location.line(), column: location.column() }
 }
 
-fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
+/// What the parser says, on one line, without the place (which is told apart) and its hints to programmers.
+fn message(text: &str) -> String {
+    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let said = line.rsplit_once(" at line ").map_or(&*line, |(said, _)| said);
+    said.split_once(", set DuplicateKeyPolicy").map_or(said, |(said, _)| said).to_owned()
 }
 
 fn documents(placed: Placed) -> Vec<Document> {

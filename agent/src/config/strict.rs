@@ -2,12 +2,13 @@
 //!
 //! serde stops at the first mistake: so each one is noted, its field is taken out, and the rest is read again.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use adit_objects::problem::{FieldPath, Segment};
-use adit_objects::yaml::{self, Position};
+use adit_objects::yaml::{self, Document, Position};
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use serde_path_to_error::Segment as Step;
 
 /// More mistakes than this in one file are not looked for.
@@ -25,42 +26,107 @@ pub struct Mistake {
 }
 
 impl fmt::Display for Mistake {
+    /// `LINE:COLUMN: FIELD: WHAT`, as far as they are known.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.field.segments().is_empty() {
-            write!(f, "{}: {}", self.at, self.what)
-        } else {
-            write!(f, "{}: {}: {}", self.at, self.field, self.what)
+        if self.at != Position::default() {
+            write!(f, "{}: ", self.at)?;
         }
+        if !self.field.segments().is_empty() {
+            write!(f, "{}: ", self.field)?;
+        }
+        f.write_str(&self.what)
+    }
+}
+
+/// What was read of a text, and what is wrong with it so far.
+#[derive(Debug)]
+pub struct Reading<C> {
+    /// What it says, with the defaults in place of what is wrong; none where nothing can be made of it.
+    pub config: Option<C>,
+    document: Option<Document>,
+    mistakes: Vec<Mistake>,
+}
+
+impl<C> Reading<C> {
+    fn failed(at: Position, what: String) -> Self {
+        Self { config: None, document: None, mistakes: vec![Mistake { at, field: FieldPath::ROOT, what }] }
+    }
+
+    /// Adds a mistake that a value alone does not show. A field that is wrong already is not blamed twice.
+    pub fn blame(&mut self, field: FieldPath, what: String) {
+        if self.mistakes.iter().all(|known| known.field != field) {
+            let at = self.locate(&field);
+            self.mistakes.push(Mistake { at, field, what });
+        }
+    }
+
+    /// What was read, if nothing is wrong; else every mistake, in order of lines.
+    pub fn finish(mut self) -> Result<C, Vec<Mistake>> {
+        match self.config {
+            Some(config) if self.mistakes.is_empty() => Ok(config),
+            Some(_) | None => {
+                self.mistakes.sort_by_key(|mistake| mistake.at);
+                Err(self.mistakes)
+            }
+        }
+    }
+
+    fn locate(&self, field: &FieldPath) -> Position {
+        self.document.as_ref().map(|document| document.locate(field)).unwrap_or_default()
     }
 }
 
 /// Reads `text`; every field of `C` must have a default. An empty text is all defaults.
-pub fn read<C: DeserializeOwned>(text: &str) -> Result<C, Vec<Mistake>> {
-    let whole = |at, what: String| vec![Mistake { at, field: FieldPath::ROOT, what }];
-    let documents = yaml::read(text).map_err(|error| whole(error.at, error.message))?;
-    let (mut value, document) = match documents.as_slice() {
-        [] => (Value::Object(serde_json::Map::new()), None),
-        [document] => (document.value.clone(), Some(document)),
-        [_, second, ..] => return Err(whole(second.at, "a second document: there must be one".into())),
+pub fn read<C: DeserializeOwned>(text: &str) -> Reading<C> {
+    let documents = match yaml::read(text) {
+        Ok(documents) => documents,
+        Err(error) => return Reading::failed(error.at, error.message),
     };
-    let mut mistakes = Vec::new();
-    loop {
+    if let [_, second, ..] = documents.as_slice() {
+        return Reading::failed(second.at, "a second document: there must be one".into());
+    }
+    let document = documents.into_iter().next();
+    let mut value =
+        document.as_ref().map_or_else(|| Value::Object(Map::new()), |document| document.value.clone());
+    let mut reading = Reading { config: None, document, mistakes: Vec::new() };
+    let mut removed = Vec::new();
+    while reading.mistakes.len() < MISTAKES_MAX {
         let error = match serde_path_to_error::deserialize::<_, C>(&value) {
-            Ok(config) if mistakes.is_empty() => return Ok(config),
-            Ok(_) => break,
+            Ok(config) => {
+                reading.config = Some(config);
+                break;
+            }
             Err(error) => error,
         };
         let what = error.inner().to_string();
-        let field = culprit(&path(error.path()), &what, &value);
-        let at = document.map(|document| document.locate(&field)).unwrap_or_default();
-        let removed = remove(&mut value, field.segments());
-        mistakes.push(Mistake { at, field, what });
-        if !removed || mistakes.len() >= MISTAKES_MAX {
+        let left = culprit(&path(error.path()), &what, &value);
+        let field = as_written(&left, &removed);
+        let at = reading.locate(&field);
+        reading.mistakes.push(Mistake { at, field: field.clone(), what });
+        if !remove(&mut value, left.segments()) {
             break;
         }
+        removed.push(field);
     }
-    mistakes.sort_by_key(|mistake| mistake.at);
-    Err(mistakes)
+    reading
+}
+
+/// The path of a field before what is in `removed` was taken out: elements of a list have moved up.
+fn as_written(left: &FieldPath, removed: &[FieldPath]) -> FieldPath {
+    left.segments().iter().fold(FieldPath::ROOT, |list, segment| match segment {
+        Segment::Key(key) => list.key(key),
+        Segment::Index(index) => {
+            let gone: BTreeSet<usize> = removed
+                .iter()
+                .filter_map(|path| match path.segments().split_last() {
+                    Some((Segment::Index(gone), parents)) if parents == list.segments() => Some(*gone),
+                    Some(_) | None => None,
+                })
+                .collect();
+            let index = gone.into_iter().fold(*index, |index, gone| index + usize::from(gone <= index));
+            list.index(index)
+        }
+    })
 }
 
 fn path(path: &serde_path_to_error::Path) -> FieldPath {
@@ -128,13 +194,13 @@ mod tests {
     }
 
     fn said(text: &str) -> Vec<String> {
-        read::<Outer>(text).unwrap_err().iter().map(ToString::to_string).collect()
+        read::<Outer>(text).finish().unwrap_err().iter().map(ToString::to_string).collect()
     }
 
     #[test]
     fn nothing_is_all_defaults_and_good_values_are_taken() {
-        assert_eq!(read::<Outer>("").unwrap(), Outer::default());
-        assert_eq!(read::<Outer>("inner: {count: 3}\nlist: [1, 2]\n").unwrap().inner.count, 3);
+        assert_eq!(read::<Outer>("").finish().unwrap(), Outer::default());
+        assert_eq!(read::<Outer>("inner: {count: 3}\nlist: [1, 2]\n").finish().unwrap().inner.count, 3);
     }
 
     #[test]
@@ -146,6 +212,26 @@ mod tests {
         }
         assert!(said[1].contains("inner.flg") && said[1].contains("unknown field `flg`"), "{}", said[1]);
         assert!(said[2].contains("list[1]"), "{}", said[2]);
+    }
+
+    #[test]
+    fn every_mistake_in_one_list_has_its_own_place() {
+        let said = said("list:\n  - a\n  - 1\n  - b\n  - c\n");
+        assert_eq!(said.len(), 3, "{said:#?}");
+        for (line, start) in said.iter().zip(["2:5: list[0]", "4:5: list[2]", "5:5: list[3]"]) {
+            assert!(line.starts_with(start), "{line}");
+        }
+    }
+
+    #[test]
+    fn what_a_value_alone_does_not_show_is_in_the_same_report_and_no_field_is_blamed_twice() {
+        let mut reading = read::<Outer>("list: [1]\ninner:\n  count: many\n  flag: true\n");
+        for field in ["flag", "count"] {
+            reading.blame(FieldPath::of(["inner", field]), "is not wanted".into());
+        }
+        let said: Vec<_> = reading.finish().unwrap_err().iter().map(ToString::to_string).collect();
+        assert_eq!(said.len(), 2, "{said:#?}");
+        assert!(said[0].starts_with("3:") && said[1] == "4:9: inner.flag: is not wanted", "{said:#?}");
     }
 
     #[test]
