@@ -45,8 +45,8 @@ pub fn run(options: Options, sandbox: &Sandbox) -> Result<()> {
     let mut say = Say::new();
     let mut shop = None;
     let done = steps(options, sandbox, &mut say, &mut shop);
-    if let (Err(_), true, Some(shop)) = (&done, options.logs, &shop) {
-        shop.mesh.print_state();
+    if let (Err(error), true, Some(shop)) = (&done, options.logs, &shop) {
+        shop.mesh.print_state(&format!("{error:#}"));
     }
     done.with_context(|| say.current())
 }

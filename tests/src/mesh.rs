@@ -3,9 +3,11 @@
 //! It drives the built programs as a user would, through files, command lines and sockets; it links none of them.
 //! [`with_mesh`] runs a test over one and, where the test fails, shows what agents, rules, sockets and logs said.
 
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -55,21 +57,23 @@ pub fn with_mesh_alone(nodes: &[&str], test: impl FnOnce(&mut Mesh) -> Result<()
     over(Mesh::new(Topology::exclusive()?, nodes)?, test)
 }
 
+/// An error and a panic are shown alike: what the test said, first and last, and between it the mesh's state.
 fn over(mut mesh: Mesh, test: impl FnOnce(&mut Mesh) -> Result<()>) -> Result<()> {
-    let result = test(&mut mesh);
-    if result.is_err() {
-        dump::print(&mesh);
+    // What a panic has left half done is only looked at, to be shown.
+    let ended = catch_unwind(AssertUnwindSafe(|| test(&mut mesh)));
+    match &ended {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => mesh.print_state(&format!("{error:#}")),
+        Err(panic) => mesh.print_state(&said_by(panic.as_ref())),
     }
-    result
+    ended.unwrap_or_else(|panic| resume_unwind(panic))
 }
 
-impl Drop for Mesh {
-    fn drop(&mut self) {
-        // An assertion of the test failed; an error was shown by `over`.
-        if std::thread::panicking() {
-            dump::print(self);
-        }
-    }
+/// What a panic said; `panic!` and the assertions say text.
+fn said_by(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().cloned();
+    let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+    text.unwrap_or_else(|| "a panic without a word".to_owned())
 }
 
 impl Mesh {
@@ -222,9 +226,10 @@ impl Mesh {
         self.remove_object(&pod.spec.object_file())
     }
 
-    /// Prints on standard error what agents, rules, sockets and logs say, as [`with_mesh`] does for a test that fails.
-    pub fn print_state(&self) {
-        dump::print(self);
+    /// Prints on standard error what rules, sockets, agents and logs say, as [`with_mesh`] does for a test that fails;
+    /// `why` is said before and after it.
+    pub fn print_state(&self, why: &str) {
+        dump::print(self, why);
     }
 
     /// What a runtime would call for this pod.

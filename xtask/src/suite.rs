@@ -15,6 +15,10 @@ use clap::ValueEnum;
 use crate::programs::{self, TestBinary, What};
 use crate::{packages, repo};
 
+mod failures;
+
+use failures::Failures;
+
 /// A part of the tests.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
 pub enum Part {
@@ -44,6 +48,8 @@ pub struct Summary {
     counts: Counts,
     /// `test: why` for each test that could not run here.
     not_run: Vec<String>,
+    /// `test: what it said` for each test that failed.
+    tests_failed: Vec<String>,
     /// The binaries that failed.
     failed: Vec<String>,
     took: Duration,
@@ -83,6 +89,7 @@ impl Summary {
         self.counts.ignored += outcome.counts.ignored;
         self.counts.filtered += outcome.counts.filtered;
         self.not_run.extend(outcome.not_run);
+        self.tests_failed.extend(outcome.tests_failed);
         if !outcome.success {
             self.failed.push(binary.to_owned());
         }
@@ -99,8 +106,8 @@ impl Summary {
         for test in &self.not_run {
             println!("NOT RUN: {test}");
         }
-        for binary in &self.failed {
-            println!("FAILED: {binary}");
+        for failed in self.tests_failed.iter().chain(&self.failed) {
+            println!("FAILED: {failed}");
         }
         let Counts { passed, failed, ignored, filtered } = self.shown();
         println!(
@@ -135,6 +142,7 @@ struct Outcome {
     counts: Counts,
     success: bool,
     not_run: Vec<String>,
+    tests_failed: Vec<String>,
 }
 
 /// Runs a binary quietly: one line, and its whole output where it failed.
@@ -153,6 +161,8 @@ fn run_unit(binary: &TestBinary, plan: &Plan) -> Result<Outcome> {
     if !success {
         println!("{text}\n{}: {}", binary.name, output.status);
     }
+    let mut failures = Failures::default();
+    text.lines().for_each(|line| failures.read(line));
     let counts = counts.into_iter().fold(Counts::default(), Counts::plus);
     if counts.passed + counts.failed > 0 {
         println!(
@@ -163,7 +173,7 @@ fn run_unit(binary: &TestBinary, plan: &Plan) -> Result<Outcome> {
             started.elapsed().as_secs_f64()
         );
     }
-    Ok(Outcome { counts, success, not_run: Vec::new() })
+    Ok(Outcome { counts, success, not_run: Vec::new(), tests_failed: failures.lines() })
 }
 
 /// Runs the namespace tests in namespaces of their own, printing each test as it ends.
@@ -183,12 +193,15 @@ fn run_in_namespaces(binary: &TestBinary, plan: &Plan) -> Result<Outcome> {
         .spawn()
         .context("cannot start the program `inside`")?;
     let stdout = child.stdout.take().expect("standard output was asked to be a pipe");
-    let mut counts = Vec::new();
+    let (mut counts, mut failures) = (Vec::new(), Failures::default());
     for line in BufReader::new(stdout).split(b'\n') {
         let line = String::from_utf8_lossy(&line.context("cannot read the tests' output")?).into_owned();
         match Counts::parse(&line) {
             Some(parsed) => counts.push(parsed),
-            None => println!("{line}"),
+            None => {
+                failures.read(&line);
+                println!("{line}");
+            }
         }
     }
     let status = child.wait().context("cannot wait for the tests")?;
@@ -203,6 +216,7 @@ fn run_in_namespaces(binary: &TestBinary, plan: &Plan) -> Result<Outcome> {
         counts: counts.into_iter().fold(Counts::default(), Counts::plus),
         success,
         not_run: listed.lines().map(str::to_owned).collect(),
+        tests_failed: failures.lines(),
     })
 }
 
@@ -250,7 +264,8 @@ mod tests {
     fn a_test_that_could_not_run_is_not_counted_as_passed() {
         let mut summary = Summary::default();
         let counts = Counts { passed: 5, ..Counts::default() };
-        summary.add("it", Outcome { counts, success: true, not_run: vec!["postgres: needs root".into()] });
+        let not_run = vec!["postgres: needs root".into()];
+        summary.add("it", Outcome { counts, success: true, not_run, tests_failed: Vec::new() });
         assert_eq!(summary.shown().passed, 4);
         assert!(summary.is_ok());
         assert_eq!(summary.exit_code(), ExitCode::from(2));
@@ -259,7 +274,8 @@ mod tests {
     #[test]
     fn a_binary_that_dies_without_a_word_is_a_failure() {
         let mut summary = Summary::default();
-        summary.add("it", Outcome { counts: Counts::default(), success: false, not_run: Vec::new() });
+        let counts = Counts::default();
+        summary.add("it", Outcome { counts, success: false, not_run: Vec::new(), tests_failed: Vec::new() });
         assert!(!summary.is_ok());
         assert_eq!(summary.shown().failed, 1);
     }
