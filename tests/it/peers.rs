@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::thread;
 
 use adit_proto::admin::Flow;
-use adit_tests::apps::{Behaviour, End, Pattern, Server, connect, read_all, read_exactly};
+use adit_tests::apps::{Behaviour, End, Pattern, Server, connect, expect_reset, read_exactly};
 use adit_tests::mesh::{Enrolment, Mesh, Pod, PodSpec, TRUST_DOMAIN, with_mesh};
 use adit_tests::peers::{Authority, Credentials, Peer, Tunnel, play_agent, read_bundle, write_bundle};
 use adit_tests::topology::Host;
@@ -224,11 +224,8 @@ fn a_go_servers_refusals_reset_the_app_and_say_who_refused() -> Result<()> {
         ];
         for ((pod, peer), (word, policy, attempts)) in played.servers.iter().zip(expected) {
             let first = mesh.agent("n1")?.process().next_line();
-            let mut stream = connect(&played.client.host.netns, pod.at(8080))?;
-            // The server's reset may come before, and then the write fails as the read would.
-            let _ = stream.write_all(b"x");
-            let error = read_all(&mut stream).expect_err("a refusal is a reset");
-            assert!(format!("{error:#}").contains("reset"), "{word}: {error:#}");
+            expect_reset(&played.client.host.netns, pod.at(8080))
+                .with_context(|| format!("{word} is a reset"))?;
             let flow = mesh
                 .agent("n1")?
                 .wait_for_flow(first, "the refusal's report", |flow| flow.state == "failed")?;

@@ -8,7 +8,7 @@ mod load;
 mod server;
 mod stream;
 
-pub use client::{connect, connect_from, read_all, read_exactly, reset};
+pub use client::{connect, connect_from, expect_reset, read_all, read_exactly, reset};
 pub use load::{Load, LoadReport, Shape, run as run_load};
 pub use server::{Accepted, Behaviour, End, Server};
 pub use stream::{Pattern, Tally};

@@ -1,10 +1,10 @@
 //! Client sockets in a pod's namespace, bounded in time.
 
-use std::io::{self, Read};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::WAIT_MAX;
@@ -44,6 +44,21 @@ pub fn read_exactly(stream: &mut TcpStream, len: usize) -> Result<Vec<u8>> {
     let mut bytes = vec![0; len];
     stream.read_exact(&mut bytes).with_context(|| format!("{len} bytes did not come"))?;
     Ok(bytes)
+}
+
+/// Connects, says a byte, and expects to be reset; anything else is an error that says what came instead.
+///
+/// It is chance which of the three meets the reset: an agent has accepted before it knows where to go, and on a busy
+/// machine a client that is told of its connection may find it reset already.
+pub fn expect_reset(netns: &Netns, to: SocketAddr) -> Result<()> {
+    let talked = connect(netns, to).and_then(|mut stream| {
+        stream.write_all(b"?")?;
+        stream.read(&mut [0])
+    });
+    match talked {
+        Err(error) if [ErrorKind::ConnectionReset, ErrorKind::BrokenPipe].contains(&error.kind()) => Ok(()),
+        other => bail!("{to}: not reset but {other:?}"),
+    }
 }
 
 /// Closes with a reset.
