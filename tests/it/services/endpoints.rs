@@ -1,11 +1,11 @@
 //! Which of a service's endpoints a client is given.
 
 use adit_tests::mesh::PodSpec;
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde_json::json;
 
 use super::vips::node;
-use super::{MANY, answering, apply, ask, ask_often, at, is_refused, names, web, with_shop};
+use super::{MANY, apply, ask, ask_often, at, is_refused, only_answer, web, with_shop};
 
 #[test]
 fn a_service_without_an_endpoint_resets_its_clients_and_says_why() -> Result<()> {
@@ -18,7 +18,7 @@ fn a_service_without_an_endpoint_resets_its_clients_and_says_why() -> Result<()>
         shop.serve_web(mesh)?;
         mesh.settle()?;
         for vip in at(1, 80) {
-            assert_eq!(answering(shop.client(), vip)?, names(["web-1", "web-2"]), "{vip}");
+            only_answer(shop.client(), vip, ["web-1", "web-2"])?;
         }
         Ok(())
     })
@@ -32,12 +32,12 @@ fn an_endpoint_that_is_not_ready_gets_no_connection_unless_the_service_publishes
         mesh.change_pod(&web_2, |spec| spec.ready = false)?;
         mesh.settle()?;
         for vip in at(1, 80) {
-            assert_eq!(answering(shop.client(), vip)?, names(["web-1"]), "{vip}");
+            only_answer(shop.client(), vip, ["web-1"])?;
         }
         mesh.service(web(json!({ "publishNotReadyAddresses": true })))?;
         mesh.settle()?;
         for vip in at(1, 80) {
-            assert_eq!(answering(shop.client(), vip)?, names(["web-1", "web-2"]), "{vip}");
+            only_answer(shop.client(), vip, ["web-1", "web-2"])?;
         }
         Ok(())
     })
@@ -51,12 +51,12 @@ fn a_terminating_endpoint_gets_new_connections_only_while_no_other_serves() -> R
         let web_2 = mesh.change_pod(&web_2, |spec| spec.terminating = true)?;
         mesh.settle()?;
         for vip in at(1, 80) {
-            assert_eq!(answering(shop.client(), vip)?, names(["web-1"]), "{vip}: one lives");
+            only_answer(shop.client(), vip, ["web-1"]).context("one lives")?;
         }
         mesh.change_pod(&web_1, |spec| spec.ready = false)?;
         mesh.settle()?;
         for vip in at(1, 80) {
-            assert_eq!(answering(shop.client(), vip)?, names(["web-2"]), "{vip}: nothing else serves");
+            only_answer(shop.client(), vip, ["web-2"]).context("nothing else serves")?;
         }
         mesh.change_pod(&web_2, |spec| spec.ready = false)?;
         mesh.settle()?;
@@ -71,8 +71,8 @@ fn a_local_internal_traffic_policy_keeps_clients_on_their_node() -> Result<()> {
         mesh.service(web(json!({ "internalTrafficPolicy": "Local" })))?;
         mesh.settle()?;
         for vip in at(1, 80) {
-            assert_eq!(answering(&shop.clients[0].host, vip)?, names(["web-1"]), "{vip}");
-            assert_eq!(answering(&shop.clients[1].host, vip)?, names(["web-2"]), "{vip}");
+            only_answer(&shop.clients[0].host, vip, ["web-1"])?;
+            only_answer(&shop.clients[1].host, vip, ["web-2"])?;
         }
         mesh.change_pod(&web_1, |spec| spec.ready = false)?;
         mesh.settle()?;
@@ -92,13 +92,13 @@ fn a_preferred_node_is_left_only_when_nothing_there_serves() -> Result<()> {
         mesh.service(web(json!({ "trafficDistribution": "PreferSameNode" })))?;
         mesh.settle()?;
         for vip in at(1, 80) {
-            assert_eq!(answering(&shop.clients[0].host, vip)?, names(["web-1"]), "{vip}");
-            assert_eq!(answering(&shop.clients[1].host, vip)?, names(["web-2"]), "{vip}");
+            only_answer(&shop.clients[0].host, vip, ["web-1"])?;
+            only_answer(&shop.clients[1].host, vip, ["web-2"])?;
         }
         mesh.change_pod(&web_1, |spec| spec.ready = false)?;
         mesh.settle()?;
         for vip in at(1, 80) {
-            assert_eq!(answering(&shop.clients[0].host, vip)?, names(["web-2"]), "{vip}");
+            only_answer(&shop.clients[0].host, vip, ["web-2"])?;
         }
         Ok(())
     })
@@ -115,18 +115,18 @@ fn a_preferred_zone_is_left_only_when_nothing_there_serves() -> Result<()> {
             apply(mesh, "node-2", &node(2, "b"))?;
             mesh.settle()?;
             for vip in at(1, 80) {
-                assert_eq!(answering(&shop.clients[0].host, vip)?, names(["web-1"]), "{vip}");
-                assert_eq!(answering(&shop.clients[1].host, vip)?, names(["web-2"]), "{vip}");
+                only_answer(&shop.clients[0].host, vip, ["web-1"])?;
+                only_answer(&shop.clients[1].host, vip, ["web-2"])?;
             }
             // In one zone all are near.
             apply(mesh, "node-2", &node(2, "a"))?;
             mesh.settle()?;
-            assert_eq!(answering(shop.client(), at(1, 80)[0])?, names(["web-1", "web-2"]));
+            only_answer(shop.client(), at(1, 80)[0], ["web-1", "web-2"])?;
             apply(mesh, "node-2", &node(2, "b"))?;
             mesh.change_pod(&web_1, |spec| spec.ready = false)?;
             mesh.settle()?;
             for vip in at(1, 80) {
-                assert_eq!(answering(&shop.clients[0].host, vip)?, names(["web-2"]), "{vip}");
+                only_answer(&shop.clients[0].host, vip, ["web-2"])?;
             }
         }
         Ok(())
@@ -154,11 +154,11 @@ fn a_client_with_affinity_stays_with_its_endpoint_until_that_goes() -> Result<()
         let [gone, left] = if chosen == "web-1" { [0, 1] } else { [1, 0] };
         let back = mesh.change_pod(&pods[gone], |spec| spec.ready = false)?;
         mesh.settle()?;
-        assert_eq!(answering(shop.client(), vip)?, names([pods[left].spec.name.as_str()]));
+        only_answer(shop.client(), vip, [pods[left].spec.name.as_str()])?;
         mesh.change_pod(&back, |spec| spec.ready = true)?;
         mesh.settle()?;
         // It does not move again.
-        assert_eq!(answering(shop.client(), vip)?, names([pods[left].spec.name.as_str()]));
+        only_answer(shop.client(), vip, [pods[left].spec.name.as_str()])?;
         Ok(())
     })
 }
@@ -174,7 +174,7 @@ fn connections_are_spread_over_endpoints_in_and_out_of_the_mesh() -> Result<()> 
         mesh.settle()?;
         for vip in at(1, 80) {
             let first = mesh.agent("n1")?.process().next_line();
-            assert_eq!(answering(shop.client(), vip)?, names(["web-1", "web-2", "web-3"]), "{vip}");
+            only_answer(shop.client(), vip, ["web-1", "web-2", "web-3"])?;
             for (pod, transport) in [("web-2", "mtls"), ("web-3", "plaintext")] {
                 let flow = mesh.agent("n1")?.wait_for_flow(first, "the client's report", |flow| {
                     flow.destination.pod.as_deref() == Some(pod) && flow.direction == "outbound"
