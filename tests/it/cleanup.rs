@@ -73,7 +73,7 @@ fn start(length: u32, ignoring: &str) -> Result<Process> {
     let script = format!("trap '' {ignoring}; exec \"$0\" \"$@\"");
     let inside = program("inside")?;
     let run = if ignoring.is_empty() {
-        Run::here(&inside)
+        Run::here_interruptible(&inside)
     } else {
         Run::here("sh").args(["-c", &script]).args([&inside])
     };
@@ -125,6 +125,7 @@ fn sigint_at_any_instant_leaves_nothing_also_where_it_was_inherited_as_ignored()
 #[test]
 fn sigint_at_once_leaves_nothing() -> Result<()> {
     let run = start(720_001, "")?;
+    run.wait_interruptible()?;
     run.signal(Signal::SIGINT)?;
     wait_for_all(&run)?;
     let status = run.wait()?;

@@ -31,14 +31,15 @@ impl Demo {
     fn start(interrupt: Interrupt) -> Result<Self> {
         let demo = program("demo")?;
         let run = match interrupt {
-            Interrupt::Default => Run::here(&demo),
+            Interrupt::Default => Run::here_interruptible(&demo),
             Interrupt::Ignored => Run::here("sh").args(["-c", "trap '' INT; exec \"$0\""]).args([&demo]),
         };
         let process = run.with(sandbox::forget).spawn()?;
         let id = process.id();
         let demo = Self { process, id };
-        if interrupt == Interrupt::Ignored {
-            demo.wait_until_it_hears()?;
+        match interrupt {
+            Interrupt::Default => demo.process.wait_interruptible()?,
+            Interrupt::Ignored => demo.wait_until_it_hears()?,
         }
         Ok(demo)
     }

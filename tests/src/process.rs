@@ -50,6 +50,12 @@ impl Run {
         Self::new(None, program.as_ref())
     }
 
+    /// A command that begins with SIGINT's default action, whatever it would inherit: in a script's background job, and
+    /// in all that it starts, SIGINT is ignored. [`Process::wait_interruptible`] tells when it is so.
+    pub fn here_interruptible(program: impl AsRef<OsStr>) -> Self {
+        Self::here("env").args(["--default-signal=INT"]).args([program.as_ref()])
+    }
+
     /// Adds arguments.
     #[must_use]
     pub fn args<A: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = A>) -> Self {
@@ -286,6 +292,23 @@ impl Process {
             .with_context(|| format!("cannot signal {}", self.name))
     }
 
+    /// Waits until it no longer ignores SIGINT (see [`Run::here_interruptible`]).
+    pub fn wait_interruptible(&self) -> Result<()> {
+        let deadline = Instant::now() + WAIT_MAX;
+        let file = format!("/proc/{}/status", self.id());
+        loop {
+            let status = std::fs::read_to_string(&file).with_context(|| format!("cannot read {file}"))?;
+            if !ignores(&status, Signal::SIGINT).with_context(|| format!("no ignored signals in {file}"))? {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                bail!("{} ignores SIGINT still", self.name);
+            }
+            // Nothing tells of it; what it waits for is two system calls of the process away.
+            thread::yield_now();
+        }
+    }
+
     /// Waits for its end, [`WAIT_MAX`] at most.
     pub fn wait(mut self) -> Result<ExitStatus> {
         let watch = Watchdog::start(&self.child, WAIT_MAX);
@@ -311,6 +334,13 @@ impl Drop for Process {
             let _ = self.child.wait();
         }
     }
+}
+
+/// Whether a process ignores a signal, by its `/proc/ID/status`: bit N-1 of the mask SigIgn is signal N (proc(5)).
+fn ignores(status: &str, signal: Signal) -> Option<bool> {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"))?;
+    let mask = u64::from_str_radix(mask.trim(), 16).ok()?;
+    Some(mask >> (signal as u32 - 1) & 1 == 1)
 }
 
 /// The last lines, for a message.
@@ -369,4 +399,18 @@ pub fn program(name: &str) -> Result<std::path::PathBuf> {
     let own = std::env::current_exe().context("cannot tell what program this is")?;
     let folder = own.ancestors().skip(1).find(|folder| folder.join(name).is_file());
     Ok(folder.with_context(|| format!("{name} is not built beside {}", own.display()))?.join(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ignored_signals_are_read_off_their_mask() {
+        let status = "Name:\tapp\nSigBlk:\t0000000000000002\nSigIgn:\t0000000000001000\n";
+        assert_eq!(ignores(status, Signal::SIGINT), Some(false));
+        assert_eq!(ignores(status, Signal::SIGPIPE), Some(true));
+        assert_eq!(ignores(&status.replace("1000", "0002"), Signal::SIGINT), Some(true));
+        assert_eq!(ignores("Name:\tapp\n", Signal::SIGINT), None);
+    }
 }
