@@ -308,7 +308,8 @@ fn a_handshake_that_is_cut_is_tried_again() -> Result<()> {
 fn a_pod_that_goes_while_it_is_dialled_is_replaced_at_once_without_any_budget() -> Result<()> {
     with_mesh(&["n1"], |mesh| {
         let (client, pods) = played(mesh, 2)?;
-        traffic_policy(mesh, NO_BUDGET)?;
+        // No attempt ends by itself before the pod goes, however busy the machine is.
+        traffic_policy(mesh, &format!("{NO_BUDGET}, connectTimeout: 30s, attemptTimeout: 30s"))?;
         let _serving = go_server(mesh, &pods[1], &pods[1].identity(), "echo")?;
         let swallow = "-I INPUT -p tcp --dport 15008 -j DROP";
         pods[0].host.netns.command("iptables").args(["-w", "5"]).args(swallow.split(' ')).ok()?;
