@@ -1,4 +1,4 @@
-//! The bytes that a worker holds: its scratch, the read-ahead blocks of its readable tunnels, and what waits to be sent.
+//! The bytes that a worker holds: its scratch, the blocks of those who read or write, and what waits to be sent.
 //!
 //! No buffer belongs to an idle connection. Everything is counted against the worker's share of the agent's budget.
 //! Belongs to one worker thread; knows no socket.
@@ -9,12 +9,20 @@ use std::task::{Context, Poll, Waker};
 
 use bytes::Buf;
 
-/// Length of the scratch and of a read-ahead block: one read of a full socket, 16 TLS records. Smaller batches cost
-/// 25 % more CPU per byte, larger ones gain nothing.
-pub(super) const BLOCK_LEN: usize = 256 * 1024;
-/// Read-ahead blocks kept for the next readable tunnel: 4 × 256 KiB = 1 MiB per worker. In a burst more are made, and
-/// given back to the allocator afterwards.
-const SPARE_BLOCKS_MAX: usize = 4;
+use super::records::{ALERT_LEN, CONTENT_LEN_MAX, KEY_UPDATE_LEN, RECORD_LEN_MAX};
+
+/// What is read of an app at once. Smaller batches cost 25 % more CPU per byte, larger ones gain nothing.
+pub(super) const BATCH_LEN: usize = 256 * 1024;
+/// Length of a block: a batch as it is in a tunnel, in 16 full records and one for what else HTTP/2 sends with it, a
+/// KeyUpdate and an alert.
+pub(super) const BLOCK_LEN: usize =
+    (BATCH_LEN / CONTENT_LEN_MAX + 1) * RECORD_LEN_MAX + KEY_UPDATE_LEN + ALERT_LEN;
+/// Blocks kept for the next who reads or writes: 8 × 273 KiB = 2.1 MiB per worker. In a burst more are made, and given
+/// back to the allocator afterwards.
+const SPARE_BLOCKS_MAX: usize = 8;
+/// From this size on, what was read of an app goes into the tunnel in the block into which it was read. Below it is
+/// copied: a block that holds little would hold memory for nothing.
+const HANDED_ON_MIN: usize = 64 * 1024;
 
 /// What one worker buffers.
 #[derive(Debug)]
@@ -38,7 +46,7 @@ impl Buffers {
     /// `limit`: this worker's share of the agent's budget, in bytes.
     pub(super) fn new(limit: usize) -> Self {
         Self {
-            scratch: RefCell::new(block()),
+            scratch: RefCell::new(vec![0; BATCH_LEN].into()),
             spare: RefCell::default(),
             queued: Cell::new(0),
             held: Cell::new(0),
@@ -86,10 +94,35 @@ impl Buffers {
         read(&mut self.scratch.borrow_mut())
     }
 
-    /// A copy of exactly `bytes`, counted until it is dropped.
-    pub(super) fn chunk(self: &Rc<Self>, bytes: &[u8]) -> Chunk {
+    /// What `read` reads into at most `room` bytes, on its way into a tunnel; counted until it is dropped. `None`: nothing.
+    pub(super) fn chunk<E>(
+        self: &Rc<Self>,
+        room: usize,
+        read: impl FnOnce(&mut [u8]) -> Poll<Result<usize, E>>,
+    ) -> Poll<Result<Option<Chunk>, E>> {
+        let mut block = self.take_block();
+        let most = room.min(BATCH_LEN);
+        let result = read(&mut block[..most]);
+        let len = match &result {
+            Poll::Ready(Ok(len)) => *len,
+            Poll::Ready(Err(_)) | Poll::Pending => 0,
+        };
+        if len >= HANDED_ON_MIN {
+            return Poll::Ready(Ok(Some(self.count(block, len))));
+        }
+        let chunk = (len > 0).then(|| self.count(block[..len].into(), len));
+        self.give_back(block);
+        result.map_ok(|_| chunk)
+    }
+
+    /// A chunk without bytes.
+    pub(super) fn no_bytes(self: &Rc<Self>) -> Chunk {
+        self.count(Box::default(), 0)
+    }
+
+    fn count(self: &Rc<Self>, bytes: Box<[u8]>, len: usize) -> Chunk {
         self.queued.set(self.queued.get() + bytes.len());
-        Chunk { bytes: bytes.into(), at: 0, buffers: Rc::clone(self) }
+        Chunk { bytes, at: 0, len, buffers: Rc::clone(self) }
     }
 
     /// Counts bytes that are held elsewhere; every call has its [`Buffers::release`].
@@ -112,13 +145,14 @@ impl Buffers {
         }
     }
 
-    /// A block for a readable tunnel.
+    /// A block, with whatever was in it before.
     pub(super) fn take_block(&self) -> Box<[u8]> {
         self.spare.borrow_mut().pop().unwrap_or_else(block)
     }
 
     /// Takes a block back, once nothing in it is unread.
     pub(super) fn give_back(&self, block: Box<[u8]>) {
+        debug_assert_eq!(block.len(), BLOCK_LEN, "only blocks are given back");
         let mut spare = self.spare.borrow_mut();
         if spare.len() < SPARE_BLOCKS_MAX {
             spare.push(block);
@@ -127,24 +161,26 @@ impl Buffers {
 }
 
 fn block() -> Box<[u8]> {
-    vec![0; BLOCK_LEN].into_boxed_slice()
+    vec![0; BLOCK_LEN].into()
 }
 
 /// Bytes on their way into a tunnel; counted in the worker's budget until h2 has written them.
 #[derive(Debug)]
 pub(super) struct Chunk {
+    /// Exactly its bytes, or a block that begins with them.
     bytes: Box<[u8]>,
     at: usize,
+    len: usize,
     buffers: Rc<Buffers>,
 }
 
 impl Buf for Chunk {
     fn remaining(&self) -> usize {
-        self.bytes.len() - self.at
+        self.len - self.at
     }
 
     fn chunk(&self) -> &[u8] {
-        &self.bytes[self.at..]
+        &self.bytes[self.at..self.len]
     }
 
     fn advance(&mut self, count: usize) {
@@ -155,9 +191,12 @@ impl Buf for Chunk {
 
 impl Drop for Chunk {
     fn drop(&mut self) {
-        let buffers = &self.buffers;
-        buffers.queued.set(buffers.queued.get().saturating_sub(self.bytes.len()));
+        let (buffers, bytes) = (&self.buffers, std::mem::take(&mut self.bytes));
+        buffers.queued.set(buffers.queued.get().saturating_sub(bytes.len()));
         buffers.wake();
+        if bytes.len() == BLOCK_LEN {
+            buffers.give_back(bytes);
+        }
     }
 }
 
@@ -165,20 +204,47 @@ impl Drop for Chunk {
 mod tests {
     use super::*;
 
+    /// A chunk of what a read of `len` bytes left, each 7.
+    fn chunk(buffers: &Rc<Buffers>, len: usize) -> Chunk {
+        let read = |into: &mut [u8]| {
+            into[..len].fill(7);
+            Poll::Ready(Ok::<_, ()>(len))
+        };
+        let Poll::Ready(Ok(Some(chunk))) = buffers.chunk(usize::MAX, read) else { panic!("no chunk") };
+        chunk
+    }
+
     #[test]
     fn a_chunk_counts_until_it_is_dropped_and_makes_only_readers_of_apps_wait() {
         let buffers = Rc::new(Buffers::new(4));
         let mut cx = Context::from_waker(Waker::noop());
         let mut enlisted = Enlisted::default();
-        let mut chunk = buffers.chunk(b"abcd");
+        let mut chunk = chunk(&buffers, 4);
         chunk.advance(3);
-        assert_eq!((chunk.chunk(), buffers.used(), buffers.is_full()), (&b"d"[..], 4, false));
+        assert_eq!((chunk.chunk(), buffers.used(), buffers.is_full()), (&[7][..], 4, false));
         assert!(buffers.poll_room(&mut cx, &mut enlisted).is_pending());
         assert!(buffers.poll_room(&mut cx, &mut enlisted).is_pending());
         assert_eq!(buffers.waiting.borrow().len(), 1, "enlisted once");
         drop(chunk);
         assert!(buffers.waiting.borrow().is_empty(), "woken");
         assert!(buffers.poll_room(&mut cx, &mut enlisted).is_ready());
+    }
+
+    #[test]
+    fn much_is_handed_on_in_its_block_which_then_comes_back() {
+        let buffers = Rc::new(Buffers::new(usize::MAX));
+        let chunk = chunk(&buffers, HANDED_ON_MIN);
+        assert_eq!((chunk.remaining(), buffers.used()), (HANDED_ON_MIN, BLOCK_LEN), "it holds all of it");
+        assert!(chunk.chunk().iter().all(|&byte| byte == 7));
+        assert_eq!(buffers.spare.borrow().len(), 0);
+        drop(chunk);
+        assert_eq!((buffers.spare.borrow().len(), buffers.used()), (1, 0));
+        let read = |into: &mut [u8]| Poll::Ready(Ok::<_, ()>(into.len()));
+        let Poll::Ready(Ok(Some(little))) = buffers.chunk(5, read) else { panic!("no chunk") };
+        assert_eq!((little.remaining(), buffers.used(), buffers.spare.borrow().len()), (5, 5, 1));
+        assert!(buffers.chunk(5, |_| Poll::<Result<_, ()>>::Pending).is_pending());
+        assert!(matches!(buffers.chunk(5, |_| Poll::Ready(Ok::<_, ()>(0))), Poll::Ready(Ok(None))));
+        assert_eq!(buffers.spare.borrow().len(), 1);
     }
 
     #[test]

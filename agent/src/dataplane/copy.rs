@@ -1,6 +1,6 @@
 //! Carries the bytes of one connection between an app's socket and an HTTP/2 stream, both ways, in one task.
 //!
-//! From the app: whatever the socket holds is read into the worker's scratch, and exactly that goes into the tunnel;
+//! From the app: whatever the socket holds is read, and exactly that goes into the tunnel;
 //! nothing is read while the tunnel has no room, and nothing is reserved while there is nothing to read. To the app:
 //! flow control is released only as bytes were written on. FIN and END_STREAM are the same, and so are RST and
 //! RST_STREAM. Knows no policy, and of the report only its [`Flow`].
@@ -17,7 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::account::Account;
-use super::buffers::{BLOCK_LEN, Chunk, Enlisted};
+use super::buffers::{BATCH_LEN, Chunk, Enlisted};
 use super::flow::Flow;
 use super::unread::{Ended, Unread};
 
@@ -129,7 +129,7 @@ impl Duplex {
             self.stalled = false;
             let Poll::Ready(read) = self.poll_read(cx, room) else { return self.unreserve() };
             let Some(chunk) = read.map_err(|_| Broken::NearReset)? else {
-                self.send.send_data(self.account.buffers().chunk(&[]), true).map_err(Broken::of)?;
+                self.send.send_data(self.account.buffers().no_bytes(), true).map_err(Broken::of)?;
                 return Poll::Ready(Ok(()));
             };
             let count = chunk.remaining();
@@ -151,7 +151,7 @@ impl Duplex {
     fn poll_capacity(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, Broken>> {
         loop {
             if self.send.capacity() == 0 {
-                self.send.reserve_capacity(BLOCK_LEN);
+                self.send.reserve_capacity(BATCH_LEN);
             }
             let room = self.send.capacity();
             if room > 0 {
@@ -176,13 +176,11 @@ impl Duplex {
 
     /// Reads at most `room` bytes of the app; `None` is its end.
     fn poll_read(&mut self, cx: &mut Context<'_>, room: usize) -> Poll<std::io::Result<Option<Chunk>>> {
-        let (app, buffers) = (&mut self.app, self.account.buffers());
-        buffers.with_scratch(|scratch| {
-            let most = room.min(scratch.len());
-            let mut buf = ReadBuf::new(&mut scratch[..most]);
+        let app = &mut self.app;
+        self.account.buffers().chunk(room, |into| {
+            let mut buf = ReadBuf::new(into);
             ready!(Pin::new(app).poll_read(cx, &mut buf))?;
-            let read = buf.filled();
-            Poll::Ready(Ok((!read.is_empty()).then(|| buffers.chunk(read))))
+            Poll::Ready(Ok(buf.filled().len()))
         })
     }
 

@@ -11,6 +11,7 @@ use std::time::Duration;
 use adit_core::net::OriginalDst;
 use adit_core::report::{Direction, End, Security, Stage, TraceId, Transport};
 use adit_core::resolve;
+use adit_core::time::Mono;
 use adit_core::world::World;
 use adit_proto::Reason;
 use adit_proto::hbone::{Refusal, parse_authority};
@@ -20,7 +21,6 @@ use http::{Method, Request};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
-use tokio_rustls::{TlsAcceptor, TlsStream};
 
 use super::account::{Account, Windows};
 use super::admit::{Asked, admit, still_admitted};
@@ -28,9 +28,12 @@ use super::buffers::Chunk;
 use super::copy::Duplex;
 use super::error::{BrokenBy, ServeError, chain};
 use super::flow::{Flow, Near};
+use super::handshake::{self, Secured};
 use super::pod::{Pod, Reported, Seat, TunnelSeat, log_panic};
+use super::pool::{Missing, Presence};
 use super::protocol::{self, RESET_REFUSED};
-use super::stream::{MeshStream, Socket, Wire};
+use super::stream::MeshStream;
+use super::wire::Wire;
 use super::tunnel::{HANDSHAKE_DEADLINE, security, tcp_facts, why_broken};
 use crate::identity::Peer;
 use crate::identity::tls;
@@ -44,7 +47,7 @@ mod tests;
 const APP_DEADLINE: Duration = Duration::from_millis(2500);
 
 /// A tunnel that a peer opened, as its streams see it.
-struct Tunnel {
+pub(super) struct Tunnel {
     pod: Rc<Pod>,
     peer: Peer,
     security: Arc<Security>,
@@ -55,6 +58,11 @@ struct Tunnel {
     /// How long its handshake took, until its first stream has told it.
     handshake: Cell<Option<Duration>>,
     lost: Cell<Option<Reason>>,
+    /// The world had the peer's pod at its address: the address is the pod's own, and if it goes the pod has.
+    known: Cell<bool>,
+    missing: Missing,
+    /// Why it is to be broken.
+    cut: Cell<Option<Reason>>,
     _seat: TunnelSeat,
 }
 
@@ -73,7 +81,12 @@ pub(super) async fn serve(pod: Rc<Pod>, tcp: TcpStream, client: SocketAddr) {
     let opened = pod.worker.handles.clock.now();
     // Boxed: a handshake's memory goes when it is over.
     match Box::pin(accept(&pod, tcp, client)).await {
-        Ok((connection, tunnel)) => drive(connection, Rc::new(tunnel)).await,
+        Ok((connection, tunnel)) => {
+            let tunnel = Rc::new(tunnel);
+            pod.accepted(&tunnel);
+            tunnel.look(&pod.worker.handles.view.world(), opened.mono);
+            drive(connection, tunnel).await;
+        }
         Err(NoTunnel { reason, detail }) => {
             let Ok(own) = own else { return };
             let reported = pod.report(Direction::Inbound, client, OriginalDst(own), pod.new_trace());
@@ -102,20 +115,19 @@ async fn accept(
     let refused = |reason| move |error: &dyn std::error::Error| NoTunnel { reason, detail: chain(error) };
     let config =
         worker.handles.certs.server(&pod.identity).map_err(|error| refused(error.reason())(&error))?;
-    let wire = Wire::new(tcp);
-    let socket = Socket::new(Rc::clone(&wire), Rc::clone(&worker.buffers));
     let late = || NoTunnel {
         reason: Reason::HandshakeTimeout,
         detail: "the handshake did not finish in time".into(),
     };
     let begun = worker.handles.clock.now().mono;
-    let tls = timeout(HANDSHAKE_DEADLINE, TlsAcceptor::from(config).accept(socket))
-        .await
-        .map_err(|_| late())?
-        .map_err(|error| refused(tls::reason_of(&error))(&error))?;
-    let peer = tls::peer_of(tls.get_ref().1).map_err(|error| refused(error.reason())(&error))?;
+    let Secured { stream, peer } =
+        timeout(HANDSHAKE_DEADLINE, handshake::accept(tcp, config, &worker.buffers))
+            .await
+            .map_err(|_| late())?
+            .map_err(|error| refused(tls::reason_of(&error))(&error))?;
+    let peer = peer.map_err(|error| refused(error.reason())(&error))?;
     let handshake_took = worker.handles.clock.now().mono.since(begun);
-    let stream = MeshStream::new(TlsStream::Server(tls));
+    let wire = stream.wire();
     // The wire gathers now; HTTP/2's first flight must go out while its answer is awaited.
     let mut handshake = Box::pin(protocol::server().handshake(stream));
     let handshake = poll_fn(|cx| {
@@ -139,6 +151,9 @@ async fn accept(
         account,
         handshake: Cell::new(Some(handshake_took)),
         lost: Cell::new(None),
+        known: Cell::new(false),
+        missing: Missing::default(),
+        cut: Cell::new(None),
         _seat: tunnel_seat,
     };
     Ok((connection, tunnel))
@@ -193,6 +208,9 @@ fn poll_next(
     cx: &mut Context<'_>,
 ) -> Poll<Option<Result<Accepted, Reason>>> {
     let wanted = tunnel.account.windows(cx);
+    if let Some(reason) = tunnel.cut.get() {
+        return Poll::Ready(Some(Err(reason)));
+    }
     if wanted.connection != windows.connection {
         connection.set_target_window_size(wanted.connection);
         windows.connection = wanted.connection;
@@ -341,6 +359,23 @@ pub(super) async fn dial_app(
 }
 
 impl Tunnel {
+    /// Breaks it (`pod_gone`) if the pod at its other end stays missing from the world; says when to look again at the
+    /// latest. A peer whose address is translated on its way is no pod's, and never missed.
+    pub(super) fn look(&self, world: &World, now: Mono) -> Option<Mono> {
+        let holder = world.workload_by_ip(self.client.ip());
+        let is_there = holder.is_some_and(|workload| workload.identity == self.peer.id);
+        self.known.set(self.known.get() || is_there);
+        match self.missing.look(is_there || !self.known.get(), now) {
+            Presence::There => None,
+            Presence::MissingUntil(until) => Some(until),
+            Presence::Gone => {
+                self.cut.set(Some(Reason::PodGone));
+                self.account.wake_driver();
+                None
+            }
+        }
+    }
+
     fn admit(&self, world: &World, destination: SocketAddr, reported: &Reported) -> Result<(), Refusal> {
         admit(world, &self.asked(destination), &self.pod.worker.shard, reported.get())
     }
@@ -362,7 +397,7 @@ impl Tunnel {
     /// A stream that ends because its tunnel was ended says why the tunnel was.
     fn reason_of(&self, error: &ServeError) -> Reason {
         match (self.lost.get(), error) {
-            (Some(Reason::IdentityRevoked), _) => Reason::IdentityRevoked,
+            (Some(reason @ (Reason::IdentityRevoked | Reason::PodGone)), _) => reason,
             (Some(_) | None, error) => error.reason(),
         }
     }

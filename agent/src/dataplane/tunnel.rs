@@ -22,13 +22,14 @@ use h2::{PingPong, RecvStream, SendStream};
 use http::Request;
 use rustls_pki_types::ServerName;
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
-use tokio_rustls::{TlsConnector, TlsStream};
 
 use super::account::{Account, Windows};
 use super::buffers::{Buffers, Chunk};
+use super::handshake::{self, Secured};
 use super::legs::Legs;
 use super::protocol::{self, Refused, STREAMS_MAX};
-use super::stream::{MeshStream, Socket, Wire};
+use super::stream::MeshStream;
+use super::wire::Wire;
 use crate::clock::Clock;
 use crate::identity::tls::{self, HandshakeError, Peer};
 use crate::identity::{CertSource, NoCertificate};
@@ -197,18 +198,17 @@ pub(super) async fn dial(
     let tcp = timeout(DIAL_DEADLINE, legs.tunnel(peer)).await.map_err(late(DialStage::Tcp))??;
     let connected = clock.now().mono;
 
-    let wire = Wire::new(tcp);
-    let socket = Socket::new(Rc::clone(&wire), Rc::clone(buffers));
     // By address: no name is sent (SNI), and the verifier compares identities.
-    let handshake = TlsConnector::from(config).connect(ServerName::IpAddress(peer.ip().into()), socket);
-    let tls = timeout(HANDSHAKE_DEADLINE, handshake)
-        .await
-        .map_err(late(DialStage::Tls))?
-        .map_err(|source| TunnelError::Tls { peer, source })?;
-    let proven = tls::peer_of(tls.get_ref().1).map_err(|source| TunnelError::Handshake { peer, source })?;
+    let name = ServerName::IpAddress(peer.ip().into());
+    let Secured { stream, peer: proven } =
+        timeout(HANDSHAKE_DEADLINE, handshake::connect(tcp, config, name, buffers))
+            .await
+            .map_err(late(DialStage::Tls))?
+            .map_err(|source| TunnelError::Tls { peer, source })?;
+    let proven = proven.map_err(|source| TunnelError::Handshake { peer, source })?;
     let secured = clock.now();
 
-    let stream = MeshStream::new(TlsStream::Client(tls));
+    let wire = stream.wire();
     let http = |source| TunnelError::Http { peer, source };
     let (requests, mut connection) = protocol::client().handshake(stream).await.map_err(http)?;
     let ping_pong = connection.ping_pong().expect("nobody has asked this connection for its ping before");

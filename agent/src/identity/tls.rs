@@ -273,6 +273,7 @@ impl Tls {
         config.alpn_protocols = vec![ALPN.to_vec()];
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
+        config.enable_secret_extraction = true; // the data plane seals and opens the records itself
         config
     }
 
@@ -290,6 +291,7 @@ impl Tls {
             .with_custom_certificate_verifier(Arc::new(ExpectPeer { trust, expected }))
             .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(key)));
         mesh_client(&mut config);
+        config.enable_secret_extraction = true; // as for the server
         config
     }
 
