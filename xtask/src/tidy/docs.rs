@@ -22,34 +22,63 @@ pub fn commands(root: &Path) -> Result<Vec<Violation>> {
         .collect())
 }
 
-/// Every `…_MAX` constant of what is shipped stands in ARCHITECTURE.md by name.
+/// Every `…_MAX` constant of what is shipped has a row in ARCHITECTURE.md with its value and file, and every row a
+/// constant.
 pub fn limits(root: &Path) -> Result<Vec<Violation>> {
     let text = read_or_empty(root, Path::new(ARCHITECTURE))?;
+    let mut rows: Vec<(usize, &str)> = text
+        .lines()
+        .enumerate()
+        .filter(|(_, line)| line.starts_with("| `") && line.contains("_MAX` "))
+        .map(|(number, line)| (number + 1, line))
+        .collect();
     let mut found = Vec::new();
     for krate in source::crates(root)? {
         if krate.kind == "test" || ["adit-tests", "xtask"].contains(&krate.package.as_str()) {
             continue;
         }
         for module in krate.modules.iter().filter(|module| !module.test_only && !module.file.is_generated()) {
-            let code = module.file.text.code_without_tests();
-            for (number, line) in code.lines().enumerate() {
-                let Some(name) = constant(line).filter(|name| name.ends_with("_MAX")) else {
-                    continue;
-                };
-                if !text.contains(name) {
-                    let what = format!("{name} is not in the limits table of {ARCHITECTURE}");
-                    found.push(Violation::new(&module.file.path, number + 1, what));
+            let path = &module.file.path;
+            for (line, name, value) in constants(&module.file.text.code_without_tests()) {
+                let wanted = format!("| `{name}` {value} | `{}` |", path.display());
+                match rows.iter().position(|(_, row)| row.starts_with(&wanted)) {
+                    Some(at) => drop(rows.remove(at)),
+                    None => {
+                        let what = format!("the limits table of {ARCHITECTURE} has no row `{wanted} …`");
+                        found.push(Violation::new(path, line, what));
+                    }
                 }
             }
         }
     }
+    found.extend(rows.into_iter().map(|(number, row)| {
+        let what = format!("no constant has this name, value and file: {row}");
+        Violation::new(Path::new(ARCHITECTURE), number, what)
+    }));
     Ok(found)
+}
+
+/// The `…_MAX` constants of `code`: line, name, and value as the table shows it (durations by their number).
+fn constants(code: &str) -> Vec<(usize, &str, String)> {
+    let mut found = Vec::new();
+    let mut at = 0;
+    for line in code.split_inclusive('\n') {
+        if let Some(name) = constant(line).filter(|name| name.ends_with("_MAX")) {
+            let value = code[at..].split_once('=').map_or("", |(_, value)| value).split(';').next();
+            let value = value.unwrap_or("").split_whitespace().collect::<Vec<_>>().join(" ");
+            let number = code[..at].lines().count() + 1;
+            found.push((number, name, value.replace("Duration::from_secs", "")));
+        }
+        at += line.len();
+    }
+    found
 }
 
 /// The constant that `line` declares.
 fn constant(line: &str) -> Option<&str> {
     let rest = line.trim_start();
     let rest = rest.strip_prefix("pub ").or_else(|| rest.strip_prefix("pub(crate) ")).unwrap_or(rest);
+    let rest = rest.strip_prefix("pub(super) ").unwrap_or(rest);
     Some(rest.strip_prefix("const ")?.split(':').next()?.trim())
 }
 
@@ -151,6 +180,13 @@ mod tests {
     fn a_constant_is_read_with_any_visibility() {
         assert_eq!(constant("    pub(crate) const QUEUE_LEN_MAX: usize = 8;"), Some("QUEUE_LEN_MAX"));
         assert_eq!(constant("let x_MAX: u8 = 1;"), None);
+    }
+
+    #[test]
+    fn a_limit_is_read_with_its_value() {
+        let code = "use x;\npub const A_MAX: usize =\n    64 *\n    1024;\nconst B: u8 = 1;\n\
+                    pub(super) const C_MAX: Duration = Duration::from_secs(10);\n";
+        assert_eq!(constants(code), [(2, "A_MAX", "64 * 1024".to_owned()), (6, "C_MAX", "(10)".to_owned())]);
     }
 
     #[test]
