@@ -229,11 +229,15 @@ impl Reason {
             Self::PeerExpired => "Look at the CA's reachability from the peer's node, and at both clocks.",
             Self::PeerRevoked => "It is on the kill list: `revoked.json` in trust-bundle.yaml; `adit-ca revoke --undo` takes it off.",
             Self::PeerProtocol => "The peer is no agent, or of an incompatible version.",
-            Self::PeerDenied => "The policy is named in the report, and its rule in the one of the peer's agent.",
+            Self::PeerDenied => {
+                "The policy is named in the report; where a carried connection was cut, in the peer's of the same trace."
+            }
             Self::PeerAppUnreachable => "The app does not listen on that port in its pod.",
             Self::PeerNotThisPod => "The address was just reassigned; a new connection looks it up again.",
             Self::PolicyDenied => "The policy and its rule are named in the report.",
-            Self::PolicyNoneMatched => "Add a rule for this source, or look at the identity it really has.",
+            Self::PolicyNoneMatched => {
+                "Add a rule for this source to a policy that the report names, or look at the identity it really has."
+            }
             Self::PolicyNotSynced => "The agent waits for its first sync; look at its readiness.",
             Self::PlaintextRefused => "Enrol the client, or let the port be PERMISSIVE with portLevelMtls.",
             Self::BadConnect => "The peer is no HBONE client.",
