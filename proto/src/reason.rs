@@ -221,13 +221,19 @@ impl Reason {
             }
             Self::Alpn => "What listens on 15008 is no HBONE agent.",
             Self::NoClientCertificate => "Only agents of the mesh may dial 15008.",
-            Self::OwnCertificateMissing => "Look at the agent's log for what the CA answered, and at `adit-ca status`.",
+            Self::OwnCertificateMissing => {
+                "Look at the agent's log for what the CA answered, and at `adit-ca status`."
+            }
             Self::PeerIdentity => {
                 "The address now belongs to another pod, or the peer uses the wrong certificate."
             }
-            Self::PeerUntrusted => "Compare the `bundle-generation` of both nodes (status/NODE.yaml) with that of `adit-ca status`.",
+            Self::PeerUntrusted => {
+                "Compare the `bundle-generation` of both nodes (status/NODE.yaml) with that of `adit-ca status`."
+            }
             Self::PeerExpired => "Look at the CA's reachability from the peer's node, and at both clocks.",
-            Self::PeerRevoked => "It is on the kill list: `revoked.json` in trust-bundle.yaml; `adit-ca revoke --undo` takes it off.",
+            Self::PeerRevoked => {
+                "It is on the kill list: `revoked.json` in trust-bundle.yaml; `adit-ca revoke --undo` takes it off."
+            }
             Self::PeerProtocol => "The peer is no agent, or of an incompatible version.",
             Self::PeerDenied => {
                 "The policy is named in the report; where a carried connection was cut, in the peer's of the same trace."
@@ -247,7 +253,9 @@ impl Reason {
             Self::PolicyChanged => {
                 "A policy, a label or a PeerAuthentication changed; it is named in the report."
             }
-            Self::IdentityRevoked => "It is on the kill list: `revoked.json` in trust-bundle.yaml; `adit-ca revoke --undo` takes it off.",
+            Self::IdentityRevoked => {
+                "It is on the kill list: `revoked.json` in trust-bundle.yaml; `adit-ca revoke --undo` takes it off."
+            }
             Self::PodGone => "The pod was deleted while the connection was open.",
             Self::Drained => "Raise the drain deadline if such connections must outlive it.",
             Self::IdleTimeout => "One side closed and the other never did; look at the app.",
