@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -125,8 +125,8 @@ impl NamespacesFile {
             fs::create_dir_all(dir)?;
         }
         let temp = self.path.with_extension("json.new");
-        let file = fs::File::create(&temp)?;
-        serde_json::to_writer(&file, &now)?;
+        let mut file = fs::File::create(&temp)?;
+        file.write_all(&serde_json::to_vec(&now)?)?;
         // It is read after a power cut: without this the rename may come to disk before the text.
         file.sync_all()?;
         fs::rename(&temp, &self.path)?;

@@ -10,6 +10,7 @@ use adit_core::redirect::{Mark, Sysctl};
 use adit_core::workload::Skip;
 use adit_proto::SpiffeId;
 use adit_proto::cni::{Add, ContainerId};
+use nix::libc;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::journal::{Captured, Entry};
@@ -59,28 +60,19 @@ impl Sandbox {
     /// A sandbox that the runtime has made.
     pub(super) fn arrived(add: Add, mark: Mark) -> Result<Self, NetnsError> {
         let netns = Netns::open(Path::new(&add.netns))?;
-        Ok(Self {
-            entry: Entry {
-                container_id: add.container_id,
-                ifname: add.ifname,
-                pod: add.pod,
-                netns: add.netns.into(),
-                inode: netns.inode(),
-                ips: add.ips,
-                mark: mark.value(),
-                captured: None,
-                backend: None,
-                sysctls_before: Vec::new(),
-            },
-            netns,
-            mark,
-            applied: None,
-            applied_with: None,
-            older: 0,
-            trouble: None,
-            found: None,
-            keeping: None,
-        })
+        let entry = Entry {
+            container_id: add.container_id,
+            ifname: add.ifname,
+            pod: add.pod,
+            netns: add.netns.into(),
+            inode: netns.inode(),
+            ips: add.ips,
+            mark: mark.value(),
+            captured: None,
+            backend: None,
+            sysctls_before: Vec::new(),
+        };
+        Ok(Self::new(entry, netns, mark))
     }
 
     /// A sandbox of an earlier life of the agent, if it is still there.
@@ -90,7 +82,12 @@ impl Sandbox {
             return Err(Stale::Other);
         }
         let mark = Mark::new(entry.mark).ok_or(Stale::Mark)?;
-        Ok(Self {
+        Ok(Self::new(entry, netns, mark))
+    }
+
+    /// One of which this process has done and seen nothing yet.
+    fn new(entry: Entry, netns: Netns, mark: Mark) -> Self {
+        Self {
             entry,
             netns,
             mark,
@@ -100,7 +97,7 @@ impl Sandbox {
             trouble: None,
             found: None,
             keeping: None,
-        })
+        }
     }
 
     pub(super) fn key(&self) -> PodKey {
@@ -111,8 +108,13 @@ impl Sandbox {
     }
 
     /// Whether its namespace is still mounted where it was. The handle held here keeps it alive, not its file.
+    ///
+    /// Where that cannot be told (no descriptor left) it is: what is gone is closed, with all of its connections.
     pub(super) fn is_there(&self) -> bool {
-        Netns::open(&self.entry.netns).is_ok_and(|netns| netns.inode() == self.entry.inode)
+        match Netns::open(&self.entry.netns) {
+            Ok(netns) => netns.inode() == self.entry.inode,
+            Err(error) => !says_gone(&error),
+        }
     }
 
     pub(super) fn served_as(&self, identity: SpiffeId) -> ServedPod {
@@ -125,8 +127,14 @@ impl Sandbox {
         }
     }
 
-    /// Notes what an application of the rules found. Of the values from before, the first are the true ones.
+    /// Notes what an application of the rules found.
     pub(super) fn applied(&mut self, applied: Applied) {
+        self.stood_before(&applied);
+        self.applied = Some(applied);
+    }
+
+    /// Notes what stood, or stands and is about to be changed. Of the values from before, the first are the true ones.
+    pub(super) fn stood_before(&mut self, applied: &Applied) {
         self.entry.backend = Some(applied.backend);
         for (sysctl, value) in &applied.sysctls_before {
             let path = sysctl.path();
@@ -134,7 +142,6 @@ impl Sandbox {
                 self.entry.sysctls_before.push((path.to_owned(), value.clone()));
             }
         }
-        self.applied = Some(applied);
     }
 
     /// The sysctls to put back.
@@ -151,6 +158,17 @@ impl Sandbox {
         self.applied = None;
         self.trouble = None;
         self.found = None;
+    }
+}
+
+/// Whether a namespace that cannot be opened is not there, rather than not to be opened now.
+fn says_gone(error: &NetnsError) -> bool {
+    match error {
+        NetnsError::NotNamespace { .. } => true,
+        NetnsError::Open { source, .. } => {
+            matches!(source.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::ESRCH))
+        }
+        NetnsError::Enter { .. } | NetnsError::Nested => false,
     }
 }
 
@@ -226,6 +244,18 @@ mod tests {
     fn a_namespace_that_is_not_there_is_refused() {
         assert!(Sandbox::arrived(add("/run/netns/none"), Mark::from_draw(7 << 32)).is_err());
         assert!(Sandbox::arrived(add("/etc/hostname"), Mark::from_draw(7 << 32)).is_err());
+    }
+
+    #[test]
+    fn a_namespace_is_gone_only_if_its_file_is() {
+        let gone = |path: &str| says_gone(&Netns::open(Path::new(path)).unwrap_err());
+        for path in ["/run/netns/none", "/etc/hostname/none", "/etc/hostname", "/proc/4194305/ns/net"] {
+            assert!(gone(path), "{path}");
+        }
+        for errno in [libc::EMFILE, libc::ENFILE, libc::EACCES, libc::ENOMEM] {
+            let source = std::io::Error::from_raw_os_error(errno);
+            assert!(!says_gone(&NetnsError::Open { path: "/run/netns/x".into(), source }), "{errno}");
+        }
     }
 
     #[test]
