@@ -101,6 +101,10 @@ impl VerifyError {
     }
 }
 
+/// For rustls: the standard variants where they make it send a telling alert, our own error inside the others.
+///
+/// The peer learns from the alert that its certificate is expired, revoked or of an unknown CA; who was named in it
+/// stays here, in the debug log.
 impl From<VerifyError> for rustls::Error {
     fn from(error: VerifyError) -> Self {
         let certificate = match error {

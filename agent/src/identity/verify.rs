@@ -20,10 +20,6 @@ use x509_parser::prelude::{CertificateRevocationList, FromDer};
 use super::leaf::{Leaf, serial_hex};
 use super::unproven::VerifyError;
 
-/// For rustls: the standard variants where they make it send a telling alert, our own error inside the others.
-///
-/// The peer learns from the alert that its certificate is expired, revoked or of an unknown CA; who was named in it
-/// stays here, in the debug log.
 /// A [`TrustBundle`] made ready for path building. Immutable; made anew when the bundle changes.
 #[derive(Debug)]
 pub(crate) struct Trust {
