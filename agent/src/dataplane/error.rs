@@ -192,6 +192,7 @@ fn failure_of(reason: Reason) -> Failure {
         Reason::PeerNotThisPod => Failure::NotThisPod400,
         Reason::PeerIdentity => Failure::Identity,
         Reason::PeerDenied => Failure::Denied,
+        Reason::PodGone => Failure::PodGone,
         Reason::NoClientCertificate
         | Reason::OwnCertificateMissing
         | Reason::PeerUntrusted
@@ -214,7 +215,6 @@ fn failure_of(reason: Reason) -> Failure {
         | Reason::AppRefused
         | Reason::AppTimeout
         | Reason::PolicyChanged
-        | Reason::PodGone
         | Reason::Drained
         | Reason::IdleTimeout
         | Reason::ResetByClient

@@ -2,12 +2,13 @@
 
 use std::cell::{Cell, RefCell};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use adit_core::net::{ObjectName, OriginalDst, PodKey, SourceAddr};
 use adit_core::report::{ConnectionReport, Direction, End, TraceId};
+use adit_core::time::{Mono, Now};
 use adit_core::workload::{Enrolment, Owner, Pod as PodModel, Skip, Workload};
 use adit_core::world::World;
 use adit_proto::{Reason, SpiffeId};
@@ -15,6 +16,7 @@ use http::HeaderValue;
 use tokio::sync::watch;
 use tokio::task::JoinError;
 
+use super::inbound;
 use super::legs::Legs;
 use super::model::ServedPod;
 use super::pool::{Dialling, Pool};
@@ -42,6 +44,8 @@ pub(super) struct Pod {
     ending: Cell<Option<Reason>>,
     refusing: watch::Sender<bool>,
     tunnels: Rc<Cell<usize>>,
+    /// The tunnels that peers opened.
+    accepted: RefCell<Vec<Weak<inbound::Tunnel>>>,
     /// What it says of itself in a CONNECT, for the workload that it was made of.
     baggage: RefCell<Option<(Arc<Workload>, HeaderValue)>>,
 }
@@ -99,6 +103,7 @@ impl Pod {
             ending: Cell::new(None),
             refusing: watch::Sender::new(false),
             tunnels: Rc::default(),
+            accepted: RefCell::default(),
             baggage: RefCell::default(),
         })
     }
@@ -122,6 +127,20 @@ impl Pod {
         }
         self.tunnels.set(self.tunnels.get() + 1);
         Some(TunnelSeat(Rc::clone(&self.tunnels)))
+    }
+
+    /// Has a tunnel that a peer opened looked after by [`Pod::sweep`].
+    pub(super) fn accepted(&self, tunnel: &Rc<inbound::Tunnel>) {
+        self.accepted.borrow_mut().push(Rc::downgrade(tunnel));
+    }
+
+    /// Lets go of tunnels that are not wanted any more, and ends those to and from pods that are gone; says when to look
+    /// again at the latest.
+    pub(super) fn sweep(&self, world: &World, now: Now) -> Option<Mono> {
+        let mut accepted = self.accepted.borrow_mut();
+        accepted.retain(|tunnel| tunnel.strong_count() > 0);
+        let looks = accepted.iter().filter_map(|tunnel| tunnel.upgrade()?.look(world, now.mono));
+        looks.chain(self.pool.sweep(world, now)).min()
     }
 
     /// What the pod says of itself in a CONNECT; made anew when its object has changed.

@@ -4,14 +4,14 @@
 //! tunnel while one is being dialled wait for that dial, as many as it will have streams for; one failure fails all
 //! that wait for it. Tunnels are never shared between pods. Does not retry: see [`super::connect`].
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use adit_core::net::PodUid;
-use adit_core::time::Now;
+use adit_core::time::{Mono, Now};
 use adit_core::world::World;
 use adit_proto::hbone::PORT_INBOUND_HBONE;
 use adit_proto::{Reason, SpiffeId};
@@ -24,6 +24,10 @@ use super::protocol::STREAMS_MAX;
 use super::tunnel::{self, DialTimes, Driver, Slot, Towards, Tunnel, TunnelError};
 use crate::clock::Clock;
 use crate::identity::CertSource;
+
+/// How long a pod may be missing from the world before what its tunnels carry is ended. A file that an editor saves is
+/// away for milliseconds; the kernel notices a peer that is no more after 20 s.
+pub(super) const GONE_AFTER: Duration = Duration::from_secs(1);
 
 /// Which tunnels may serve a connection.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
@@ -79,7 +83,45 @@ pub(super) struct Pool {
     /// Dials and drivers. Dropped with the pool, or by [`Pool::close`]: all tunnels break at once.
     tasks: RefCell<Option<JoinSet<()>>>,
     /// Every tunnel that still carries something, retired ones too.
-    all: RefCell<Vec<Weak<Tunnel>>>,
+    all: RefCell<Vec<Kept>>,
+}
+
+/// A tunnel and the pod at its other end.
+struct Kept {
+    tunnel: Weak<Tunnel>,
+    pod: PodUid,
+    missing: Missing,
+}
+
+/// Since when a pod is missing from the world.
+#[derive(Debug, Default)]
+pub(super) struct Missing(Cell<Option<Mono>>);
+
+/// Whether a pod is there.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Presence {
+    /// It is.
+    There,
+    /// It is not, and at this instant counts as gone.
+    MissingUntil(Mono),
+    /// It has been missing for [`GONE_AFTER`].
+    Gone,
+}
+
+impl Missing {
+    /// Notes whether the world has it now.
+    pub(super) fn look(&self, is_there: bool, now: Mono) -> Presence {
+        if is_there {
+            self.0.set(None);
+            return Presence::There;
+        }
+        let until = self.0.get().unwrap_or(now) + GONE_AFTER;
+        if now >= until {
+            return Presence::Gone;
+        }
+        self.0.set(self.0.get().or(Some(now)));
+        Presence::MissingUntil(until)
+    }
 }
 
 #[derive(Default)]
@@ -159,7 +201,9 @@ impl Pool {
             Ok((tunnel, driver, times)) => {
                 let tunnel = Rc::new(tunnel);
                 peers.tunnels.push(Rc::clone(&tunnel));
-                self.all.borrow_mut().push(Rc::downgrade(&tunnel));
+                let missing = Missing::default();
+                let kept = Kept { tunnel: Rc::downgrade(&tunnel), pod: key.pod.clone(), missing };
+                self.all.borrow_mut().push(kept);
                 drop(all);
                 self.spawn(driver);
                 let origins =
@@ -188,8 +232,10 @@ impl Pool {
     }
 
     /// Lets go of what has ended, of tunnels idle for too long or of an old certificate, and of those whose pod is gone
-    /// or is not who it was. To be called every few seconds and after each change of the world.
-    pub(super) fn sweep(&self, world: &World, now: Now) {
+    /// or is not who it was; ends what is carried for pods that stay gone (`pod_gone`). One that terminates is there.
+    ///
+    /// To be called every few seconds, after each change of the world, and at the instant that it returns.
+    pub(super) fn sweep(&self, world: &World, now: Now) -> Option<Mono> {
         let generation = self.dialling.certs.generation(&self.dialling.own);
         let idle = |tunnel: &Tunnel| {
             tunnel.idle_since().is_some_and(|since| now.mono.since(since) >= self.dialling.idle_timeout)
@@ -201,12 +247,26 @@ impl Pool {
             });
             !peers.tunnels.is_empty() || !peers.dials.is_empty()
         });
-        self.all.borrow_mut().retain(|tunnel| tunnel.strong_count() > 0);
+        let mut all = self.all.borrow_mut();
+        all.retain(|kept| kept.tunnel.strong_count() > 0);
+        let looks = all.iter().filter_map(|kept| {
+            match kept.missing.look(world.workload(&kept.pod).is_some(), now.mono) {
+                Presence::There => None,
+                Presence::MissingUntil(until) => Some(until),
+                Presence::Gone => {
+                    if let Some(tunnel) = kept.tunnel.upgrade() {
+                        tunnel.cut(Reason::PodGone);
+                    }
+                    None
+                }
+            }
+        });
+        looks.min()
     }
 
     /// Breaks the tunnels to peers that are revoked now, also those that only finish what they carry.
     pub(super) fn cut_revoked(&self) {
-        for tunnel in self.all.borrow().iter().filter_map(Weak::upgrade) {
+        for tunnel in self.all.borrow().iter().filter_map(|kept| kept.tunnel.upgrade()) {
             if self.dialling.certs.is_revoked(&tunnel.peer) {
                 tunnel.cut(Reason::IdentityRevoked);
             }
@@ -215,7 +275,7 @@ impl Pool {
 
     /// Tunnels open now.
     pub(super) fn tunnels(&self) -> usize {
-        self.all.borrow().iter().filter(|tunnel| tunnel.strong_count() > 0).count()
+        self.all.borrow().iter().filter(|kept| kept.tunnel.strong_count() > 0).count()
     }
 
     /// Breaks every tunnel and every dial; later connections fail.

@@ -16,6 +16,7 @@ use adit_core::draw::Seed;
 use adit_core::net::{NodeName, ObjectName, OriginalDst, PodKey, PodUid, SandboxId};
 use adit_core::policy::{Action, AuthorizationPolicy, Rule, Scope};
 use adit_core::report::{Direction, End};
+use adit_core::time::Now;
 use adit_core::workload::{MeshLabel, Owner, Pod as PodModel, Skip};
 use adit_core::world::builder::WorldBuilder;
 use adit_core::world::{Change, Settings};
@@ -138,6 +139,19 @@ impl Rig {
         let pod = Pod::new(&self.worker, &served, legs, Arc::new(Live::default()));
         self.pods.borrow_mut().push(Rc::clone(&pod));
         pod
+    }
+
+    /// What the world says of a pod.
+    pub(super) fn object(&self, pod: &Pod) -> PodModel {
+        let world = self.worker.handles.view.world();
+        PodModel::clone(&world.workload(&pod.key.uid).unwrap().pod)
+    }
+
+    /// Looks after a pod's tunnels as its worker does, so long from now; says how much later to look again.
+    pub(super) fn sweep(&self, pod: &Pod, after: Duration) -> Option<Duration> {
+        let now = self.worker.handles.clock.now();
+        let then = Now { mono: now.mono + after, ..now };
+        pod.sweep(&self.worker.handles.view.world(), then).map(|due| due.since(then.mono))
     }
 
     /// A pod whose tunnels are accepted.

@@ -11,6 +11,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use adit_core::net::PodKey;
+use adit_core::time::{Mono, Now};
+use adit_core::world::World;
 use adit_proto::Reason;
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{mpsc, oneshot};
@@ -63,6 +65,9 @@ async fn serve(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>) {
     let mut errands = JoinSet::new();
     let mut view = worker.handles.view.clone();
     let mut certs = worker.handles.certs.clone();
+    let clock = worker.handles.clock;
+    // When a pod that is missing from the world counts as gone.
+    let mut due = None;
     let mut upkeep = interval(UPKEEP_INTERVAL);
     upkeep.set_missed_tick_behavior(MissedTickBehavior::Delay);
     view.latest();
@@ -72,12 +77,10 @@ async fn serve(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>) {
                 Some(command) => obey(&worker, &mut pods, &mut errands, command).await,
                 None => break,
             },
-            () = view.changed() => {
-                let (world, now) = (view.latest(), worker.handles.clock.now());
-                pods.values().for_each(|serving| serving.pod().pool.sweep(&world, now));
-            }
+            () = view.changed() => due = sweep(&pods, &view.latest(), clock.now()),
+            () = clock.sleep_until(due) => due = sweep(&pods, &view.world(), clock.now()),
             () = certs.trust_changed() => pods.values().for_each(|serving| serving.pod().pool.cut_revoked()),
-            _ = upkeep.tick() => look_after(&worker, &pods),
+            _ = upkeep.tick() => due = look_after(&worker, &pods),
         }
     }
     for serving in pods.into_values() {
@@ -119,13 +122,18 @@ async fn obey(
     }
 }
 
-fn look_after(worker: &Worker, pods: &HashMap<PodKey, Serving>) {
+/// Lets go of tunnels that are not wanted any more; says when to look again at the latest.
+fn sweep(pods: &HashMap<PodKey, Serving>, world: &World, now: Now) -> Option<Mono> {
+    pods.values().filter_map(|serving| serving.pod().sweep(world, now)).min()
+}
+
+fn look_after(worker: &Worker, pods: &HashMap<PodKey, Serving>) -> Option<Mono> {
     let (world, now) = (worker.handles.view.world(), worker.handles.clock.now());
+    let due = sweep(pods, &world, now);
     worker.shard.tick();
     worker.endpoints.sweep(now.mono);
     let mut tunnels = 0_u32;
     for serving in pods.values() {
-        serving.pod().pool.sweep(&world, now);
         tunnels = tunnels.saturating_add(u32::try_from(serving.pod().pool.tunnels()).unwrap_or(u32::MAX));
     }
     let thread = std::thread::current().name().unwrap_or_default().to_owned();
@@ -134,4 +142,5 @@ fn look_after(worker: &Worker, pods: &HashMap<PodKey, Serving>) {
     metrics::gauge!("adit_endpoints_ejected", "worker" => thread.clone())
         .set(small(worker.endpoints.ejected(now.mono)));
     metrics::gauge!("adit_buffered_bytes", "worker" => thread).set(small(worker.buffers.used()));
+    due
 }

@@ -1,5 +1,6 @@
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::time::Duration;
 
 use adit_core::net::ObjectName;
 use adit_core::policy::Action;
@@ -15,7 +16,7 @@ use tokio::task::spawn_local;
 
 use super::super::legs::Legs;
 use super::super::pod::Pod;
-use super::super::pool::Key;
+use super::super::pool::{GONE_AFTER, Key};
 use super::super::protocol::Refused;
 use super::super::testing::{Rig, app, greet, id, on_worker, policy};
 use super::super::{Config, FUTURE_LEN_MAX};
@@ -104,6 +105,47 @@ fn a_policy_change_cuts_what_it_forbids_and_nothing_else() {
         assert!(far.read(&mut [0; 1]).await.is_err());
         assert_eq!(rig.reason(Direction::Inbound).await, Some(Reason::PolicyChanged));
         assert_eq!(rig.reason(Direction::Outbound).await, Some(Reason::PeerDenied));
+    });
+}
+
+#[test]
+fn what_a_pod_that_is_gone_had_open_ends() {
+    on_worker(async {
+        let rig = Rig::new(Config::default());
+        let web = rig.pod("web");
+        let api = rig.serving_pod("api").await;
+        // Its agent dials from here.
+        let mut object = rig.object(&web);
+        object.ips.push("127.0.0.1".parse().unwrap());
+        rig.change(Change::Pod(object.clone()));
+        let (app, addr) = app(&api).await;
+        let mut near = rig.connect(&web, addr).await;
+        let (mut far, _) = app.accept().await.unwrap();
+        greet(&mut near, &mut far).await;
+        assert_eq!(rig.sweep(&api, Duration::ZERO), None);
+        rig.change(Change::PodGone(object.name));
+        assert_eq!(rig.sweep(&api, Duration::ZERO), Some(GONE_AFTER));
+        greet(&mut near, &mut far).await;
+        assert_eq!(rig.sweep(&api, GONE_AFTER), None, "nothing is left to look at");
+        assert!(far.read(&mut [0; 1]).await.is_err());
+        assert_eq!(rig.reason(Direction::Inbound).await, Some(Reason::PodGone));
+    });
+}
+
+#[test]
+fn a_peer_that_is_at_no_pods_address_is_not_missed() {
+    on_worker(async {
+        let rig = Rig::new(Config::default());
+        let web = rig.pod("web");
+        let api = rig.serving_pod("api").await;
+        let (app, addr) = app(&api).await;
+        let mut near = rig.connect(&web, addr).await;
+        let (mut far, _) = app.accept().await.unwrap();
+        greet(&mut near, &mut far).await;
+        rig.change(Change::PodGone(rig.object(&web).name));
+        assert_eq!(rig.sweep(&api, Duration::ZERO), None);
+        assert_eq!(rig.sweep(&api, GONE_AFTER), None);
+        greet(&mut near, &mut far).await;
     });
 }
 

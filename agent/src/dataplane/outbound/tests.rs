@@ -2,6 +2,7 @@ use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use adit_core::net::{NodeName, ObjectName};
 use adit_core::report::Direction;
@@ -18,6 +19,7 @@ use tokio::net::TcpListener;
 use tokio::task::spawn_local;
 use tokio_rustls::TlsAcceptor;
 
+use super::super::pool::GONE_AFTER;
 use super::super::testing::{Rig, app, greet, id, on_worker};
 use super::super::{Config, pod::Pod};
 
@@ -190,6 +192,47 @@ fn a_peer_of_an_unknown_ca_is_refused() {
         let mut near = rig.connect(&web, SocketAddr::new(api.first_ip(), 80)).await;
         assert!(near.read(&mut [0; 1]).await.is_err());
         assert_eq!(rig.reason(Direction::Outbound).await, Some(Reason::PeerUntrusted));
+    });
+}
+
+#[test]
+fn what_is_carried_to_a_pod_that_is_gone_ends() {
+    on_worker(async {
+        let rig = Rig::new(Config::default());
+        let web = rig.pod("web");
+        let api = rig.serving_pod("api").await;
+        let (app, addr) = app(&api).await;
+        let mut near = rig.connect(&web, addr).await;
+        let (mut far, _) = app.accept().await.unwrap();
+        greet(&mut near, &mut far).await;
+        rig.change(Change::PodGone(rig.object(&api).name));
+        assert_eq!(rig.sweep(&web, Duration::ZERO), Some(GONE_AFTER));
+        assert!(rig.sweep(&web, GONE_AFTER / 2).is_some_and(|left| left <= GONE_AFTER / 2));
+        greet(&mut near, &mut far).await;
+        assert_eq!(rig.sweep(&web, GONE_AFTER), None);
+        assert!(near.read(&mut [0; 1]).await.is_err());
+        assert_eq!(rig.reason(Direction::Outbound).await, Some(Reason::PodGone));
+    });
+}
+
+#[test]
+fn what_is_carried_to_a_pod_that_terminates_or_is_away_for_a_moment_goes_on() {
+    on_worker(async {
+        let rig = Rig::new(Config::default());
+        let web = rig.pod("web");
+        let api = rig.serving_pod("api").await;
+        let (app, addr) = app(&api).await;
+        let mut near = rig.connect(&web, addr).await;
+        let (mut far, _) = app.accept().await.unwrap();
+        greet(&mut near, &mut far).await;
+        let terminating = adit_core::workload::Pod { terminating: true, ..rig.object(&api) };
+        rig.change(Change::Pod(terminating.clone()));
+        assert_eq!(rig.sweep(&web, Duration::ZERO), None);
+        rig.change(Change::PodGone(terminating.name.clone()));
+        assert_eq!(rig.sweep(&web, Duration::from_secs(60)), Some(GONE_AFTER), "it was there so long");
+        rig.change(Change::Pod(terminating));
+        assert_eq!(rig.sweep(&web, Duration::from_secs(61)), None);
+        greet(&mut near, &mut far).await;
     });
 }
 
