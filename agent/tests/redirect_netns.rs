@@ -259,6 +259,22 @@ fn sysctls_are_set_where_they_may_be_and_named_where_not() {
 }
 
 #[test]
+fn what_stood_is_told_before_it_is_changed() {
+    everywhere("what_stood_is_told_before_it_is_changed", async |bench, _, _| {
+        let ruled = redirect::apply_rules(&bench.pod, &wanted()).await.unwrap();
+        assert!(!ruled.sysctls_before.is_empty(), "a fresh namespace is not as capture wants it");
+        for (sysctl, value) in &ruled.sysctls_before {
+            assert_eq!(bench.sysctl(*sysctl), *value, "still as it was");
+        }
+        let applied = redirect::apply_sysctls(&bench.pod, ruled.clone()).await;
+        assert_eq!(applied.sysctls_before, ruled.sysctls_before, "nothing else is changed");
+        for (sysctl, _) in &ruled.sysctls_before {
+            assert_eq!(bench.sysctl(*sysctl), sysctl.wanted());
+        }
+    });
+}
+
+#[test]
 fn a_read_only_proc_sys_is_got_round_by_a_proc_of_our_own() {
     in_namespaces("a_read_only_proc_sys_is_got_round_by_a_proc_of_our_own", async || {
         let bench = Bench::new(Backend::Nft).await;

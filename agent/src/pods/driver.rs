@@ -199,9 +199,11 @@ impl Driver {
             return;
         }
         let uids: BTreeSet<PodUid> = self.sandboxes.keys().map(|key| key.uid.clone()).collect();
+        let mut unknown = BTreeSet::new();
         for uid in uids {
             // One that is not known (yet, or any more) stays as it is until its sandbox goes.
             let Some(workload) = world.workload(&uid) else {
+                unknown.insert(uid);
                 continue;
             };
             match enrolment::wish(workload) {
@@ -213,6 +215,8 @@ impl Driver {
                 self.feed(Event::Terminating { uid });
             }
         }
+        // Not at the next sweep: what it carried must end now.
+        self.look_for(|key| unknown.contains(&key.uid));
         if world.policy_generation() != self.policies_seen {
             self.policies_seen = world.policy_generation();
             self.look_at_older_again();
@@ -231,17 +235,19 @@ impl Driver {
     }
 
     fn sweep(&mut self) {
-        let gone: Vec<PodKey> = self
-            .sandboxes
-            .iter()
-            .filter(|(_, sandbox)| !sandbox.is_there())
-            .map(|(key, _)| key.clone())
-            .collect();
+        self.look_for(|_| true);
+        self.look_at_older_again();
+    }
+
+    /// Ends those of these sandboxes whose namespace is gone.
+    fn look_for(&mut self, which: impl Fn(&PodKey) -> bool) {
+        let these = self.sandboxes.iter().filter(|(key, _)| which(key));
+        let gone = these.filter(|(_, sandbox)| !sandbox.is_there());
+        let gone: Vec<PodKey> = gone.map(|(key, _)| key.clone()).collect();
         for key in gone {
             tracing::info!(pod = %key.uid, sandbox = %key.sandbox, "its namespace is gone without a DEL");
             self.feed(Event::SandboxGone(key));
         }
-        self.look_at_older_again();
     }
 
     fn found(&mut self, found: Found) {
@@ -290,6 +296,7 @@ impl Driver {
             Ok((_, Ended::Forgotten)) => return,
             Ok((id, Ended::Operation(performed))) => {
                 self.operations.remove(&id);
+                let Some(performed) = self.go_on(performed) else { return };
                 self.performed(performed)
             }
             Err(error) => {
@@ -305,6 +312,28 @@ impl Driver {
         self.feed(Event::Done { key, ticket, outcome });
     }
 
+    /// An operation in two halves: between them the journal learns what the second will change, so that an end at any
+    /// point loses nothing of what stood before.
+    fn go_on(&mut self, performed: Performed) -> Option<Performed> {
+        let Performed { key, ticket, op, result } = performed;
+        let applied = match result {
+            Ok(Brought::Ruled(applied)) => applied,
+            result @ (Ok(Brought::Nothing | Brought::Applied(_) | Brought::Restored(_)) | Err(_)) => {
+                return Some(Performed { key, ticket, op, result });
+            }
+        };
+        let Some(sandbox) = self.sandboxes.get_mut(&key) else {
+            return Some(Performed { key, ticket, op, result: Ok(Brought::Nothing) });
+        };
+        sandbox.stood_before(&applied);
+        let rest = Performer::set_sysctls(sandbox, (ticket, op), applied);
+        self.write(&key);
+        let task = self.tasks.spawn(async move { Ended::Operation(rest.await) });
+        self.operations.insert(task.id(), (key.clone(), ticket));
+        self.underway.insert(key, task);
+        None
+    }
+
     /// Notes what an operation brought.
     fn performed(&mut self, performed: Performed) -> (PodKey, Ticket, Result<(), Failure>) {
         let Performed { key, ticket, op, result } = performed;
@@ -313,7 +342,7 @@ impl Driver {
             (Ok(brought), Some(sandbox)) => {
                 sandbox.trouble = None;
                 match brought {
-                    Brought::Nothing => {}
+                    Brought::Nothing | Brought::Ruled(_) => {}
                     Brought::Applied(applied) => {
                         sandbox.applied(applied);
                         if let Op::Redirect(want) = &op {

@@ -44,6 +44,8 @@ pub(super) struct Performed {
 #[derive(Debug)]
 pub(super) enum Brought {
     Nothing,
+    /// The rules stand; to be written down, and gone on with by [`Performer::set_sysctls`].
+    Ruled(Applied),
     /// Rules were applied.
     Applied(Applied),
     /// Sysctls were put back, but for these.
@@ -83,8 +85,8 @@ impl Performer {
                 }
                 Op::Redirect(want) => {
                     let wanted = Wanted::new(mark, Arc::clone(&want.skip));
-                    let applied = redirect::apply(&netns, &wanted).await;
-                    applied.map(Brought::Applied).map_err(|error| words(&error))
+                    let applied = redirect::apply_rules(&netns, &wanted).await;
+                    applied.map(Brought::Ruled).map_err(|error| words(&error))
                 }
                 Op::Announce | Op::Unannounce => {
                     let captured = matches!(op, Op::Announce);
@@ -124,6 +126,19 @@ impl Performer {
                 }
             };
             Performed { key, ticket, op, result }
+        }
+    }
+
+    /// The rest of a [`Op::Redirect`]: what stood is in the journal now.
+    pub(super) fn set_sysctls(
+        sandbox: &Sandbox,
+        (ticket, op): (Ticket, Op),
+        applied: Applied,
+    ) -> impl Future<Output = Performed> + Send + use<> {
+        let (key, netns) = (sandbox.key(), sandbox.netns.clone());
+        async move {
+            let applied = redirect::apply_sysctls(&netns, applied).await;
+            Performed { key, ticket, op, result: Ok(Brought::Applied(applied)) }
         }
     }
 }

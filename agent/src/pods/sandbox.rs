@@ -279,6 +279,8 @@ mod tests {
             sysctls_before: vec![(Sysctl::TcpMigrateReq, value.to_owned())],
             conditions: vec![],
         };
+        sandbox.stood_before(&applied("0"));
+        assert_eq!(sandbox.applied, None, "nothing has been changed yet");
         sandbox.applied(applied("0"));
         sandbox.applied(applied("2"));
         assert_eq!(sandbox.sysctls_before(), [(Sysctl::TcpMigrateReq, "0".to_owned())]);

@@ -23,13 +23,13 @@ pub enum Condition {
     SysctlRefused(Sysctl),
 }
 
-/// What [`apply`] found and did.
+/// What [`apply`], or [`apply_rules`], found and did.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Applied {
     /// Which iptables holds the rules.
     pub backend: Backend,
-    /// The sysctls that this call changed, with their values before: for [`restore_sysctls`]. Those of an earlier
-    /// call are its caller's to keep.
+    /// The sysctls that this call changed, or after [`apply_rules`] those to change, with their values before: for
+    /// [`restore_sysctls`]. Those of an earlier call are its caller's to keep.
     pub sysctls_before: Vec<(Sysctl, String)>,
     /// What capture has to do without.
     pub conditions: Vec<Condition>,
@@ -41,6 +41,13 @@ pub struct Applied {
 /// leaves what stands, since capture without one rule is closer to what is wanted than none. Dropped before it
 /// ends, it may leave part of the rules: apply again, or [`remove`].
 pub async fn apply(netns: &Netns, wanted: &Wanted) -> Result<Applied, RedirectError> {
+    let applied = apply_rules(netns, wanted).await?;
+    Ok(apply_sysctls(netns, applied).await)
+}
+
+/// The first half of [`apply`]: all but the sysctls. What is in `sysctls_before` then still stands: write it down before
+/// [`apply_sysctls`], or an end in between loses it.
+pub async fn apply_rules(netns: &Netns, wanted: &Wanted) -> Result<Applied, RedirectError> {
     let standing = Standing::read(netns).await?;
     let was_ours = standing.holds_ours();
     match write(netns, wanted, standing).await {
@@ -55,6 +62,22 @@ pub async fn apply(netns: &Netns, wanted: &Wanted) -> Result<Applied, RedirectEr
             Err(error)
         }
     }
+}
+
+/// The second half of [`apply`]. What cannot be written is a condition, never a failure.
+pub async fn apply_sysctls(netns: &Netns, mut applied: Applied) -> Applied {
+    let refused = match sysctls::write(netns, sysctls::wanted()).await {
+        Ok(written) => {
+            applied.sysctls_before = written.before;
+            written.refused
+        }
+        Err(error) => {
+            tracing::warn!(netns = %netns.path().display(), %error, "cannot write sysctls");
+            Sysctl::ALL.to_vec()
+        }
+    };
+    applied.conditions.extend(refused.into_iter().map(Condition::SysctlRefused));
+    applied
 }
 
 /// Takes out one part of our rules, from every back end that holds some; with [`Part::Rest`] the routes too.
@@ -133,9 +156,8 @@ async fn write(netns: &Netns, wanted: &Wanted, standing: Standing) -> Result<App
         conditions.push(Condition::NoSocketMatch);
     }
     // Last: the conntrack settings exist once a rule has loaded conntrack.
-    let set = sysctls::write(netns, sysctls::wanted()).await?;
-    conditions.extend(set.refused.into_iter().map(Condition::SysctlRefused));
-    Ok(Applied { backend, sysctls_before: set.before, conditions })
+    let sysctls_before = sysctls::standing(netns)?;
+    Ok(Applied { backend, sysctls_before, conditions })
 }
 
 /// Both families at once: they have locks, tables and programs of their own.

@@ -28,6 +28,15 @@ pub(super) fn wanted() -> Vec<(Sysctl, String)> {
     Sysctl::ALL.map(|sysctl| (sysctl, sysctl.wanted().to_owned())).to_vec()
 }
 
+/// The sysctls that are not as wanted, with what stands; what cannot be read cannot be changed either.
+pub(super) fn standing(netns: &Netns) -> Result<Vec<(Sysctl, String)>, RedirectError> {
+    let differs = |sysctl: Sysctl| {
+        let value = read(sysctl).ok().filter(|value| value != sysctl.wanted())?;
+        Some((sysctl, value))
+    };
+    Ok(netns.run(|| Sysctl::ALL.into_iter().filter_map(differs).collect())?)
+}
+
 /// Writes those values that differ from what stands. One that cannot be written does not keep the others back.
 pub(super) async fn write(netns: &Netns, values: Vec<(Sysctl, String)>) -> Result<Written, RedirectError> {
     let (done, result) = tokio::sync::oneshot::channel();
@@ -48,8 +57,7 @@ pub(super) async fn write(netns: &Netns, values: Vec<(Sysctl, String)>) -> Resul
 
 /// The sysctls that can be read and are not as wanted; 10 µs.
 pub(super) fn changed(netns: &Netns) -> Result<Vec<Sysctl>, RedirectError> {
-    let differs = |sysctl: &Sysctl| read(*sysctl).is_ok_and(|value| value != sysctl.wanted());
-    Ok(netns.run(|| Sysctl::ALL.into_iter().filter(differs).collect())?)
+    Ok(standing(netns)?.into_iter().map(|(sysctl, _)| sysctl).collect())
 }
 
 fn write_here(netns: &Netns, values: &[(Sysctl, String)]) -> Result<Written, NetnsError> {
