@@ -8,9 +8,10 @@ use std::process::ExitStatus;
 use std::thread;
 use std::time::Instant;
 
+use adit_tests::WAIT_MAX;
 use adit_tests::process::{Process, Run, program};
 use adit_tests::sandbox::{self, Sandbox};
-use adit_tests::{WAIT_MAX, slot};
+use adit_tests::slot::{self, Slot};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::sys::signal::Signal;
 
@@ -18,6 +19,8 @@ use nix::sys::signal::Signal;
 struct Demo {
     process: Process,
     id: u32,
+    /// It is a load for whoever measures beside it. Last, so that it is given up when all of it is gone.
+    _beside_others: Slot,
 }
 
 /// How SIGINT was inherited.
@@ -29,14 +32,14 @@ enum Interrupt {
 
 impl Demo {
     fn start(interrupt: Interrupt) -> Result<Self> {
-        let demo = program("demo")?;
+        let (demo, slot) = (program("demo")?, slot::shared());
         let run = match interrupt {
             Interrupt::Default => Run::here_interruptible(&demo),
             Interrupt::Ignored => Run::here("sh").args(["-c", "trap '' INT; exec \"$0\""]).args([&demo]),
         };
         let process = run.with(sandbox::forget).spawn()?;
         let id = process.id();
-        let demo = Self { process, id };
+        let demo = Self { process, id, _beside_others: slot };
         match interrupt {
             Interrupt::Default => demo.process.wait_interruptible()?,
             Interrupt::Ignored => demo.wait_until_it_hears()?,
