@@ -367,7 +367,7 @@ fn without_the_ca_an_add_is_refused_with_a_hint_and_succeeds_when_it_is_back() -
     with_mesh(&["n1"], |mesh| {
         mesh.namespace("shop", Enrolment::Enabled)?;
         mesh.start_ca(&Value::Null)?;
-        mesh.start_agent("n1", &json!({ "pods": { "add-deadline": "2s" } }))?;
+        mesh.start_agent("n1", &json!({ "pods": { "add-deadline": "5s" } }))?;
         let with = mesh.add_pod(PodSpec::new("n1", "shop", "with"))?;
         let pod = mesh.add_pod(PodSpec::new("n1", "shop", "without"))?;
         mesh.cni(&pod)?.del()?.ok()?;
