@@ -31,6 +31,7 @@ use self::model::{Command, Shown};
 pub use self::model::{Config, Own, StartError};
 pub use self::trouble::{Trouble, Wrong};
 use crate::clock::Clock;
+use crate::shutdown::vital;
 use crate::view::Publisher;
 
 /// Commands that wait. Each pod has one at a time, and a node a few hundred pods; a sender beyond waits.
@@ -70,7 +71,7 @@ pub fn start(config: Config, own: Own, clock: Clock, publisher: Publisher) -> Re
     let shown = Arc::new(ArcSwap::default());
     let mut driver = Driver::open(config, own, clock, publisher, Arc::clone(&shown))?;
     driver.flush();
-    let driver = AbortOnDropHandle::new(tokio::spawn(driver.run(inbox)));
+    let driver = AbortOnDropHandle::new(tokio::spawn(vital("the source of truth", driver.run(inbox))));
     Ok(Cluster { commands, shown, _driver: Arc::new(driver) })
 }
 

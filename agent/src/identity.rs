@@ -39,6 +39,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::clock::Clock;
+use crate::shutdown::vital;
 use crate::units;
 
 pub use certs::{CertSource, ServedCertificate};
@@ -188,7 +189,7 @@ pub fn start(config: Config, clock: Clock, trust: TrustInput) -> Result<(CertSou
         seed: Seed(u64::from_ne_bytes(seed)),
     });
     let mut running = JoinSet::new();
-    running.spawn(driver.run());
+    running.spawn(vital("identity", driver.run()));
     let identity = Identity {
         needs: outlets.needs,
         acknowledged: outlets.acknowledged,

@@ -9,10 +9,12 @@ mod older;
 
 use std::collections::HashSet;
 use std::convert::Infallible;
+use std::error::Error as _;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use netlink_packet_route::RouteNetlinkMessage;
@@ -29,6 +31,9 @@ pub use older::{Direction, Older, close, older};
 
 /// Groups of rtnetlink: IPv4 address 5, IPv6 address 9.
 const ADDRESS_GROUPS: u32 = 1 << 4 | 1 << 8;
+
+/// How long after a failure the addresses are followed again.
+const FOLLOW_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// Where the other end of a connection is, as far as the node's own sockets tell.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -71,11 +76,15 @@ impl Node {
         self.addresses.load_full()
     }
 
-    /// Keeps the addresses up to date; returns only if that is no longer possible. To be run once.
-    pub async fn follow(&self) -> NodeError {
-        match self.follow_here().await {
-            Ok(never) => match never {},
-            Err(error) => NodeError::Addresses(error),
+    /// Keeps the addresses up to date, for ever: what fails (no descriptor left) is tried again. To be run once.
+    pub async fn follow(&self) -> Infallible {
+        loop {
+            let error = match self.follow_here().await {
+                Ok(never) => match never {},
+                Err(error) => NodeError::Addresses(error),
+            };
+            tracing::warn!(%error, source = ?error.source(), "cannot follow the node's addresses; trying again");
+            tokio::time::sleep(FOLLOW_AGAIN_AFTER).await;
         }
     }
 

@@ -8,6 +8,7 @@ mod answer;
 mod driver;
 mod enrolment;
 mod journal;
+mod missed;
 mod perform;
 mod sandbox;
 mod server;
@@ -32,11 +33,13 @@ use crate::clock::Clock;
 use crate::cluster::Announcer;
 use crate::dataplane::Dataplane;
 use crate::identity::{CertSource, Needs};
+use crate::shutdown::vital;
 use crate::units;
 use crate::view::View;
 use driver::Driver;
 use enrolment::NamespacesFile;
 use journal::Journal;
+use missed::Missed;
 use perform::Performer;
 pub use server::ListenError;
 
@@ -135,6 +138,7 @@ pub fn start(config: Config, links: Links, seed: Seed) -> Result<Pods, StartErro
     let (show, status) = watch::channel(Arc::from(Vec::new()));
     let (asks, requests) = mpsc::channel(ASKS_MAX);
     show::describe();
+    let missed = Missed::beside(&config.socket);
     let mut driver = Driver::new(driver::Parts {
         limits,
         performer,
@@ -142,6 +146,7 @@ pub fn start(config: Config, links: Links, seed: Seed) -> Result<Pods, StartErro
         certs: links.certs,
         view: links.view,
         journal,
+        missed,
         namespaces,
         show,
         seed,
@@ -151,8 +156,8 @@ pub fn start(config: Config, links: Links, seed: Seed) -> Result<Pods, StartErro
     Ok(Pods {
         status,
         dataplane,
-        _driver: AbortOnDropHandle::new(tokio::spawn(driver.run(requests))),
-        _server: AbortOnDropHandle::new(tokio::spawn(server::serve(listener, asks))),
+        _driver: AbortOnDropHandle::new(tokio::spawn(vital("pods", driver.run(requests)))),
+        _server: AbortOnDropHandle::new(tokio::spawn(vital("the CNI socket", server::serve(listener, asks)))),
     })
 }
 

@@ -1,4 +1,5 @@
-//! How the process ends: one signal starts the drain, a deadline or a second signal ends it.
+//! How the process ends: one signal starts the drain, a deadline or a second signal ends it. And a panic in what the
+//! agent cannot do without ends it too.
 
 use std::io;
 use std::time::Duration;
@@ -91,9 +92,61 @@ pub async fn on_signal(drain: Drain, deadline: Duration, idle: impl Future<Outpu
     Ok(())
 }
 
+/// Exit code after a panic in a vital part (sysexits.h, EX_SOFTWARE).
+const PANICKED: i32 = 70;
+
+/// Does `work`, without which the process must not go on: a panic in it ends the process, to be started again.
+///
+/// Without this the runtime would keep the panic to itself, and the agent would look alive while nobody answers ADDs,
+/// follows the objects or renews certificates. What is captured stays captured.
+pub async fn vital<T>(part: &'static str, work: impl Future<Output = T>) -> T {
+    let _ends = EndsWithPanic { part, end: || std::process::exit(PANICKED) };
+    work.await
+}
+
+struct EndsWithPanic<F: Fn()> {
+    part: &'static str,
+    end: F,
+}
+
+impl<F: Fn()> Drop for EndsWithPanic<F> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            tracing::error!(part = self.part, "a vital part of the agent panicked; the process ends");
+            (self.end)();
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
+
+    #[tokio::test]
+    async fn a_panic_of_a_vital_part_ends_the_process_and_its_end_or_abort_does_not() {
+        let ended = Arc::new(AtomicUsize::new(0));
+        let guarded = |panics: bool, rests: bool| {
+            let count = Arc::clone(&ended);
+            async move {
+                let _ends =
+                    EndsWithPanic { part: "a test", end: || drop(count.fetch_add(1, Ordering::Relaxed)) };
+                if rests {
+                    std::future::pending::<()>().await;
+                }
+                assert!(!panics, "on purpose");
+            }
+        };
+        tokio::spawn(guarded(false, false)).await.unwrap();
+        let aborted = tokio::spawn(guarded(false, true));
+        aborted.abort();
+        assert!(aborted.await.unwrap_err().is_cancelled());
+        assert_eq!(ended.load(Ordering::Relaxed), 0);
+        assert!(tokio::spawn(guarded(true, false)).await.unwrap_err().is_panic());
+        assert_eq!(ended.load(Ordering::Relaxed), 1);
+    }
 
     #[tokio::test]
     async fn a_late_listener_still_hears_of_the_drain() {
