@@ -22,6 +22,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::enrolment::{self, NamespacesFile};
 use super::journal::{Entry, Journal};
+use super::missed::Missed;
 use super::perform::{Brought, Performed, Performer, words};
 use super::sandbox::{Sandbox, sandbox_id};
 use super::server::Asked;
@@ -46,6 +47,7 @@ pub(super) struct Parts {
     pub(super) certs: CertSource,
     pub(super) view: View,
     pub(super) journal: Journal,
+    pub(super) missed: Missed,
     pub(super) namespaces: NamespacesFile,
     pub(super) show: watch::Sender<Arc<[PodStatus]>>,
     pub(super) seed: Seed,
@@ -59,6 +61,7 @@ pub(super) struct Driver {
     certs: CertSource,
     view: View,
     journal: Journal,
+    missed: Missed,
     namespaces: NamespacesFile,
     namespaces_due: Option<Mono>,
     /// World's policy generation that connections in clear were last judged by.
@@ -115,6 +118,7 @@ impl Driver {
             certs: parts.certs,
             view: parts.view,
             journal: parts.journal,
+            missed: parts.missed,
             namespaces: parts.namespaces,
             namespaces_due: None,
             policies_seen: 0,
@@ -158,6 +162,7 @@ impl Driver {
             self.changed = true;
             self.feed(event);
         }
+        self.take_missed();
         self.show();
     }
 
@@ -193,7 +198,7 @@ impl Driver {
         self.obey(effects);
     }
 
-    fn world_changed(&mut self) {
+    pub(super) fn world_changed(&mut self) {
         let world = self.view.latest();
         if !enrolment::has_synced(&world) {
             return;
@@ -219,6 +224,8 @@ impl Driver {
         self.look_for(|key| unknown.contains(&key.uid));
         if world.policy_generation() != self.policies_seen {
             self.policies_seen = world.policy_generation();
+            // A port that is skipped may be a STRICT one now.
+            self.changed = true;
             self.look_at_older_again();
         }
         if self.namespaces_due.is_none() {
@@ -236,6 +243,7 @@ impl Driver {
 
     fn sweep(&mut self) {
         self.look_for(|_| true);
+        self.take_missed();
         self.look_at_older_again();
     }
 
@@ -373,7 +381,8 @@ impl Driver {
 
     fn show(&mut self) {
         if std::mem::take(&mut self.changed) {
-            self.show.send_replace(show::status(&self.machine, &self.sandboxes));
+            let world = self.view.world();
+            self.show.send_replace(show::status(&self.machine, &self.sandboxes, &world));
         }
     }
 }

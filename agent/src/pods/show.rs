@@ -3,9 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use adit_core::net::PodKey;
+use adit_core::authz::{PeerModes, strict_among};
+use adit_core::net::{ObjectName, PodKey};
 use adit_core::pods::{Op, Pods as Machine, Seen, State};
 use adit_core::redirect::Part;
+use adit_core::workload::{PortRange, Skip};
+use adit_core::world::World;
 use adit_proto::admin::PodStatus;
 
 use super::journal::Captured;
@@ -15,12 +18,25 @@ use crate::redirect::Condition;
 /// The state of a pod of before a restart that is not verified yet, as [`PodStatus`] says it.
 pub(super) const ADOPTED: &str = "adopted";
 
-/// Every sandbox, by pod; connections are filled in by the reader.
-pub(super) fn status(machine: &Machine, sandboxes: &BTreeMap<PodKey, Sandbox>) -> Arc<[PodStatus]> {
-    machine.seen().filter_map(|seen| Some(one(&seen, sandboxes.get(seen.key)?))).collect()
+/// Every sandbox, by pod; connections are filled in by the reader. Sets the gauges that count what is shown.
+pub(super) fn status(
+    machine: &Machine,
+    sandboxes: &BTreeMap<PodKey, Sandbox>,
+    world: &World,
+) -> Arc<[PodStatus]> {
+    let mut with_open_port = 0_u32;
+    let pods = machine.seen().filter_map(|seen| {
+        let sandbox = sandboxes.get(seen.key)?;
+        let open = open_though_strict(sandbox, world);
+        with_open_port += u32::from(!open.is_empty());
+        Some(one(&seen, sandbox, open))
+    });
+    let pods = pods.collect();
+    metrics::gauge!("adit_skipped_strict_pods").set(with_open_port);
+    pods
 }
 
-fn one(seen: &Seen<'_>, sandbox: &Sandbox) -> PodStatus {
+fn one(seen: &Seen<'_>, sandbox: &Sandbox, open: Vec<String>) -> PodStatus {
     let entry = &sandbox.entry;
     let lacking = seen.lacking.iter().map(ToString::to_string);
     let trouble = sandbox.trouble.iter().chain(&sandbox.found).map(ToString::to_string);
@@ -40,21 +56,37 @@ fn one(seen: &Seen<'_>, sandbox: &Sandbox) -> PodStatus {
         backend: entry.backend.map(|backend| backend.to_string()),
         connections: 0,
         skipped: entry.captured.iter().flat_map(skipped).collect(),
-        conditions: lacking.chain(trouble).chain(without).chain(older).collect(),
+        conditions: lacking.chain(trouble).chain(without).chain(older).chain(open).collect(),
     }
+}
+
+/// The ports that the rules in force leave alone, and at which PeerAuthentication forbids what then comes in.
+fn open_though_strict(sandbox: &Sandbox, world: &World) -> Vec<String> {
+    let modes = world.peer_modes_for(&sandbox.key().uid);
+    let skip = sandbox.applied_with.as_deref();
+    modes.zip(skip).map(|(modes, skip)| strict_but_skipped(modes, skip)).unwrap_or_default()
+}
+
+fn strict_but_skipped(modes: &PeerModes, skip: &Skip) -> Vec<String> {
+    let say = |(ports, by): (PortRange, &ObjectName)| {
+        let ports = range("port", *ports.start(), *ports.end());
+        format!(
+            "{ports}: open in clear to everybody, as adit.dev/skip-inbound-ports wants it, though {by} says STRICT"
+        )
+    };
+    strict_among(modes, &skip.inbound_ports).into_iter().map(say).collect()
+}
+
+/// `port 80`, or `ports 80-90`.
+fn range(what: &str, first: u16, last: u16) -> String {
+    if first == last { format!("{what} {first}") } else { format!("{what}s {first}-{last}") }
 }
 
 /// What is kept out of the mesh: these packets are not redirected.
 fn skipped(captured: &Captured) -> Vec<String> {
     let ports = |direction: &'static str, ranges: &[(u16, u16)]| -> Vec<String> {
-        let word = |(first, last): &(u16, u16)| {
-            if first == last {
-                format!("{direction} port {first}")
-            } else {
-                format!("{direction} ports {first}-{last}")
-            }
-        };
-        ranges.iter().map(word).collect()
+        let what = format!("{direction} port");
+        ranges.iter().map(|(first, last)| range(&what, *first, *last)).collect()
     };
     let networks = captured.skip_outbound_cidrs.iter().map(|net| format!("outbound to {net}"));
     let outbound = ports("outbound", &captured.skip_outbound_ports);
@@ -115,6 +147,10 @@ pub(super) fn describe() {
         "adit_older_connections",
         "Open connections of captured pods that are older than their capture, and go on in clear."
     );
+    metrics::describe_gauge!(
+        "adit_skipped_strict_pods",
+        "Pods with a port that adit.dev/skip-inbound-ports leaves open in clear though PeerAuthentication says STRICT."
+    );
     metrics::describe_counter!(
         "adit_older_connections_closed_total",
         "Connections older than a pod's capture that were closed, as STRICT forbids clear ones."
@@ -123,4 +159,30 @@ pub(super) fn describe() {
         "adit_cni_requests_total",
         "Requests of the CNI plugin that were answered, by verb and answer."
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use adit_core::policy::{PeerAuthentication, PeerMode, Scope};
+
+    use super::*;
+
+    #[test]
+    fn a_skipped_port_is_named_with_the_policy_that_is_not_held_there() {
+        let strict = Arc::new(PeerAuthentication {
+            name: ObjectName::new("shop", "strict"),
+            created: 0,
+            scope: Scope::Namespace("shop".into()),
+            mode: Some(PeerMode::Strict),
+            port_modes: [(22, PeerMode::Permissive)].into(),
+        });
+        let skip = Skip { inbound_ports: vec![22..=22, 80..=80, 9000..=9010], ..Skip::default() };
+        let none = PeerModes::compile([].iter());
+        assert!(strict_but_skipped(&none, &skip).is_empty());
+        let modes = PeerModes::compile([strict].iter());
+        assert!(strict_but_skipped(&modes, &Skip::default()).is_empty());
+        let said = strict_but_skipped(&modes, &skip);
+        let rest = ": open in clear to everybody, as adit.dev/skip-inbound-ports wants it, though shop/strict says STRICT";
+        assert_eq!(said, [format!("port 80{rest}"), format!("ports 9000-9010{rest}")]);
+    }
 }

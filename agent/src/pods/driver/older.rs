@@ -46,7 +46,9 @@ impl Driver {
             }
         };
         let world = self.view.world();
-        let modes = world.peer_modes_for(&key.uid);
+        // To a pod that is on its way out of the mesh STRICT does not apply any more.
+        let is_enrolled = world.workload(&key.uid).is_some_and(|workload| workload.enrolment.is_enrolled());
+        let modes = world.peer_modes_for(&key.uid).filter(|_| is_enrolled);
         let (forbidden, left): (Vec<Older>, Vec<Older>) = found.into_iter().partition(|older| {
             let strict = |mode: PeerMode| matches!(mode, PeerMode::Strict);
             older.direction == Direction::Inbound
