@@ -15,7 +15,6 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::VERSION;
 use crate::admin::{self, Admin, Sources};
 use crate::clock::Clock;
 use crate::cluster::{self, Cluster};
@@ -67,6 +66,7 @@ pub enum StartError {
 /// Every part, bound and started; nothing more can fail.
 pub struct App {
     config: Config,
+    version: &'static str,
     view: View,
     cluster: Cluster,
     trust: watch::Sender<Arc<TrustBundle>>,
@@ -81,13 +81,15 @@ pub struct App {
 
 impl App {
     /// Opens and starts every part. On a failure all that was started ends; what was captured before stays captured.
-    pub async fn bind(config: Config) -> Result<Self, StartError> {
+    ///
+    /// `version` is what the agent says of itself: release and commit.
+    pub async fn bind(config: Config, version: &'static str) -> Result<Self, StartError> {
         let clock = Clock::real();
         let mut seed = Seed(u64::from(std::process::id()) ^ nanos(clock.now().wall));
         let (reporter, flowing) =
             telemetry::start(config.telemetry.clone(), clock, config.node.as_str().into())?;
         let (publisher, view) = view::channel(World::empty(config.settings()));
-        let cluster = cluster::start(config.cluster.clone(), own(&config), clock, publisher)?;
+        let cluster = cluster::start(config.cluster.clone(), own(&config, version), clock, publisher)?;
         let (trust, trust_input) = watch::channel(trusted(&view));
         let (certs, identity) = identity::start(config.identity.clone(), clock, trust_input)?;
         let node = Node::open(Netns::open(&config.node_netns)?, &config.cgroup_root)?;
@@ -110,7 +112,20 @@ impl App {
         };
         let pods = pods::start(config.pods.clone(), links, seed.fork())?;
         let identity = Arc::new(identity);
-        Ok(Self { config, view, cluster, trust, identity, node, dataplane, pods, flowing, admin, readiness })
+        Ok(Self {
+            config,
+            version,
+            view,
+            cluster,
+            trust,
+            identity,
+            node,
+            dataplane,
+            pods,
+            flowing,
+            admin,
+            readiness,
+        })
     }
 
     /// Runs until a signal ends it; `reload` is asked at each SIGHUP.
@@ -123,6 +138,7 @@ impl App {
             flowing: self.flowing,
             status: status::reader(
                 &self.config,
+                self.version,
                 &self.view,
                 &self.cluster,
                 &self.identity,
@@ -138,7 +154,7 @@ impl App {
             Arc::clone(&pods),
             self.readiness.clone(),
         ));
-        tasks.spawn(follow::show(self.view, Arc::clone(&pods)));
+        tasks.spawn(follow::show(self.view, Arc::clone(&pods), self.version));
         let node = self.node;
         tasks.spawn(async move {
             let error = node.follow().await;
@@ -175,10 +191,10 @@ fn nanos(wall: SystemTime) -> u64 {
 }
 
 /// What the source of truth tells the others about this agent.
-fn own(config: &Config) -> cluster::Own {
+fn own(config: &Config, version: &str) -> cluster::Own {
     cluster::Own {
         settings: config.settings(),
-        version: VERSION.into(),
+        version: version.into(),
         admin_socket: config.admin.socket.clone(),
         copy_dir: Some(config.run_dir.join("objects")),
     }

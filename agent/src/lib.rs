@@ -24,6 +24,3 @@ pub mod health;
 
 pub mod app;
 pub mod config;
-
-/// The agent's version, as it says it.
-pub const VERSION: &str = env!("CARGO_PKG_VERSION");

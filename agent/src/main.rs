@@ -1,4 +1,5 @@
-//! The node agent. Exit codes: 0 ended by a signal; 1 cannot start; 64 bad usage or configuration.
+//! The node agent. Exit codes: 0 ended by a signal; 1 cannot start; 64 bad usage or configuration; 70 a vital part
+//! panicked.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -13,12 +14,15 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Captures, secures, decides and reports the TCP traffic of this node's enrolled pods.
 #[derive(Parser)]
-#[command(name = "adit-agent", version)]
+#[command(name = "adit-agent", version = VERSION)]
 struct Args {
     /// The configuration file.
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
 }
+
+/// Release and commit.
+const VERSION: &str = adit_version::version!();
 
 const BAD_CONFIG: u8 = 64;
 
@@ -58,7 +62,7 @@ fn main() -> ExitCode {
 fn run(config: Config, reload: Reload) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let app = App::bind(config).await?;
+        let app = App::bind(config, VERSION).await?;
         app.run(reload).await?;
         Ok(())
     })

@@ -16,7 +16,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// The certificate authority of an Adit mesh.
 #[derive(Parser)]
-#[command(version)]
+#[command(name = "adit-ca", version = adit_version::version!())]
 struct Arguments {
     #[command(subcommand)]
     command: Command,

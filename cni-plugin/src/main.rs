@@ -1,11 +1,13 @@
 //! `adit-cni`: the chained CNI plugin. Reads what the runtime asks, asks the agent, prints what the runtime expects.
 //!
 //! `spec` knows the specification (environment, JSON, versions, error codes), `call` the socket; the order of things
-//! is here. Holds no state, decides no enrolment, prints nothing but the result on stdout.
+//! is here. Keeps nothing but word of the pods that start while the agent is away; decides no enrolment; prints nothing
+//! but the result on stdout.
 //!
 //! Exit codes: 0 done, 1 with a CNI error object on stdout.
 
 mod call;
+mod missed;
 mod spec;
 
 use std::fs::File;
@@ -32,6 +34,11 @@ const ADD_ANSWER: Duration = Duration::from_secs(30);
 const UNENROLLED_ANSWER: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {
+    // For people: the runtime passes no arguments.
+    if std::env::args_os().nth(1).is_some_and(|asked| asked == "--version") {
+        let said = writeln!(io::stdout(), "adit-cni {}", adit_version::version!());
+        return if said.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
     let mut input = Vec::new();
     let read = io::stdin().take(STDIN_LEN_MAX + 1).read_to_end(&mut input);
     let environment = Environment::read();
@@ -107,7 +114,14 @@ fn ask_for_pod(config: &Config, namespace: &str, request: &Request) -> Result<()
     match call(&config.socket, request, patience) {
         Ok(Reply::Ok | Reply::Status { .. }) => Ok(()),
         Ok(Reply::Failed(failure)) => Err(failure.into()),
-        Err(_) if passes => Ok(()),
+        Err(_) if passes => {
+            if let Request::Add(add) = request
+                && let Err(error) = missed::leave(&config.socket, add)
+            {
+                log(&format!("the agent will not find this pod when it is back: {error}"));
+            }
+            Ok(())
+        }
         Err(error) => Err(Error::agent(&error)),
     }
 }
@@ -117,6 +131,9 @@ fn del(environment: &Environment, asked: &Asked) -> Result<String, Error> {
     let config = asked.config()?;
     let del = environment.del()?;
     let patience = Patience { dial: RELEASE_DIAL, answer: RELEASE_ANSWER };
+    if let Err(error) = missed::withdraw(&config.socket, &del.container_id) {
+        log(&format!("cannot remove what was left for the agent: {error}"));
+    }
     match call(&config.socket, &Request::Del(del), patience) {
         Ok(Reply::Ok | Reply::Status { .. }) => {}
         Ok(Reply::Failed(failure)) => log(&failure.message),

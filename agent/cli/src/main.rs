@@ -12,7 +12,7 @@ mod cmd;
 
 /// Shows what the mesh does: who talks to whom, how it is secured, what was refused and why.
 #[derive(Parser)]
-#[command(name = "adit", version, disable_help_subcommand = true)]
+#[command(name = "adit", version = adit_version::version!(), disable_help_subcommand = true)]
 struct Args {
     /// The directory of a mesh without a cluster; its agents are found through DIR/status.
     #[arg(long, env = "ADIT_MESH", value_name = "DIR", global = true)]

@@ -12,7 +12,6 @@ use tokio::signal::unix::Signal;
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
-use crate::VERSION;
 use crate::cluster::Cluster;
 use crate::config::{Config, NodeFacts};
 use crate::health::Readiness;
@@ -85,10 +84,10 @@ fn say_ready() {
 }
 
 /// Keeps the gauges that count what there is.
-pub(super) async fn show(mut view: View, pods: Arc<Pods>) {
+pub(super) async fn show(mut view: View, pods: Arc<Pods>, version: &'static str) {
     metrics::describe_gauge!("adit_build_info", "1, with the version as label.");
     metrics::describe_gauge!("adit_pods", "Sandboxes of this node, by what they are to the mesh.");
-    metrics::gauge!("adit_build_info", "version" => VERSION).set(1.0);
+    metrics::gauge!("adit_build_info", "version" => version).set(1.0);
     let mut pods_seen = pods.changes();
     let mut upkeep = tokio::time::interval(SHOW_EVERY);
     upkeep.set_missed_tick_behavior(MissedTickBehavior::Delay);

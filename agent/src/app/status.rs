@@ -6,7 +6,6 @@ use std::sync::Arc;
 use adit_core::world::World;
 use adit_proto::admin::{CertStatus, Status};
 
-use crate::VERSION;
 use crate::cluster::Cluster;
 use crate::config::Config;
 use crate::health::Readiness;
@@ -18,6 +17,7 @@ use crate::view::View;
 /// Reads the state of every part, anew at each call.
 pub(super) fn reader(
     config: &Config,
+    version: &'static str,
     view: &View,
     cluster: &Cluster,
     identity: &Arc<Identity>,
@@ -33,7 +33,7 @@ pub(super) fn reader(
         problems.extend(keys_not_kept(identity.keeping()));
         Status {
             node: node.clone(),
-            version: VERSION.into(),
+            version: version.into(),
             ready: unmet.is_empty(),
             unmet,
             problems,
