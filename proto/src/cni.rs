@@ -330,6 +330,10 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<Option<(T, usize)>, F
     Ok(Some((message, HEADER_LEN + length)))
 }
 
+/// The folder beside [`SOCKET`] in which the plugin leaves each [`Add`] that it answered without the agent: a frame of
+/// [`Request::Add`] in a file named as the sandbox. The agent takes them in and removes them; DEL removes its own.
+pub const MISSED_DIR: &str = "missed";
+
 /// The file's name in STATE_DIR.
 pub const NAMESPACES_FILE: &str = "namespaces.json";
 /// Where the agent keeps what must outlive a reboot.

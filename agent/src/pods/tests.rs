@@ -210,6 +210,29 @@ async fn the_next_agent_knows_the_sandboxes_of_the_one_before() {
 }
 
 #[tokio::test]
+async fn a_pod_that_started_while_the_agent_was_away_is_taken_in() {
+    let mut node = Node::new();
+    node.publish(object(false));
+    let folder = node.dir.path().join("run").join(cni::MISSED_DIR);
+    fs::create_dir_all(&folder).unwrap();
+    let leave = |name: &str, add: Add| {
+        fs::write(folder.join(name), cni::encode(&Request::Add(add)).unwrap()).unwrap();
+    };
+    leave("c0ffee", add("idle"));
+    let gone = ContainerId::try_from("90e".to_owned()).unwrap();
+    leave("90e", Add { netns: "/run/netns/none".into(), container_id: gone, ..add("idle") });
+    leave("0ther", add("idle"));
+    fs::write(folder.join("damaged"), b"?").unwrap();
+    fs::write(folder.join(".c0ffee"), b"half written").unwrap();
+    let pods = node.start();
+    assert_eq!(node.journal(), ["c0ffee.json"]);
+    let status = pods.status();
+    assert_eq!((status.len(), status[0].pod.as_str(), status[0].state.as_str()), (1, "idle/web", "added"));
+    let left: Vec<_> = fs::read_dir(&folder).unwrap().map(|file| file.unwrap().file_name()).collect();
+    assert_eq!(left, [".c0ffee"], "what is still being written stays");
+}
+
+#[tokio::test]
 async fn an_add_waits_for_world_and_is_answered_when_its_pod_is_there() {
     let mut node = Node::new();
     let _pods = node.start();

@@ -1,6 +1,7 @@
 //! What the plugin asks, as events; and what it is answered.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 
 use adit_core::net::SandboxId;
 use adit_core::pods::{Event, Refusal, Token};
@@ -54,6 +55,47 @@ impl Driver {
         if !self.machine.knows(&key) {
             self.arriving.remove(&key);
         }
+    }
+
+    /// Takes in the pods that started while there was no agent to be asked.
+    pub(super) fn take_missed(&mut self) {
+        let mut taken = false;
+        for note in self.missed.notes() {
+            let Some(mut add) = note.add.clone() else {
+                note.drop_it();
+                continue;
+            };
+            add.annotations = None;
+            let netns = PathBuf::from(&add.netns);
+            let mark = Mark::from_draw(self.seed.draw());
+            match Sandbox::arrived(add, mark) {
+                Ok(sandbox) => taken |= self.take_in(sandbox),
+                // Looked at again: its namespace is there, and may be opened another time.
+                Err(error) if netns.exists() => {
+                    tracing::warn!(%error, "cannot take in a pod that started while the agent was away");
+                    continue;
+                }
+                Err(_) => {}
+            }
+            note.drop_it();
+        }
+        if taken {
+            self.world_changed();
+        }
+    }
+
+    /// As if it had been in the journal, where it is from now on.
+    fn take_in(&mut self, sandbox: Sandbox) -> bool {
+        let key = sandbox.key();
+        if self.machine.knows(&key) {
+            return false;
+        }
+        tracing::info!(pod = %key.uid, sandbox = %key.sandbox, "a pod started while the agent was away");
+        let announced = self.view.world().workload(&key.uid).is_some_and(|workload| workload.captured);
+        self.sandboxes.insert(key.clone(), sandbox);
+        self.write(&key);
+        self.feed(Event::Adopted { key, captured: None, announced });
+        true
     }
 
     fn del(&mut self, del: &Del, reply: oneshot::Sender<Reply>) {
