@@ -74,7 +74,7 @@ fn steps(options: Options, sandbox: &Sandbox, say: &mut Say, slot: &mut Option<S
     calls::unreadable(&mut stage)?;
     enrol::telemetry(&mut stage)?;
     policy::refuse(&mut stage)?;
-    kill::kill_a_replica(&mut stage)?;
+    let cut = kill::kill_a_replica(&mut stage)?;
     rotate::rotate(&mut stage)?;
     edges(&mut stage)?;
 
@@ -87,7 +87,7 @@ fn steps(options: Options, sandbox: &Sandbox, say: &mut Say, slot: &mut Option<S
         tally.answered,
         tally.failed
     ))?;
-    ensure!(tally.failed == 0, "{} calls of curl's failed", tally.failed);
+    ensure!(tally.failed <= cut, "{} calls of curl's failed, and the kills explain {cut}", tally.failed);
     say.line(format!("every step showed what it promises; {:.1} s in all", say.elapsed().as_secs_f64()))?;
     if options.keep {
         keep::print_commands(say, shop, sandbox)?;
