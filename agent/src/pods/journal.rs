@@ -8,6 +8,7 @@ use std::io::{self, Write};
 use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use adit_core::net::SandboxId;
 use adit_proto::SpiffeId;
@@ -83,17 +84,16 @@ impl Journal {
         Ok(Self { dir: dir.to_owned(), boot: boot.to_owned() })
     }
 
-    /// Every entry of this boot, oldest first; drops the files that are none.
+    /// Every entry of this boot, oldest first; drops the files that are none. One that cannot be read or dropped now
+    /// stays for the next start: it must not keep the other pods from being taken up.
     pub(super) fn load(&self) -> io::Result<Vec<Entry>> {
         let mut found = Vec::new();
         for file in fs::read_dir(&self.dir)? {
             let path = file?.path();
-            match self.read(&path) {
-                Some(entry) => found.push((fs::metadata(&path).and_then(|meta| meta.modified()).ok(), entry)),
-                None => {
-                    // A temp file of a killed agent, another boot's, or damaged.
-                    tracing::info!(file = %path.display(), "dropping what is no journal entry of this boot");
-                    remove(&path)?;
+            match self.take(&path) {
+                Ok(entry) => found.extend(entry),
+                Err(error) => {
+                    tracing::error!(file = %path.display(), %error, "cannot use or drop a file of the journal");
                 }
             }
         }
@@ -101,12 +101,23 @@ impl Journal {
         Ok(found.into_iter().map(|(_, entry)| entry).collect())
     }
 
-    fn read(&self, path: &Path) -> Option<Entry> {
-        let name = path.file_name()?.to_str()?.strip_suffix(SUFFIX)?;
-        if fs::metadata(path).ok()?.len() > ENTRY_LEN_MAX {
-            return None;
+    fn take(&self, path: &Path) -> io::Result<Option<(SystemTime, Entry)>> {
+        let meta = fs::metadata(path)?;
+        if meta.is_file()
+            && meta.len() <= ENTRY_LEN_MAX
+            && let Some(entry) = self.parse(path, &fs::read(path)?)
+        {
+            return Ok(Some((meta.modified()?, entry)));
         }
-        let kept: Kept<Entry> = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
+        // A temp file of a killed agent, another boot's, or damaged.
+        tracing::info!(file = %path.display(), "dropping what is no journal entry of this boot");
+        remove(path)?;
+        Ok(None)
+    }
+
+    fn parse(&self, path: &Path, text: &[u8]) -> Option<Entry> {
+        let name = path.file_name()?.to_str()?.strip_suffix(SUFFIX)?;
+        let kept: Kept<Entry> = serde_json::from_slice(text).ok()?;
         let ours = kept.version == VERSION && kept.boot == self.boot;
         (ours && kept.entry.container_id.as_str() == name).then_some(kept.entry)
     }
@@ -205,6 +216,16 @@ mod tests {
         fs::write(dir.path().join("e.json"), vec![b' '; 70_000]).unwrap();
         assert_eq!(journal.load().unwrap(), [entry("a")]);
         assert_eq!(names(dir.path()), ["a.json"]);
+    }
+
+    #[test]
+    fn what_can_be_neither_read_nor_dropped_keeps_no_other_pod_from_being_taken_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Journal::open(dir.path(), "boot-1").unwrap();
+        journal.write(&entry("a")).unwrap();
+        fs::create_dir(dir.path().join("b.json")).unwrap();
+        std::os::unix::fs::symlink("c.json", dir.path().join("c.json")).unwrap();
+        assert_eq!(journal.load().unwrap(), [entry("a")]);
     }
 
     #[test]
