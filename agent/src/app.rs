@@ -156,10 +156,7 @@ impl App {
         ));
         tasks.spawn(follow::show(self.view, Arc::clone(&pods), self.version));
         let node = self.node;
-        tasks.spawn(async move {
-            let error = node.follow().await;
-            tracing::error!(%error, "the node's addresses are no longer followed");
-        });
+        tasks.spawn(async move { match node.follow().await {} });
         let hangup = signal(SignalKind::hangup()).map_err(StartError::Signals)?;
         tasks.spawn(follow::reload_on_hangup(hangup, self.config, reload));
         let (drain, draining) = shutdown::channel();

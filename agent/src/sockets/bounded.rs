@@ -52,7 +52,7 @@ impl axum::serve::Listener for BoundedListener {
                 },
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept on an HTTP port of the agent");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    sleep(ACCEPT_PAUSE).await;
                 }
             }
         }
