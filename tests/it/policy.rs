@@ -188,7 +188,13 @@ fn accepted(mesh: &Mesh, kind: &str, name: &str) -> Result<PolicyStatus> {
 }
 
 fn decision(allowed: bool, policy: Option<&str>, rule: Option<u32>) -> Decision<'static> {
-    Decision { allowed, policy: policy.map(|name| name.to_owned().into()), rule }
+    Decision { allowed, policy: policy.map(|name| name.to_owned().into()), rule, ..Decision::default() }
+}
+
+/// Refused as none of the ALLOW policies matched: these.
+fn none_of(policies: &[&str]) -> Decision<'static> {
+    let unmatched = policies.iter().map(|name| (*name).to_owned().into()).collect();
+    Decision { unmatched, ..decision(false, None, None) }
 }
 
 /// `WEB`, `API` in a template become the pods' addresses.

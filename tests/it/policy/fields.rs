@@ -98,21 +98,27 @@ fn allow(mesh: &mut Mesh, stage: &Stage, case: &Case, rules: &str) -> Result<()>
     for (way, matches) in WAYS.into_iter().zip(case.matches) {
         let Seen { answered, inbound, outbound } = stage.attempt(mesh, way)?;
         ensure!(answered == matches, "{way:?} was answered: {answered}");
-        let wanted =
-            if matches { decision(true, Some(&allow), Some(0)) } else { decision(false, None, None) };
-        ensure!(inbound.decision == Some(wanted), "{way:?}: {:?}", inbound.decision);
+        let wanted = if matches { decision(true, Some(&allow), Some(0)) } else { none_of(&[&allow]) };
+        ensure!(inbound.decision.as_ref() == Some(&wanted), "{way:?}: {:?}", inbound.decision);
         let rehearsed = matches.then(|| decision(false, Some(&dry), Some(0)));
         ensure!(inbound.dry_run == Vec::from_iter(rehearsed), "{way:?}: {:?}", inbound.dry_run);
         let reason = (!matches).then_some("policy_none_matched");
         ensure!(inbound.reason.as_deref() == reason, "{way:?}: {:?}", inbound.reason);
         if let Some(outbound) = outbound {
-            let reason = (!matches).then_some("peer_denied");
+            let (reason, wanted) = ((!matches).then_some("peer_denied"), (!matches).then_some(wanted));
             ensure!(outbound.reason.as_deref() == reason, "{way:?}: {:?}", outbound.reason);
+            ensure!(outbound.decision == wanted, "{way:?}: {:?}", outbound.decision);
         }
     }
     let metrics = metrics(mesh)?;
     let count = case.matches.iter().filter(|matches| **matches).count();
-    for (policy, verdict) in [(format!("shop/{audit}"), "audited"), (dry, "would_deny"), (allow, "allowed")] {
+    let refused = WAYS.len() - count;
+    for (policy, verdict, count) in [
+        (&format!("shop/{audit}"), "audited", count),
+        (&dry, "would_deny", count),
+        (&allow, "allowed", count),
+        (&allow, "unmatched", refused),
+    ] {
         let series = format!("adit_policy_verdicts_total{{policy=\"{policy}\",verdict=\"{verdict}\"}}");
         let value = metrics.lines().find_map(|line| line.strip_prefix(&series));
         let value: usize = value.map_or(Ok(0), |value| value.trim().parse())?;

@@ -114,6 +114,50 @@ fn a_skipped_inbound_port_is_reached_in_clear_by_everybody_and_the_others_are_no
             assert_eq!(carried(mesh, client, to)?, words(["mtls", "mtls"]), "{to}");
         }
         assert_eq!(shown(mesh, &server)?, ["inbound port 9005"]);
+
+        // STRICT does not hold there: that is seen for as long as it is so.
+        let open = |mesh: &Mesh| -> Result<(Vec<String>, String)> {
+            let agent = mesh.agent_of(&server)?;
+            let status = agent.status()?.pods.into_iter().find(|status| status.uid == server.uid);
+            let mut conditions = status.context("no such pod")?.conditions;
+            conditions.retain(|condition| condition.contains("skip-inbound-ports"));
+            let page = agent.admin("/metrics")?;
+            let gauge = page.lines().find_map(|line| line.strip_prefix("adit_skipped_strict_pods "));
+            Ok((conditions, gauge.context("the gauge")?.to_owned()))
+        };
+        assert_eq!(open(mesh)?, (vec![], "0".to_owned()));
+        apply(
+            mesh,
+            "strict",
+            &json!({
+                "apiVersion": "policy.adit.dev/v1alpha1", "kind": "PeerAuthentication",
+                "metadata": { "name": "strict", "namespace": "shop" },
+                "spec": { "mtls": { "mode": "STRICT" } },
+            }),
+        )?;
+        mesh.settle()?;
+        let deadline = Instant::now() + WAIT_MAX;
+        let (conditions, gauge) = loop {
+            let seen = open(mesh)?;
+            if !seen.0.is_empty() {
+                break seen;
+            }
+            ensure!(Instant::now() < deadline, "nobody says that STRICT does not hold");
+        };
+        assert!(conditions.len() == 1 && conditions[0].starts_with("port 9005: "), "{conditions:?}");
+        assert!(conditions[0].contains("shop/strict"), "{conditions:?}");
+        assert_eq!(gauge, "1");
+        assert_eq!(
+            carried(mesh, client, server.at(SKIPPED))?,
+            words(["plaintext", ""]),
+            "in clear as before"
+        );
+        mesh.remove_object("strict")?;
+        mesh.settle()?;
+        let deadline = Instant::now() + WAIT_MAX;
+        while open(mesh)? != (vec![], "0".to_owned()) {
+            ensure!(Instant::now() < deadline, "it is said though it is not so any more");
+        }
         Ok(())
     })
 }
