@@ -94,6 +94,7 @@ impl Driver {
         let announced = self.view.world().workload(&key.uid).is_some_and(|workload| workload.captured);
         self.sandboxes.insert(key.clone(), sandbox);
         self.write(&key);
+        self.changed = true;
         self.feed(Event::Adopted { key, captured: None, announced });
         true
     }
