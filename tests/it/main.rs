@@ -5,6 +5,7 @@ mod capture;
 mod cleanup;
 mod cni;
 mod demo;
+mod departures;
 mod harness;
 mod identity;
 mod mesh;
