@@ -15,6 +15,7 @@ mod journal;
 mod leaf;
 mod missing;
 mod needs;
+mod proofs;
 #[cfg(test)]
 mod testing;
 pub mod tls;

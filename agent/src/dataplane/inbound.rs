@@ -167,8 +167,8 @@ async fn drive(mut connection: Connection<MeshStream, Chunk>, tunnel: Rc<Tunnel>
     let mut refusing = Box::pin(tunnel.pod.refusing());
     let mut told = false;
     // A change between the handshake and this clone would be missed by it.
-    let mut revoked = certs.is_revoked(&tunnel.peer);
-    while !revoked {
+    let mut distrusted = certs.distrusts(&tunnel.peer);
+    while distrusted.is_none() {
         tokio::select! {
             next = poll_fn(|cx| poll_next(&mut connection, &tunnel, &mut windows, cx)) => match next {
                 Some(Ok((request, respond))) => {
@@ -182,15 +182,15 @@ async fn drive(mut connection: Connection<MeshStream, Chunk>, tunnel: Rc<Tunnel>
                 None => break,
             },
             Some(ended) = streams.join_next(), if !streams.is_empty() => log_panic(ended),
-            () = certs.trust_changed() => revoked = certs.is_revoked(&tunnel.peer),
+            () = certs.trust_changed() => distrusted = certs.distrusts(&tunnel.peer),
             () = &mut refusing, if !told => {
                 told = true;
                 connection.graceful_shutdown();
             }
         }
     }
-    if revoked {
-        tunnel.lost.set(Some(Reason::IdentityRevoked));
+    if distrusted.is_some() {
+        tunnel.lost.set(distrusted);
     }
     // The streams find their tunnel broken, and say why in their own reports.
     drop(connection);
@@ -397,7 +397,7 @@ impl Tunnel {
     /// A stream that ends because its tunnel was ended says why the tunnel was.
     fn reason_of(&self, error: &ServeError) -> Reason {
         match (self.lost.get(), error) {
-            (Some(reason @ (Reason::IdentityRevoked | Reason::PodGone)), _) => reason,
+            (Some(reason @ (Reason::IdentityRevoked | Reason::PeerUntrusted | Reason::PodGone)), _) => reason,
             (Some(_) | None, error) => error.reason(),
         }
     }

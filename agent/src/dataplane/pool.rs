@@ -204,6 +204,10 @@ impl Pool {
                 let missing = Missing::default();
                 let kept = Kept { tunnel: Rc::downgrade(&tunnel), pod: key.pod.clone(), missing };
                 self.all.borrow_mut().push(kept);
+                // What changed during the handshake was not asked about it.
+                if let Some(reason) = self.dialling.certs.distrusts(&tunnel.peer) {
+                    tunnel.cut(reason);
+                }
                 drop(all);
                 self.spawn(driver);
                 let origins =
@@ -264,11 +268,11 @@ impl Pool {
         looks.min()
     }
 
-    /// Breaks the tunnels to peers that are revoked now, also those that only finish what they carry.
-    pub(super) fn cut_revoked(&self) {
+    /// Breaks the tunnels to peers that are not trusted any more, also those that only finish what they carry.
+    pub(super) fn cut_distrusted(&self) {
         for tunnel in self.all.borrow().iter().filter_map(|kept| kept.tunnel.upgrade()) {
-            if self.dialling.certs.is_revoked(&tunnel.peer) {
-                tunnel.cut(Reason::IdentityRevoked);
+            if let Some(reason) = self.dialling.certs.distrusts(&tunnel.peer) {
+                tunnel.cut(reason);
             }
         }
     }

@@ -79,7 +79,7 @@ async fn serve(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>) {
             },
             () = view.changed() => due = sweep(&pods, &view.latest(), clock.now()),
             () = clock.sleep_until(due) => due = sweep(&pods, &view.world(), clock.now()),
-            () = certs.trust_changed() => pods.values().for_each(|serving| serving.pod().pool.cut_revoked()),
+            () = certs.trust_changed() => pods.values().for_each(|serving| serving.pod().pool.cut_distrusted()),
             _ = upkeep.tick() => due = look_after(&worker, &pods),
         }
     }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use adit_core::time::Validity;
-use adit_proto::SpiffeId;
+use adit_proto::{Reason, SpiffeId};
 use arc_swap::ArcSwap;
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, ServerConfig};
@@ -98,13 +98,19 @@ impl CertSource {
         self.shared.current.load().served.get(id).map_or(0, |served| served.generation)
     }
 
-    /// Whether a peer that was verified at its handshake is revoked now: its serial or identity is on the kill list,
-    /// or its whole trust domain is revoked or gone.
+    /// Why a peer that was verified at its handshake is not trusted any more, if so: its serial or identity is on the kill
+    /// list, or its whole trust domain is revoked or gone (`identity_revoked`); or the root to which its certificate leads
+    /// is gone (`peer_untrusted`).
     ///
-    /// Roots are not asked again: a connection outlives the root under which it began, as it outlives its
-    /// certificate.
-    pub fn is_revoked(&self, peer: &Peer) -> bool {
-        self.shared.current.load().trust.is_revoked(&peer.id, &peer.serial)
+    /// A root is not missed once the certificate has expired: a connection outlives its certificate, and so the orderly
+    /// end of a root.
+    pub fn distrusts(&self, peer: &Peer) -> Option<Reason> {
+        let trust = &self.shared.current.load().trust;
+        if trust.is_revoked(&peer.id, &peer.serial) {
+            return Some(Reason::IdentityRevoked);
+        }
+        let leads = trust.still_leads_to_a_root(&peer.id, &peer.serial);
+        (!leads).then_some(Reason::PeerUntrusted)
     }
 
     /// What is served for an identity.

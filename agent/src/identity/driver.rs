@@ -193,7 +193,7 @@ impl Driver {
         let bundle = self.trust.borrow_and_update().clone();
         let generation = bundle.generation;
         let trust = match Trust::new(bundle, self.tls.algorithms()) {
-            Ok(trust) => Arc::new(trust),
+            Ok(trust) => Arc::new(trust.after(&self.publish.trust(), self.clock.now().wall)),
             Err(error) => {
                 tracing::error!(
                     generation,

@@ -1,6 +1,7 @@
 //! Certificates for tests of the data plane, made on the spot: real handshakes, and a hand on what is trusted.
 
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use adit_core::trust::TrustBundle;
 use adit_proto::SpiffeId;
@@ -38,7 +39,10 @@ pub(crate) fn certs(clock: Clock) -> (Fixed, CertSource) {
 impl Fixed {
     /// Serves a certificate for `id` from now on: its first, or a new one.
     pub(crate) fn issue(&self, id: &SpiffeId) {
-        self.publish.publish(&unchecked(id, &Spec::of(id), &self.root, &self.tls));
+        let mut spec = Spec::of(id);
+        // No root gives out a serial that another has.
+        spec.serial.extend(self.trusted.generation.to_be_bytes());
+        self.publish.publish(&unchecked(id, &spec, &self.root, &self.tls));
     }
 
     /// Serves a certificate of a CA that nobody trusts.
@@ -50,8 +54,29 @@ impl Fixed {
     /// Puts `id` on the kill list.
     pub(crate) fn revoke(&mut self, id: &SpiffeId) {
         self.trusted.revoked_identities.insert(id.clone());
+        self.publish_trust(wall());
+    }
+
+    /// Signs with a new root from now on, which is trusted beside the one before.
+    pub(crate) fn rotate(&mut self) {
+        self.root = Authority::root("next");
+        let next = bundle(1, &[&self.root]).roots;
+        for (domain, roots) in next {
+            self.trusted.roots.entry(domain).or_default().extend(roots);
+        }
+        self.publish_trust(wall());
+    }
+
+    /// Trusts only the root that signs, `later` than the certificates' beginning.
+    pub(crate) fn drop_old_roots(&mut self, later: Duration) {
+        self.trusted.roots = bundle(1, &[&self.root]).roots;
+        self.publish_trust(wall() + later);
+    }
+
+    fn publish_trust(&mut self, now: SystemTime) {
         self.trusted.generation += 1;
         let trust = Trust::new(Arc::new(self.trusted.clone()), self.tls.algorithms()).unwrap();
-        self.publish.trust_in(&Arc::new(trust), wall());
+        let trust = trust.after(&self.publish.trust(), now);
+        self.publish.trust_in(&Arc::new(trust), now);
     }
 }

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use adit_core::trust::TrustBundle;
 use adit_proto::{SpiffeId, TrustDomain};
@@ -18,6 +19,7 @@ use webpki::{EndEntityCert, KeyUsage};
 use x509_parser::prelude::{CertificateRevocationList, FromDer};
 
 use super::leaf::{Leaf, serial_hex};
+use super::proofs::Proofs;
 use super::unproven::VerifyError;
 
 /// A [`TrustBundle`] made ready for path building. Immutable; made anew when the bundle changes.
@@ -28,6 +30,8 @@ pub(crate) struct Trust {
     anchors: BTreeMap<Box<str>, Vec<TrustAnchor<'static>>>,
     /// The kill list's serials and those of the revocation lists.
     revoked_serials: BTreeSet<Arc<str>>,
+    /// By which roots peers have proved themselves; shared with the bundles before and after.
+    proofs: Arc<Proofs>,
     algorithms: WebPkiSupportedAlgorithms,
 }
 
@@ -80,7 +84,13 @@ impl Trust {
             revoked_serials
                 .extend(list.iter_revoked_certificates().map(|entry| serial_hex(entry.raw_serial())));
         }
-        Ok(Self { bundle, anchors, revoked_serials, algorithms })
+        Ok(Self { bundle, anchors, revoked_serials, proofs: Arc::default(), algorithms })
+    }
+
+    /// The same, after `before`: it knows by which roots those peers proved themselves whose certificates are still valid.
+    pub(crate) fn after(self, before: &Self, now: SystemTime) -> Self {
+        before.proofs.forget_expired(now);
+        Self { proofs: Arc::clone(&before.proofs), ..self }
     }
 
     /// Trusts nobody.
@@ -89,6 +99,7 @@ impl Trust {
             bundle: Arc::default(),
             anchors: BTreeMap::new(),
             revoked_serials: BTreeSet::new(),
+            proofs: Arc::default(),
             algorithms,
         }
     }
@@ -133,6 +144,8 @@ impl Trust {
                 return Err(VerifyError::SerialRevoked { id: id(), serial });
             }
         }
+        let now = UNIX_EPOCH + Duration::from_secs(time.as_secs());
+        self.proofs.note(&read, &path.anchor().subject_public_key_info, now);
         Ok(read)
     }
 
@@ -141,6 +154,13 @@ impl Trust {
         self.anchors_of(id).is_err()
             || self.bundle.revoked_identities.contains(id)
             || self.revoked_serials.contains(serial)
+    }
+
+    /// Whether the root is still there by which a peer's certificate was proven, as long as that has not expired.
+    pub(crate) fn still_leads_to_a_root(&self, id: &SpiffeId, serial: &str) -> bool {
+        let anchors = self.anchors_of(id).unwrap_or_default();
+        let is_root = |root: &[u8]| anchors.iter().any(|anchor| *anchor.subject_public_key_info == *root);
+        self.proofs.leads_to(id, serial, is_root)
     }
 
     /// The roots of this identity's own trust domain; never another's.

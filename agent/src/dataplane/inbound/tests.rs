@@ -150,6 +150,52 @@ fn a_peer_that_is_at_no_pods_address_is_not_missed() {
 }
 
 #[test]
+fn connections_end_with_the_root_that_vouched_for_a_certificate_that_is_still_valid() {
+    for direction in [Direction::Inbound, Direction::Outbound] {
+        on_worker(async {
+            let rig = Rig::new(Config::default());
+            let web = rig.pod("web");
+            let api = rig.serving_pod("api").await;
+            let (app, addr) = app(&api).await;
+            let mut near = rig.connect(&web, addr).await;
+            let (mut far, _) = app.accept().await.unwrap();
+            greet(&mut near, &mut far).await;
+            rig.certs.borrow_mut().rotate();
+            ["web", "api"].iter().for_each(|account| rig.certs.borrow().issue(&id(account)));
+            greet(&mut near, &mut far).await;
+            let mut younger = rig.connect(&web, addr).await;
+            let (mut younger_far, _) = app.accept().await.unwrap();
+            greet(&mut younger, &mut younger_far).await;
+
+            rig.certs.borrow_mut().drop_old_roots(Duration::ZERO);
+            if direction == Direction::Outbound {
+                web.pool.cut_distrusted();
+            }
+            assert!(near.read(&mut [0; 1]).await.is_err());
+            assert_eq!(rig.reason(direction).await, Some(Reason::PeerUntrusted));
+            greet(&mut younger, &mut younger_far).await;
+        });
+    }
+}
+
+#[test]
+fn connections_outlive_the_root_of_a_certificate_that_has_expired() {
+    on_worker(async {
+        let rig = Rig::new(Config::default());
+        let web = rig.pod("web");
+        let api = rig.serving_pod("api").await;
+        let (app, addr) = app(&api).await;
+        let mut near = rig.connect(&web, addr).await;
+        let (mut far, _) = app.accept().await.unwrap();
+        greet(&mut near, &mut far).await;
+        rig.certs.borrow_mut().rotate();
+        rig.certs.borrow_mut().drop_old_roots(Duration::from_secs(25 * 3600));
+        web.pool.cut_distrusted();
+        greet(&mut near, &mut far).await;
+    });
+}
+
+#[test]
 fn a_revoked_identity_loses_its_live_connections() {
     on_worker(async {
         let rig = Rig::new(Config::default());
@@ -299,7 +345,7 @@ fn tunnels_to_a_pod_that_is_gone_are_let_go() {
 #[test]
 fn an_idle_tunnel_is_let_go_and_a_busy_one_kept() {
     on_worker(async {
-        let config = Config { tunnel_idle_timeout: std::time::Duration::ZERO, ..Config::default() };
+        let config = Config { tunnel_idle_timeout: Duration::ZERO, ..Config::default() };
         let rig = Rig::new(config);
         let web = rig.pod("web");
         let api = rig.serving_pod("api").await;

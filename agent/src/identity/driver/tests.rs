@@ -10,6 +10,7 @@ use super::super::certs::{self, CertSource};
 use super::super::journal::Keeping;
 use super::super::testing::{Authority, Spec, bundle, id, wall};
 use adit_core::trust::TrustBundle;
+use adit_proto::Reason;
 
 use super::*;
 
@@ -283,9 +284,10 @@ async fn a_changed_bundle_is_used_then_acknowledged_and_replaces_what_it_revokes
         not_after: SystemTime::UNIX_EPOCH,
         tls: super::super::TlsFacts { version: "", suite: "", group: "" },
     };
-    assert!(bench.certs.is_revoked(&peer("1", id("web").as_str())));
-    assert!(!bench.certs.is_revoked(&peer("2", id("api").as_str())));
-    assert!(bench.certs.is_revoked(&peer("2", "spiffe://gone.local/ns/shop/sa/api")));
+    let revoked = Some(Reason::IdentityRevoked);
+    assert_eq!(bench.certs.distrusts(&peer("1", id("web").as_str())), revoked);
+    assert_eq!(bench.certs.distrusts(&peer("2", id("api").as_str())), None);
+    assert_eq!(bench.certs.distrusts(&peer("2", "spiffe://gone.local/ns/shop/sa/api")), revoked);
 
     let asked = timeout(Duration::from_secs(2), bench.asked.recv()).await.expect("replaced at once").unwrap();
     assert_eq!(asked.id, id("web"), "only what is revoked is replaced");
