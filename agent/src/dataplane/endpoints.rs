@@ -269,3 +269,41 @@ impl Endpoints {
         self.pinned.borrow_mut().retain(|_, pinned| now < pinned.until);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TIMEOUT: Duration = Duration::from_secs(60);
+
+    fn candidates() -> Vec<Candidate> {
+        let via = || Via::Plaintext(adit_core::resolve::PlaintextCause::Outside);
+        let at = |n: u8| SocketAddr::from(([192, 0, 2, n], 80));
+        (1..=8).map(|n| Candidate { addr: at(n), workload: None, via: via(), tier: 0 }).collect()
+    }
+
+    #[test]
+    fn a_client_stays_with_its_endpoint_until_its_time_out_after_its_last_connection() {
+        let endpoints = Endpoints::new(NonZeroU32::MIN);
+        let (candidates, service) = (candidates(), ObjectName::new("shop", "web"));
+        let client = IpAddr::from([10, 0, 0, 9]);
+        let chosen = |now: Mono| {
+            let choice =
+                Choice { candidates: &candidates, service: Some(&service), client: Some(client), tried: &[] };
+            candidates[endpoints.choose(&choice, now, &mut Seed(7)).unwrap()].addr
+        };
+        let at = |secs: u64| Mono::default() + Duration::from_secs(secs);
+        // A new client's endpoint follows from its address; it is with another one only because that carried it.
+        let by_address = chosen(at(0));
+        let other = candidates.iter().find(|candidate| candidate.addr != by_address).unwrap().addr;
+        endpoints.pin(&service, client, other, at(0), TIMEOUT);
+        assert_eq!(chosen(at(59)), other);
+        // Each connection counts the time anew.
+        endpoints.pin(&service, client, other, at(59), TIMEOUT);
+        endpoints.sweep(at(118));
+        assert_eq!(chosen(at(118)), other);
+        assert_eq!(chosen(at(119)), by_address, "60 s after its last connection");
+        endpoints.sweep(at(119));
+        assert!(endpoints.pinned.borrow().is_empty(), "and forgotten");
+    }
+}
