@@ -377,6 +377,10 @@ fn a_revoked_serial_is_cut_and_refused_and_a_new_certificate_is_not() -> Result<
         call(&client, server.at(8080)).expect_err("the revoked certificate is refused");
         let flow = mesh.agent("n1")?.wait_for_flow(first, "the client's report", failed)?;
         assert_eq!((reason(&flow), flow.attempts), ("peer_revoked", 1));
+
+        until("that the server's next certificate is taken", || Ok(call(&client, server.at(8080)).ok()))?;
+        let next = self::serial(mesh, "n2", &server.identity())?.context("the server's next serial")?;
+        assert_ne!(next, serial, "it was replaced");
         Ok(())
     })
 }
