@@ -33,8 +33,8 @@ use super::pod::{Pod, Reported, Seat, TunnelSeat, log_panic};
 use super::pool::{Missing, Presence};
 use super::protocol::{self, RESET_REFUSED};
 use super::stream::MeshStream;
-use super::wire::Wire;
 use super::tunnel::{HANDSHAKE_DEADLINE, security, tcp_facts, why_broken};
+use super::wire::Wire;
 use crate::identity::Peer;
 use crate::identity::tls;
 use crate::sockets;
@@ -330,9 +330,7 @@ async fn reach(
     let local = pod.local(&world);
     reported.get().edit(|report| report.remote = world.workload_by_ip(tunnel.client.ip()).cloned());
     let target = resolve::inbound(&world, &local, &pod.ips, dst)?;
-    tunnel
-        .admit(&world, target.addr, reported)
-        .map_err(|refusal| ServeError::Denied(Box::new(refusal)))?;
+    tunnel.admit(&world, target.addr, reported).map_err(|refusal| ServeError::Denied(Box::new(refusal)))?;
     let app = dial_app(pod, target.addr, tunnel.client, reported).await?;
     Ok((target.addr, seat, app))
 }
