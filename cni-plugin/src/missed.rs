@@ -14,7 +14,7 @@ use adit_proto::cni::{self, Add, ContainerId, MISSED_DIR, Request};
 pub(crate) fn leave(socket: &Path, add: &Add) -> io::Result<()> {
     let frame = cni::encode(&Request::Add(add.clone())).map_err(io::Error::other)?;
     let file = file(socket, &add.container_id);
-    let dir = file.parent().unwrap_or(Path::new("/"));
+    let dir = file.parent().unwrap_or_else(|| Path::new("/"));
     DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
     // The name of a sandbox begins with a letter or digit, so this is none.
     let temp = dir.join(format!(".{}", add.container_id.as_str()));

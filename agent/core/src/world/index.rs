@@ -263,7 +263,7 @@ impl Claim<'_> {
 
 impl<'s> Claim<'s> {
     /// Takes the place where it is free or held by a weaker claim.
-    fn stake<K: Ord>(self, place: Entry<'_, K, Claim<'s>>) {
+    fn stake<K: Ord>(self, place: Entry<'_, K, Self>) {
         let held = place.or_insert(self);
         *held = self.min(*held);
     }
