@@ -139,8 +139,12 @@ impl Pod {
     pub(super) fn sweep(&self, world: &World, now: Now) -> Option<Mono> {
         let mut accepted = self.accepted.borrow_mut();
         accepted.retain(|tunnel| tunnel.strong_count() > 0);
+        self.pool.sweep(world, now);
+        // A world that has lost this pod, which is here, proves nothing of others: a directory that was emptied or unmounted
+        // must not end what works.
+        world.workload(&self.key.uid)?;
         let looks = accepted.iter().filter_map(|tunnel| tunnel.upgrade()?.look(world, now.mono));
-        looks.chain(self.pool.sweep(world, now)).min()
+        looks.chain(self.pool.cut_gone(world, now.mono)).min()
     }
 
     /// What the pod says of itself in a CONNECT; made anew when its object has changed.

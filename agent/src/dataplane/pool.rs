@@ -236,10 +236,8 @@ impl Pool {
     }
 
     /// Lets go of what has ended, of tunnels idle for too long or of an old certificate, and of those whose pod is gone
-    /// or is not who it was; ends what is carried for pods that stay gone (`pod_gone`). One that terminates is there.
-    ///
-    /// To be called every few seconds, after each change of the world, and at the instant that it returns.
-    pub(super) fn sweep(&self, world: &World, now: Now) -> Option<Mono> {
+    /// or is not who it was. To be called every few seconds and after each change of the world.
+    pub(super) fn sweep(&self, world: &World, now: Now) {
         let generation = self.dialling.certs.generation(&self.dialling.own);
         let idle = |tunnel: &Tunnel| {
             tunnel.idle_since().is_some_and(|since| now.mono.since(since) >= self.dialling.idle_timeout)
@@ -251,10 +249,15 @@ impl Pool {
             });
             !peers.tunnels.is_empty() || !peers.dials.is_empty()
         });
-        let mut all = self.all.borrow_mut();
-        all.retain(|kept| kept.tunnel.strong_count() > 0);
-        let looks = all.iter().filter_map(|kept| {
-            match kept.missing.look(world.workload(&kept.pod).is_some(), now.mono) {
+        self.all.borrow_mut().retain(|kept| kept.tunnel.strong_count() > 0);
+    }
+
+    /// Ends what is carried to pods that stay gone (`pod_gone`); one that terminates is there. To be called after each
+    /// change of the world, and at the instant that it returns.
+    pub(super) fn cut_gone(&self, world: &World, now: Mono) -> Option<Mono> {
+        let all = self.all.borrow();
+        let looks =
+            all.iter().filter_map(|kept| match kept.missing.look(world.workload(&kept.pod).is_some(), now) {
                 Presence::There => None,
                 Presence::MissingUntil(until) => Some(until),
                 Presence::Gone => {
@@ -263,8 +266,7 @@ impl Pool {
                     }
                     None
                 }
-            }
-        });
+            });
         looks.min()
     }
 

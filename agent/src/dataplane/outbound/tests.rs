@@ -216,6 +216,26 @@ fn what_is_carried_to_a_pod_that_is_gone_ends() {
 }
 
 #[test]
+fn a_world_that_knows_nobody_ends_nothing() {
+    on_worker(async {
+        let rig = Rig::new(Config::default());
+        let web = rig.pod("web");
+        let api = rig.serving_pod("api").await;
+        let (app, addr) = app(&api).await;
+        let mut near = rig.connect(&web, addr).await;
+        let (mut far, _) = app.accept().await.unwrap();
+        greet(&mut near, &mut far).await;
+        let names = [&web, &api].map(|pod| rig.object(pod).name);
+        names.into_iter().for_each(|name| rig.change(Change::PodGone(name)));
+        for pod in [&web, &api] {
+            assert_eq!(rig.sweep(pod, Duration::ZERO), None);
+            assert_eq!(rig.sweep(pod, GONE_AFTER), None);
+        }
+        greet(&mut near, &mut far).await;
+    });
+}
+
+#[test]
 fn what_is_carried_to_a_pod_that_terminates_or_is_away_for_a_moment_goes_on() {
     on_worker(async {
         let rig = Rig::new(Config::default());
