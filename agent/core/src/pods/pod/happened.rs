@@ -100,8 +100,9 @@ impl Pod {
     }
 
     pub(in crate::pods) fn drifted(&mut self, drift: Drift) {
-        // Elsewhere there are no rules that should hold, or they are about to be written.
-        if self.stage == Stage::Redirected {
+        // Elsewhere there are no rules that should hold, or they are about to be written. Rules of which the writing
+        // failed are written again, whatever a watch of those before says.
+        if self.stage == Stage::Redirected && self.broken != Some(Broken::Rules) {
             self.broken = (drift == Drift::Unrepairable).then_some(Broken::Watched);
         }
     }
