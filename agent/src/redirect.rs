@@ -13,9 +13,7 @@ mod routes;
 mod sysctls;
 mod watch;
 
-pub use apply::{
-    Applied, Condition, apply, apply_rules, apply_sysctls, remove, restore_sysctls, verify,
-};
+pub use apply::{Applied, Condition, apply, apply_rules, apply_sysctls, remove, restore_sysctls, verify};
 pub use backend::Backend;
 pub use error::RedirectError;
 pub use watch::{Finding, Keeper, ROUND_EVERY};

@@ -76,8 +76,8 @@ impl Default for Keepalive {
 pub struct Options<'a> {
     /// Names, the best first; see [`LOCAL_CONGESTION`]. Empty: the kernel's default.
     pub congestion: &'a [&'a str],
-    /// Keepalive probes.
-    pub keepalive: Keepalive,
+    /// Keepalive probes. `None`: none, at four system calls less; for a leg whose two ends are sockets of one kernel.
+    pub keepalive: Option<Keepalive>,
     /// How long sent bytes may stay unacknowledged (TCP_USER_TIMEOUT); `None`: the kernel's limit.
     pub user_timeout: Option<Duration>,
 }
@@ -85,7 +85,7 @@ pub struct Options<'a> {
 impl Default for Options<'_> {
     /// Of the legs between the agent and the pod's own processes.
     fn default() -> Self {
-        Self { congestion: &LOCAL_CONGESTION, keepalive: Keepalive::default(), user_timeout: None }
+        Self { congestion: &LOCAL_CONGESTION, keepalive: Some(Keepalive::default()), user_timeout: None }
     }
 }
 
@@ -273,11 +273,13 @@ fn stream_socket(domain: Domain) -> io::Result<Socket> {
 /// On a listener: its accepted connections inherit all of it, at no system call each.
 fn set_options(socket: &Socket, options: &Options<'_>) -> Result<(), (&'static str, io::Error)> {
     socket.set_tcp_nodelay(true).map_err(|error| ("TCP_NODELAY", error))?;
-    let keepalive = TcpKeepalive::new()
-        .with_time(options.keepalive.idle)
-        .with_interval(options.keepalive.interval)
-        .with_retries(options.keepalive.probes);
-    socket.set_tcp_keepalive(&keepalive).map_err(|error| ("SO_KEEPALIVE", error))?;
+    if let Some(keepalive) = options.keepalive {
+        let keepalive = TcpKeepalive::new()
+            .with_time(keepalive.idle)
+            .with_interval(keepalive.interval)
+            .with_retries(keepalive.probes);
+        socket.set_tcp_keepalive(&keepalive).map_err(|error| ("SO_KEEPALIVE", error))?;
+    }
     if options.user_timeout.is_some() {
         socket.set_tcp_user_timeout(options.user_timeout).map_err(|error| ("TCP_USER_TIMEOUT", error))?;
     }

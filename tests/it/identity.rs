@@ -447,7 +447,11 @@ fn without_the_ca_identities_go_on_to_their_expiry_and_come_back_with_it() -> Re
         let flow = mesh.agent("n1")?.wait_for_flow(first, "the client's report", failed)?;
         // Whichever of the two expired first: a server without one cannot say so in a handshake, and says it at home.
         if !["own_certificate_missing", "peer_expired"].contains(&reason(&flow)) {
-            assert_eq!(flow.last_failure.as_deref().unwrap_or(reason(&flow)), "tunnel_lost", "{flow:?}");
+            assert_eq!(
+                flow.last_failure.as_deref().unwrap_or_else(|| reason(&flow)),
+                "tunnel_lost",
+                "{flow:?}"
+            );
             let flow = mesh.agent("n2")?.wait_for_flow(first_server, "the server's report", failed)?;
             assert_eq!(reason(&flow), "own_certificate_missing", "{flow:?}");
         }

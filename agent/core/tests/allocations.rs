@@ -2,6 +2,8 @@
 //!
 //! A binary of its own, as it counts with the process's allocator; what other threads allocate does not count.
 
+#![expect(clippy::unwrap_used, reason = "a test, also outside of its #[test] functions")]
+
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 

@@ -54,7 +54,7 @@ impl Legs {
         let congestion: Vec<&str> = self.options.tunnel_congestion.iter().map(String::as_str).collect();
         let options = Options {
             congestion: &congestion,
-            keepalive: self.options.keepalive,
+            keepalive: Some(self.options.keepalive),
             user_timeout: Some(self.options.tunnel_user_timeout),
         };
         self.dial(to, None, options).await
@@ -62,26 +62,28 @@ impl Legs {
 
     /// To the pod's own app, as the true client.
     pub(super) async fn app(&self, to: SocketAddr, client: IpAddr) -> Result<TcpStream, DialError> {
-        self.dial(to, Some(client), self.local()).await
+        // Both ends are on this node: one that goes resets the other, nothing has to be probed.
+        self.dial(to, Some(client), Options { keepalive: None, ..self.local() }).await
     }
 
     /// To where the app was going, as the app would. No deadline but the kernel's.
     pub(super) async fn outside(&self, to: SocketAddr) -> Result<TcpStream, DialError> {
         // The kernel's own congestion control: this leg leaves the node, and without us the app would have had it.
-        let options = Options { congestion: &[], keepalive: self.options.keepalive, user_timeout: None };
+        let options =
+            Options { congestion: &[], keepalive: Some(self.options.keepalive), user_timeout: None };
         self.dial(to, None, options).await
     }
 
     /// What an accepted local leg is set to.
     pub(super) fn local(&self) -> Options<'static> {
-        Options { congestion: &LOCAL_CONGESTION, keepalive: self.options.keepalive, user_timeout: None }
+        Options { congestion: &LOCAL_CONGESTION, keepalive: Some(self.options.keepalive), user_timeout: None }
     }
 
     /// What the listener for tunnels is set to.
     pub(super) fn tunnel_listener<'a>(&self, congestion: &'a [&'a str]) -> Options<'a> {
         Options {
             congestion,
-            keepalive: self.options.keepalive,
+            keepalive: Some(self.options.keepalive),
             user_timeout: Some(self.options.tunnel_user_timeout),
         }
     }

@@ -40,7 +40,7 @@ pub struct Config {
     /// Congestion control of the tunnel legs, the first that the kernel has. Default `[cubic, reno]`; some want `bbr`
     /// on a WAN; empty: the kernel's default.
     pub tunnel_congestion: Vec<String>,
-    /// Silence before the first keepalive probe, on every leg. Whole seconds. Default `60s`.
+    /// Silence before the first keepalive probe, on every leg but that to the pod's own app. Whole seconds. Default `60s`.
     #[serde(deserialize_with = "crate::units::duration")]
     pub keepalive_idle: Duration,
     /// Between keepalive probes; three unanswered ones end the connection. Whole seconds. Default `10s`.

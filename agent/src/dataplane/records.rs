@@ -151,7 +151,9 @@ impl RecordKey {
         let (algorithm, key, iv) = match &secrets {
             ConnectionTrafficSecrets::Aes128Gcm { key, iv } => (&AES_128_GCM, key, iv),
             ConnectionTrafficSecrets::Aes256Gcm { key, iv } => (&AES_256_GCM, key, iv),
-            _ => return Err(rustls::Error::General("the mesh speaks AES-GCM only".into())),
+            ConnectionTrafficSecrets::Chacha20Poly1305 { .. } | _ => {
+                return Err(rustls::Error::General("the mesh speaks AES-GCM only".into()));
+            }
         };
         let unusable = || rustls::Error::General("the handshake left an unusable key".into());
         let key = UnboundKey::new(algorithm, key.as_ref()).map_err(|_| unusable())?;
@@ -342,11 +344,13 @@ impl Opener {
 fn alert(content: &[u8]) -> io::Result<Opened> {
     let &[_, description] = content else { return Err(RecordError::Malformed("alert").into()) };
     // In TLS 1.3 the level says nothing: all but these two are fatal (6.2).
-    match AlertDescription::from(description) {
-        AlertDescription::CloseNotify => Ok(Opened::End),
-        AlertDescription::UserCanceled => Ok(Opened::Nothing),
-        #[expect(clippy::wildcard_enum_match_arm, reason = "rustls' enum; all others are fatal alike")]
-        fatal => Err(io::Error::new(io::ErrorKind::InvalidData, rustls::Error::AlertReceived(fatal))),
+    let description = AlertDescription::from(description);
+    if description == AlertDescription::CloseNotify {
+        Ok(Opened::End)
+    } else if description == AlertDescription::UserCanceled {
+        Ok(Opened::Nothing)
+    } else {
+        Err(io::Error::new(io::ErrorKind::InvalidData, rustls::Error::AlertReceived(description)))
     }
 }
 

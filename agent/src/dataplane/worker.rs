@@ -132,6 +132,7 @@ fn look_after(worker: &Worker, pods: &HashMap<PodKey, Serving>) -> Option<Mono> 
     let due = sweep(pods, &world, now);
     worker.shard.tick();
     worker.endpoints.sweep(now.mono);
+    worker.buffers.let_unused_go();
     let mut tunnels = 0_u32;
     for serving in pods.values() {
         tunnels = tunnels.saturating_add(u32::try_from(serving.pod().pool.tunnels()).unwrap_or(u32::MAX));
