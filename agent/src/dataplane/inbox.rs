@@ -66,6 +66,9 @@ impl Inbox {
 
     /// Opens the next record, what was opened before being taken; `None` while it has not come whole.
     pub(super) fn open_next(&mut self) -> io::Result<Option<Opened>> {
+        if self.block.is_none() && whole(&self.kept.sealed)?.is_none() {
+            return Ok(None);
+        }
         self.take_up();
         let Some(block) = self.block.as_deref_mut() else { return Ok(None) };
         let Some(len) = whole(&block[self.sealed.clone()])? else { return Ok(None) };

@@ -151,6 +151,8 @@ where
 {
     let mut connections = JoinSet::new();
     let mut in_a_row = 0;
+    // Said once, until one is accepted again: out of descriptors, every door of every pod fails 20 times a second.
+    let mut said = false;
     let refusing = pod.refusing();
     tokio::pin!(refusing);
     loop {
@@ -165,13 +167,17 @@ where
                 Ok((stream, client)) => {
                     connections.spawn_local(serve(Rc::clone(&pod), stream, client));
                     in_a_row += 1;
+                    said = false;
                 }
                 Err(error) if is_of_one_connection(&error) => {}
                 Err(error) => {
-                    if !is_of_no_listener(&error) {
-                        tracing::warn!(pod = %pod.key.uid, "cannot accept: {error}");
-                    } else if let Err(error) = door.reopen(&pod.legs) {
-                        tracing::warn!(pod = %pod.key.uid, "cannot open a listener again: {error}");
+                    let error = match is_of_no_listener(&error) {
+                        true => door.reopen(&pod.legs).err().map(|error| format!("cannot open a listener again: {error}")),
+                        false => Some(format!("cannot accept: {error}")),
+                    };
+                    if let Some(error) = error.filter(|_| !said) {
+                        said = true;
+                        tracing::warn!(pod = %pod.key.uid, "{error}");
                     }
                     sleep(ACCEPT_PAUSE).await;
                 }

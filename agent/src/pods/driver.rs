@@ -24,7 +24,7 @@ use super::enrolment::{self, NamespacesFile};
 use super::journal::{Entry, Journal};
 use super::missed::Missed;
 use super::perform::{Brought, Performed, Performer, words};
-use super::sandbox::{Sandbox, sandbox_id};
+use super::sandbox::{Sandbox, Stale, sandbox_id};
 use super::server::Asked;
 use super::show;
 use crate::identity::{CertSource, Needs};
@@ -62,6 +62,8 @@ pub(super) struct Driver {
     view: View,
     journal: Journal,
     missed: Missed,
+    /// Kept from before, and not to be opened at the last look.
+    unopened: Vec<Entry>,
     namespaces: NamespacesFile,
     namespaces_due: Option<Mono>,
     /// World's policy generation that connections in clear were last judged by.
@@ -119,6 +121,7 @@ impl Driver {
             view: parts.view,
             journal: parts.journal,
             missed: parts.missed,
+            unopened: Vec::new(),
             namespaces: parts.namespaces,
             namespaces_due: None,
             policies_seen: 0,
@@ -146,6 +149,11 @@ impl Driver {
             let id = sandbox_id(&entry.container_id);
             let sandbox = match Sandbox::recalled(entry) {
                 Ok(sandbox) => sandbox,
+                Err(Stale::Unopened(entry, error)) => {
+                    tracing::warn!(sandbox = %id, "cannot open the namespace of a sandbox of before, and try again: {error}");
+                    self.unopened.push(*entry);
+                    continue;
+                }
                 Err(stale) => {
                     tracing::info!(sandbox = %id, reason = %words(&stale), "dropping a sandbox of before");
                     self.forget(&id);
@@ -243,7 +251,8 @@ impl Driver {
 
     fn sweep(&mut self) {
         self.look_for(|_| true);
-        self.take_missed();
+        let unopened = std::mem::take(&mut self.unopened);
+        self.adopt(unopened);
         self.look_at_older_again();
     }
 

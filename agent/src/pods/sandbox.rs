@@ -54,6 +54,9 @@ pub(super) enum Stale {
     Other,
     #[error("its mark is none")]
     Mark,
+    /// It may be there: nothing is forgotten, and it is looked at again.
+    #[error("its namespace cannot be opened now")]
+    Unopened(Box<Entry>, #[source] NetnsError),
 }
 
 impl Sandbox {
@@ -77,7 +80,11 @@ impl Sandbox {
 
     /// A sandbox of an earlier life of the agent, if it is still there.
     pub(super) fn recalled(entry: Entry) -> Result<Self, Stale> {
-        let netns = Netns::open(&entry.netns).map_err(Stale::Gone)?;
+        let netns = match Netns::open(&entry.netns) {
+            Ok(netns) => netns,
+            Err(error) if says_gone(&error) => return Err(Stale::Gone(error)),
+            Err(error) => return Err(Stale::Unopened(Box::new(entry), error)),
+        };
         if netns.inode() != entry.inode {
             return Err(Stale::Other);
         }
@@ -236,8 +243,17 @@ mod tests {
         assert!(again.is_there());
         let other = Entry { inode: sandbox.entry.inode + 1, ..sandbox.entry.clone() };
         assert!(matches!(Sandbox::recalled(other), Err(Stale::Other)));
-        let gone = Entry { netns: "/run/netns/none".into(), ..sandbox.entry };
+        let gone = Entry { netns: "/run/netns/none".into(), ..sandbox.entry.clone() };
         assert!(matches!(Sandbox::recalled(gone), Err(Stale::Gone(_))));
+        // What cannot be opened for another reason, here too many symbolic links, may still be there.
+        let dir = tempfile::tempdir().unwrap();
+        let netns = dir.path().join("loop");
+        std::os::unix::fs::symlink(&netns, &netns).unwrap();
+        let unopened = Entry { netns, ..sandbox.entry };
+        let Err(Stale::Unopened(kept, _)) = Sandbox::recalled(unopened.clone()) else {
+            panic!("it is forgotten")
+        };
+        assert_eq!(*kept, unopened);
     }
 
     #[test]

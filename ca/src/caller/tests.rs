@@ -113,6 +113,8 @@ fn what_is_no_token_file_is_refused_with_its_line_and_without_its_content() {
     for (text, line) in [
         ("nodes:\n  a:\n    token: sesamesesamesesame\n    identity: x\n", 4),
         ("nodes:\n  a:\n    token: sesamesesamesesame\n    identities: {}\n", 4),
+        ("nodes:\n  a:\n    sesamesesamesesame: token\n    identities: []\n", 3),
+        ("sesamesesamesesame:\n  a: {}\n", 1),
         ("nodes:\n  a: [\n", 0),
         ("callers: {}\n", 1),
     ] {

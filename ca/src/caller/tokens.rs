@@ -58,7 +58,7 @@ impl Tokens {
     pub fn parse(text: &[u8]) -> Result<Self, Vec<Mistake>> {
         let written: Written = serde_saphyr::from_slice(text).map_err(|error| {
             let (line, what) = crate::yaml_mistake(&error);
-            vec![Mistake { line, at: String::new(), what }]
+            vec![Mistake { line, at: String::new(), what: without_field(what) }]
         })?;
         let mut tokens = Self::default();
         let mut mistakes = Vec::new();
@@ -124,6 +124,14 @@ impl Tokens {
             }
         }
         found.cloned()
+    }
+}
+
+/// A field's name that is none may be a token in the wrong place: it is not repeated.
+fn without_field(what: String) -> String {
+    match what.strip_prefix("unknown field `").and_then(|rest| rest.rsplit_once("`, ")) {
+        Some((_, expected)) => format!("unknown field, {expected}"),
+        None => what,
     }
 }
 
