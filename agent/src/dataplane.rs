@@ -8,6 +8,7 @@
 mod account;
 mod admit;
 mod buffers;
+mod caller;
 mod connect;
 mod copy;
 mod endpoints;

@@ -4,10 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Result;
 
-use crate::source::{self, Crate, Module};
-use crate::{measure::cycles::largest_cycle, repo};
-
-mod cycles;
+use crate::repo;
+use crate::source::{self, Crate, Module, largest_cycle};
 
 /// A hand-written file outside tests should not be longer.
 const FILE_LINES_MAX: usize = 500;

@@ -8,6 +8,7 @@ use anyhow::Result;
 use crate::repo;
 use violation::Violation;
 
+pub mod cycles;
 pub mod docs;
 pub mod layers;
 pub mod purity;
@@ -19,10 +20,11 @@ pub mod walls;
 pub type Check = (&'static str, fn(&Path) -> Result<Vec<Violation>>);
 
 /// Every check.
-pub const CHECKS: [Check; 11] = [
+pub const CHECKS: [Check; 12] = [
     ("layers", layers::check),
     ("walls", walls::check),
     ("purity", purity::check),
+    ("import cycles", cycles::check),
     ("commands in the README", docs::commands),
     ("limits in ARCHITECTURE.md", docs::limits),
     ("reasons in the docs", docs::reasons),

@@ -25,6 +25,11 @@ fn the_pure_crates_are_pure() {
 }
 
 #[test]
+fn no_modules_of_core_objects_and_agent_import_each_other() {
+    check("import cycles");
+}
+
+#[test]
 fn the_readme_names_both_commands() {
     check("commands in the README");
 }

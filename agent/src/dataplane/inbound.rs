@@ -11,7 +11,6 @@ use std::time::Duration;
 use adit_core::net::OriginalDst;
 use adit_core::report::{Direction, End, Security, Stage, TraceId, Transport};
 use adit_core::resolve;
-use adit_core::time::Mono;
 use adit_core::world::World;
 use adit_proto::Reason;
 use adit_proto::hbone::{Refusal, parse_authority};
@@ -25,12 +24,12 @@ use tokio::time::timeout;
 use super::account::{Account, Windows};
 use super::admit::{Asked, admit, still_admitted};
 use super::buffers::Chunk;
+use super::caller::Caller;
 use super::copy::Duplex;
 use super::error::{BrokenBy, ServeError, chain};
 use super::flow::{Flow, Near};
 use super::handshake::{self, Secured};
 use super::pod::{Pod, Reported, Seat, TunnelSeat, log_panic};
-use super::pool::{Missing, Presence};
 use super::protocol::{self, RESET_REFUSED};
 use super::stream::MeshStream;
 use super::tunnel::{HANDSHAKE_DEADLINE, security, tcp_facts, why_broken};
@@ -47,7 +46,7 @@ mod tests;
 const APP_DEADLINE: Duration = Duration::from_millis(2500);
 
 /// A tunnel that a peer opened, as its streams see it.
-pub(super) struct Tunnel {
+struct Tunnel {
     pod: Rc<Pod>,
     peer: Peer,
     security: Arc<Security>,
@@ -58,11 +57,7 @@ pub(super) struct Tunnel {
     /// How long its handshake took, until its first stream has told it.
     handshake: Cell<Option<Duration>>,
     lost: Cell<Option<Reason>>,
-    /// The world had the peer's pod at its address: the address is the pod's own, and if it goes the pod has.
-    known: Cell<bool>,
-    missing: Missing,
-    /// Why it is to be broken.
-    cut: Cell<Option<Reason>>,
+    caller: Rc<Caller>,
     _seat: TunnelSeat,
 }
 
@@ -83,8 +78,8 @@ pub(super) async fn serve(pod: Rc<Pod>, tcp: TcpStream, client: SocketAddr) {
     match Box::pin(accept(&pod, tcp, client)).await {
         Ok((connection, tunnel)) => {
             let tunnel = Rc::new(tunnel);
-            pod.accepted(&tunnel);
-            tunnel.look(&pod.worker.handles.view.world(), opened.mono);
+            pod.accepted(&tunnel.caller);
+            tunnel.caller.look(&pod.worker.handles.view.world(), opened.mono);
             drive(connection, tunnel).await;
         }
         Err(NoTunnel { reason, detail }) => {
@@ -142,6 +137,7 @@ async fn accept(
         .map_err(|_| late())?
         .map_err(|error| refused(why_broken(&error, &wire))(&error))?;
     let account = Account::new(Rc::clone(&worker.buffers));
+    let caller = Caller::new(peer.id.clone(), client.ip(), Rc::clone(&account));
     let tunnel = Tunnel {
         pod: Rc::clone(pod),
         security: Arc::new(security(&peer)),
@@ -151,9 +147,7 @@ async fn accept(
         account,
         handshake: Cell::new(Some(handshake_took)),
         lost: Cell::new(None),
-        known: Cell::new(false),
-        missing: Missing::default(),
-        cut: Cell::new(None),
+        caller,
         _seat: tunnel_seat,
     };
     Ok((connection, tunnel))
@@ -208,8 +202,8 @@ fn poll_next(
     cx: &mut Context<'_>,
 ) -> Poll<Option<Result<Accepted, Reason>>> {
     let wanted = tunnel.account.windows(cx);
-    if let Some(reason) = tunnel.cut.get() {
-        return Poll::Ready(Some(Err(reason)));
+    if tunnel.caller.is_gone() {
+        return Poll::Ready(Some(Err(Reason::PodGone)));
     }
     if wanted.connection != windows.connection {
         connection.set_target_window_size(wanted.connection);
@@ -357,23 +351,6 @@ pub(super) async fn dial_app(
 }
 
 impl Tunnel {
-    /// Breaks it (`pod_gone`) if the pod at its other end stays missing from the world; says when to look again at the
-    /// latest. A peer whose address is translated on its way is no pod's, and never missed.
-    pub(super) fn look(&self, world: &World, now: Mono) -> Option<Mono> {
-        let holder = world.workload_by_ip(self.client.ip());
-        let is_there = holder.is_some_and(|workload| workload.identity == self.peer.id);
-        self.known.set(self.known.get() || is_there);
-        match self.missing.look(is_there || !self.known.get(), now) {
-            Presence::There => None,
-            Presence::MissingUntil(until) => Some(until),
-            Presence::Gone => {
-                self.cut.set(Some(Reason::PodGone));
-                self.account.wake_driver();
-                None
-            }
-        }
-    }
-
     fn admit(&self, world: &World, destination: SocketAddr, reported: &Reported) -> Result<(), Refusal> {
         admit(world, &self.asked(destination), &self.pod.worker.shard, reported.get())
     }

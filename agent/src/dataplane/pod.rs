@@ -16,7 +16,7 @@ use http::HeaderValue;
 use tokio::sync::watch;
 use tokio::task::JoinError;
 
-use super::inbound;
+use super::caller::Caller;
 use super::legs::Legs;
 use super::model::ServedPod;
 use super::pool::{Dialling, Pool};
@@ -44,8 +44,8 @@ pub(super) struct Pod {
     ending: Cell<Option<Reason>>,
     refusing: watch::Sender<bool>,
     tunnels: Rc<Cell<usize>>,
-    /// The tunnels that peers opened.
-    accepted: RefCell<Vec<Weak<inbound::Tunnel>>>,
+    /// Who opened the tunnels that peers opened.
+    callers: RefCell<Vec<Weak<Caller>>>,
     /// What it says of itself in a CONNECT, for the workload that it was made of.
     baggage: RefCell<Option<(Arc<Workload>, HeaderValue)>>,
 }
@@ -103,7 +103,7 @@ impl Pod {
             ending: Cell::new(None),
             refusing: watch::Sender::new(false),
             tunnels: Rc::default(),
-            accepted: RefCell::default(),
+            callers: RefCell::default(),
             baggage: RefCell::default(),
         })
     }
@@ -130,20 +130,20 @@ impl Pod {
     }
 
     /// Has a tunnel that a peer opened looked after by [`Pod::sweep`].
-    pub(super) fn accepted(&self, tunnel: &Rc<inbound::Tunnel>) {
-        self.accepted.borrow_mut().push(Rc::downgrade(tunnel));
+    pub(super) fn accepted(&self, caller: &Rc<Caller>) {
+        self.callers.borrow_mut().push(Rc::downgrade(caller));
     }
 
     /// Lets go of tunnels that are not wanted any more, and ends those to and from pods that are gone; says when to look
     /// again at the latest.
     pub(super) fn sweep(&self, world: &World, now: Now) -> Option<Mono> {
-        let mut accepted = self.accepted.borrow_mut();
-        accepted.retain(|tunnel| tunnel.strong_count() > 0);
+        let mut callers = self.callers.borrow_mut();
+        callers.retain(|caller| caller.strong_count() > 0);
         self.pool.sweep(world, now);
         // A world that has lost this pod, which is here, proves nothing of others: a directory that was emptied or unmounted
         // must not end what works.
         world.workload(&self.key.uid)?;
-        let looks = accepted.iter().filter_map(|tunnel| tunnel.upgrade()?.look(world, now.mono));
+        let looks = callers.iter().filter_map(|caller| caller.upgrade()?.look(world, now.mono));
         looks.chain(self.pool.cut_gone(world, now.mono)).min()
     }
 

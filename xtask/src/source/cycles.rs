@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::source::{self, Crate, Import, Module};
+use super::{Crate, Import, Module};
 
 type Graph = BTreeMap<Vec<String>, BTreeSet<Vec<String>>>;
 
 /// The modules of the largest cycle, named; empty where there is none. Tests and generated files do not count, and neither does the
 /// crate's root, which is a list of modules.
-pub(super) fn largest_cycle(krate: &Crate) -> Vec<String> {
+pub fn largest_cycle(krate: &Crate) -> Vec<String> {
     let graph = graph(krate);
     let reachable: BTreeMap<_, _> = graph.keys().map(|from| (from, reach(&graph, from))).collect();
     let component = |of: &Vec<String>| -> Vec<String> {
@@ -65,7 +65,7 @@ fn imports_of(module: &Module, known: &BTreeSet<&[String]>) -> Vec<Import> {
         .filter_map(|path| path.last().map(String::as_str))
         .collect();
     let starts: Vec<&str> = ["crate", "super", "self"].into_iter().chain(children).collect();
-    source::imports(&module.file.text.code_without_tests(), &starts)
+    super::imports(&module.file.text.code_without_tests(), &starts)
 }
 
 /// Where `module`'s import leads as a path from the root, before it is cut down to a module.
