@@ -227,3 +227,27 @@ pub(super) async fn app(pod: &Pod) -> (TcpListener, SocketAddr) {
     let addr = listener.local_addr().unwrap();
     (listener, addr)
 }
+
+/// A connection from `web` to the app of `api` by tunnel, which has carried a byte each way.
+pub(super) struct Carried {
+    pub(super) rig: Rig,
+    pub(super) web: Rc<Pod>,
+    pub(super) api: Rc<Pod>,
+    pub(super) app: TcpListener,
+    pub(super) addr: SocketAddr,
+    pub(super) near: TcpStream,
+    pub(super) far: TcpStream,
+}
+
+impl Carried {
+    pub(super) async fn begin() -> Self {
+        let rig = Rig::new(Config::default());
+        let web = rig.pod("web");
+        let api = rig.serving_pod("api").await;
+        let (app, addr) = app(&api).await;
+        let mut near = rig.connect(&web, addr).await;
+        let (mut far, _) = app.accept().await.unwrap();
+        greet(&mut near, &mut far).await;
+        Self { rig, web, api, app, addr, near, far }
+    }
+}

@@ -18,7 +18,7 @@ use super::super::legs::Legs;
 use super::super::pod::Pod;
 use super::super::pool::{GONE_AFTER, Key};
 use super::super::protocol::Refused;
-use super::super::testing::{Rig, app, greet, id, on_worker, policy};
+use super::super::testing::{Carried, Rig, app, greet, id, on_worker, policy};
 use super::super::{Config, FUTURE_LEN_MAX};
 
 #[test]
@@ -91,13 +91,7 @@ fn the_first_connection_of_a_tunnel_tells_how_long_its_handshake_took_on_both_si
 #[test]
 fn a_policy_change_cuts_what_it_forbids_and_nothing_else() {
     on_worker(async {
-        let rig = Rig::new(Config::default());
-        let web = rig.pod("web");
-        let api = rig.serving_pod("api").await;
-        let (app, addr) = app(&api).await;
-        let mut near = rig.connect(&web, addr).await;
-        let (mut far, _) = app.accept().await.unwrap();
-        greet(&mut near, &mut far).await;
+        let Carried { rig, mut near, mut far, .. } = Carried::begin().await;
         rig.change(policy("everything", Action::Allow, 1));
         greet(&mut near, &mut far).await;
         rig.change(policy("no-one", Action::Deny, 1));
@@ -135,13 +129,7 @@ fn what_a_pod_that_is_gone_had_open_ends() {
 #[test]
 fn a_peer_that_is_at_no_pods_address_is_not_missed() {
     on_worker(async {
-        let rig = Rig::new(Config::default());
-        let web = rig.pod("web");
-        let api = rig.serving_pod("api").await;
-        let (app, addr) = app(&api).await;
-        let mut near = rig.connect(&web, addr).await;
-        let (mut far, _) = app.accept().await.unwrap();
-        greet(&mut near, &mut far).await;
+        let Carried { rig, web, api, mut near, mut far, .. } = Carried::begin().await;
         rig.change(Change::PodGone(rig.object(&web).name));
         assert_eq!(rig.sweep(&api, Duration::ZERO), None);
         assert_eq!(rig.sweep(&api, GONE_AFTER), None);
@@ -153,13 +141,7 @@ fn a_peer_that_is_at_no_pods_address_is_not_missed() {
 fn connections_end_with_the_root_that_vouched_for_a_certificate_that_is_still_valid() {
     for direction in [Direction::Inbound, Direction::Outbound] {
         on_worker(async {
-            let rig = Rig::new(Config::default());
-            let web = rig.pod("web");
-            let api = rig.serving_pod("api").await;
-            let (app, addr) = app(&api).await;
-            let mut near = rig.connect(&web, addr).await;
-            let (mut far, _) = app.accept().await.unwrap();
-            greet(&mut near, &mut far).await;
+            let Carried { rig, web, app, addr, mut near, mut far, .. } = Carried::begin().await;
             rig.certs.borrow_mut().rotate();
             ["web", "api"].iter().for_each(|account| rig.certs.borrow().issue(&id(account)));
             greet(&mut near, &mut far).await;
@@ -181,13 +163,7 @@ fn connections_end_with_the_root_that_vouched_for_a_certificate_that_is_still_va
 #[test]
 fn connections_outlive_the_root_of_a_certificate_that_has_expired() {
     on_worker(async {
-        let rig = Rig::new(Config::default());
-        let web = rig.pod("web");
-        let api = rig.serving_pod("api").await;
-        let (app, addr) = app(&api).await;
-        let mut near = rig.connect(&web, addr).await;
-        let (mut far, _) = app.accept().await.unwrap();
-        greet(&mut near, &mut far).await;
+        let Carried { rig, web, mut near, mut far, .. } = Carried::begin().await;
         rig.certs.borrow_mut().rotate();
         rig.certs.borrow_mut().drop_old_roots(Duration::from_secs(25 * 3600));
         web.pool.cut_distrusted();
@@ -198,13 +174,7 @@ fn connections_outlive_the_root_of_a_certificate_that_has_expired() {
 #[test]
 fn a_revoked_identity_loses_its_live_connections() {
     on_worker(async {
-        let rig = Rig::new(Config::default());
-        let web = rig.pod("web");
-        let api = rig.serving_pod("api").await;
-        let (app, addr) = app(&api).await;
-        let mut near = rig.connect(&web, addr).await;
-        let (mut far, _) = app.accept().await.unwrap();
-        greet(&mut near, &mut far).await;
+        let Carried { rig, mut near, mut far, .. } = Carried::begin().await;
         rig.certs.borrow_mut().revoke(&id("web"));
         assert!(near.read(&mut [0; 1]).await.is_err());
         assert!(far.read(&mut [0; 1]).await.is_err());
@@ -230,13 +200,7 @@ fn an_app_that_does_not_listen_is_a_503() {
 #[test]
 fn a_new_certificate_takes_new_connections_and_the_old_ones_finish() {
     on_worker(async {
-        let rig = Rig::new(Config::default());
-        let web = rig.pod("web");
-        let api = rig.serving_pod("api").await;
-        let (app, addr) = app(&api).await;
-        let mut near = rig.connect(&web, addr).await;
-        let (mut far, _) = app.accept().await.unwrap();
-        greet(&mut near, &mut far).await;
+        let Carried { rig, web, app, addr, mut near, mut far, .. } = Carried::begin().await;
         rig.certs.borrow().issue(&id("web"));
         let mut second = rig.connect(&web, addr).await;
         let (mut second_far, _) = app.accept().await.unwrap();

@@ -20,7 +20,7 @@ use tokio::task::spawn_local;
 use tokio_rustls::TlsAcceptor;
 
 use super::super::pool::GONE_AFTER;
-use super::super::testing::{Rig, app, greet, id, on_worker};
+use super::super::testing::{Carried, Rig, app, greet, id, on_worker};
 use super::super::{Config, pod::Pod};
 
 /// What a scripted peer does.
@@ -198,13 +198,7 @@ fn a_peer_of_an_unknown_ca_is_refused() {
 #[test]
 fn what_is_carried_to_a_pod_that_is_gone_ends() {
     on_worker(async {
-        let rig = Rig::new(Config::default());
-        let web = rig.pod("web");
-        let api = rig.serving_pod("api").await;
-        let (app, addr) = app(&api).await;
-        let mut near = rig.connect(&web, addr).await;
-        let (mut far, _) = app.accept().await.unwrap();
-        greet(&mut near, &mut far).await;
+        let Carried { rig, web, api, mut near, mut far, .. } = Carried::begin().await;
         rig.change(Change::PodGone(rig.object(&api).name));
         assert_eq!(rig.sweep(&web, Duration::ZERO), Some(GONE_AFTER));
         assert!(rig.sweep(&web, GONE_AFTER / 2).is_some_and(|left| left <= GONE_AFTER / 2));
@@ -218,13 +212,7 @@ fn what_is_carried_to_a_pod_that_is_gone_ends() {
 #[test]
 fn a_world_that_knows_nobody_ends_nothing() {
     on_worker(async {
-        let rig = Rig::new(Config::default());
-        let web = rig.pod("web");
-        let api = rig.serving_pod("api").await;
-        let (app, addr) = app(&api).await;
-        let mut near = rig.connect(&web, addr).await;
-        let (mut far, _) = app.accept().await.unwrap();
-        greet(&mut near, &mut far).await;
+        let Carried { rig, web, api, mut near, mut far, .. } = Carried::begin().await;
         let names = [&web, &api].map(|pod| rig.object(pod).name);
         names.into_iter().for_each(|name| rig.change(Change::PodGone(name)));
         for pod in [&web, &api] {
@@ -238,13 +226,7 @@ fn a_world_that_knows_nobody_ends_nothing() {
 #[test]
 fn what_is_carried_to_a_pod_that_terminates_or_is_away_for_a_moment_goes_on() {
     on_worker(async {
-        let rig = Rig::new(Config::default());
-        let web = rig.pod("web");
-        let api = rig.serving_pod("api").await;
-        let (app, addr) = app(&api).await;
-        let mut near = rig.connect(&web, addr).await;
-        let (mut far, _) = app.accept().await.unwrap();
-        greet(&mut near, &mut far).await;
+        let Carried { rig, web, api, mut near, mut far, .. } = Carried::begin().await;
         let terminating = adit_core::workload::Pod { terminating: true, ..rig.object(&api) };
         rig.change(Change::Pod(terminating.clone()));
         assert_eq!(rig.sweep(&web, Duration::ZERO), None);
