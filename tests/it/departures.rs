@@ -1,38 +1,25 @@
 //! Who leaves, and what goes with them: pods that vanish, pods that leave the mesh, and an agent that was away.
 
-use std::io::{Read, Write};
+use std::io::Read;
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use adit_tests::WAIT_MAX;
-use adit_tests::apps::{Behaviour, Load, LoadReport, Server, Shape, connect, read_exactly, run_load};
+use adit_tests::apps::{Behaviour, Load, LoadReport, Server, Shape, run_load};
 use adit_tests::mesh::{Enrolment, Mesh, Pod, PodSpec, with_mesh, with_mesh_alone};
 use anyhow::{Result, anyhow, ensure};
 use serde_json::Value;
 
 use crate::state::assert_captured;
+use crate::talk::{echo, talk};
 
 /// The namespaces, CA, agents.
 fn start(mesh: &mut Mesh) -> Result<()> {
     mesh.namespace("shop", Enrolment::Enabled)?;
     mesh.namespace("plain", Enrolment::Unsaid)?;
     mesh.start()
-}
-
-/// One word there and back.
-fn echo(stream: &mut TcpStream, word: &[u8]) -> Result<()> {
-    stream.write_all(word)?;
-    assert_eq!(read_exactly(stream, word.len())?, word);
-    Ok(())
-}
-
-/// A new connection that carried a word there and back.
-fn talk(from: &Pod, to: SocketAddr) -> Result<TcpStream> {
-    let mut stream = connect(&from.host.netns, to)?;
-    echo(&mut stream, b"hello")?;
-    Ok(stream)
 }
 
 /// From now on nobody hears of the pod, not even a reset.

@@ -18,4 +18,5 @@ mod servers;
 mod services;
 mod smoke;
 mod state;
+mod talk;
 mod transport;

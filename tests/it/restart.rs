@@ -1,12 +1,12 @@
 //! What outlives what: captured pods their agent, open connections a change of enrolment, and nothing its pod.
 
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::io::Read;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use adit_proto::admin::PodStatus;
 use adit_tests::WAIT_MAX;
-use adit_tests::apps::{Behaviour, Load, Server, Shape, connect, read_exactly, run_load};
+use adit_tests::apps::{Behaviour, Load, Server, Shape, connect, run_load};
 use adit_tests::mesh::Agent;
 use adit_tests::mesh::{Enrolment, Mesh, Pod, PodSpec, with_mesh, with_mesh_alone};
 use adit_tests::process::Run;
@@ -14,6 +14,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use crate::state::{assert_captured, assert_untouched, routes, rules, sysctls};
+use crate::talk::{echo, talk};
 
 /// Both namespaces, CA, agents.
 fn start(mesh: &mut Mesh) -> Result<()> {
@@ -29,20 +30,6 @@ fn pair(mesh: &mut Mesh, namespace: &str) -> Result<(Pod, Pod, Server)> {
     let serving = Server::start(&server.host.netns, 8080, Behaviour::Echo)?;
     mesh.settle()?;
     Ok((client, server, serving))
-}
-
-/// One word there and back.
-fn echo(stream: &mut TcpStream, word: &[u8]) -> Result<()> {
-    stream.write_all(word)?;
-    assert_eq!(read_exactly(stream, word.len())?, word);
-    Ok(())
-}
-
-/// A new connection that carried a word there and back.
-fn talk(from: &Pod, to: SocketAddr) -> Result<TcpStream> {
-    let mut stream = connect(&from.host.netns, to)?;
-    echo(&mut stream, b"hello")?;
-    Ok(stream)
 }
 
 /// What a pod's agent says of it.
