@@ -75,9 +75,14 @@ pub(crate) fn sysctls(pod: &Pod) -> Result<BTreeMap<&'static str, String>> {
 pub(crate) fn assert_captured(pod: &Pod) -> Result<()> {
     let rules = rules(pod)?;
     for family in ["iptables", "ip6tables"] {
-        for rule in
-            ["--to-ports 15001", "--to-ports 15006", "--reject-with", "-j CT --zone", "--restore-mark"]
-        {
+        for rule in [
+            "--to-ports 15001",
+            "--to-ports 15006",
+            "--reject-with",
+            "-j CT --zone",
+            "--restore-mark",
+            "-j MARK",
+        ] {
             let there = rules.lines().any(|line| line.starts_with(family) && line.contains(rule));
             assert!(there, "{family} has no {rule}:\n{rules}");
         }

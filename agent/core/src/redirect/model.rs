@@ -170,6 +170,9 @@ pub struct Edit {
 pub enum Sysctl {
     /// Closing one of two listeners of a port moves its queued connections to the other; else they are reset.
     TcpMigrateReq,
+    /// An accepted socket sends with the mark that its SYN came with: an app's replies to the agent's dials are routed to
+    /// lo at once, instead of twice.
+    TcpFwmarkAccept,
     /// A segment outside the window does not reset a captured connection.
     ConntrackBeLiberal,
     /// How long conntrack keeps a closed connection: two entries each for inbound plaintext, 120 s by default.
@@ -178,12 +181,14 @@ pub enum Sysctl {
 
 impl Sysctl {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::TcpMigrateReq, Self::ConntrackBeLiberal, Self::ConntrackTimeWait];
+    pub const ALL: [Self; 4] =
+        [Self::TcpMigrateReq, Self::TcpFwmarkAccept, Self::ConntrackBeLiberal, Self::ConntrackTimeWait];
 
     /// Below `/proc/sys`.
     pub fn path(self) -> &'static str {
         match self {
             Self::TcpMigrateReq => "net/ipv4/tcp_migrate_req",
+            Self::TcpFwmarkAccept => "net/ipv4/tcp_fwmark_accept",
             Self::ConntrackBeLiberal => "net/netfilter/nf_conntrack_tcp_be_liberal",
             Self::ConntrackTimeWait => "net/netfilter/nf_conntrack_tcp_timeout_time_wait",
         }
@@ -198,7 +203,7 @@ impl Sysctl {
     /// nf_conntrack_max of 262,144.
     pub fn wanted(self) -> &'static str {
         match self {
-            Self::TcpMigrateReq | Self::ConntrackBeLiberal => "1",
+            Self::TcpMigrateReq | Self::TcpFwmarkAccept | Self::ConntrackBeLiberal => "1",
             Self::ConntrackTimeWait => "10",
         }
     }

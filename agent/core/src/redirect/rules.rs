@@ -24,7 +24,8 @@ pub(super) struct Chain {
 
 /// All chains of a family.
 pub(super) fn chains(family: Family, wanted: &Wanted) -> Vec<Chain> {
-    let mark = format!("-m mark --mark {:#x}", wanted.mark.value());
+    let mark_value = format!("{:#x}", wanted.mark.value());
+    let mark = format!("-m mark --mark {mark_value}");
     let chain = |table, hook, name, rules| Chain { table, hook, name, rules };
     vec![
         // The dial that spoofs its client's address over lo gets conntrack entries of its own: the client's real
@@ -48,9 +49,18 @@ pub(super) fn chains(family: Family, wanted: &Wanted) -> Vec<Chain> {
             "OUTPUT",
             "ADIT_OUTPUT",
             vec![format!(
-                "-p tcp -m connmark --mark {CONN_MARK:#x} \
+                "-p tcp -m mark ! --mark {mark_value} -m connmark --mark {CONN_MARK:#x} \
                  -j CONNMARK --restore-mark --nfmask 0xffffffff --ctmask 0xffffffff"
             )],
+        ),
+        // The app's sockets take this mark over from the SYN (tcp_fwmark_accept): their replies are routed to lo at once,
+        // where the rule above has the kernel look up a second route for each. After the routing of the packet itself,
+        // which src_valid_mark would have refused it.
+        chain(
+            Table::Mangle,
+            "INPUT",
+            "ADIT_INPUT",
+            vec![format!("-i lo -p tcp {mark} -j MARK --set-xmark {CONN_MARK:#x}/0xffffffff")],
         ),
         chain(Table::Nat, "PREROUTING", "ADIT_PREROUTING", inbound(wanted)),
         chain(Table::Nat, "OUTPUT", "ADIT_OUTPUT", outbound(family, &mark, wanted)),

@@ -58,7 +58,7 @@ fn a_namespace_that_is_as_wanted_gets_no_edit_whatever_back_end_printed_it() {
 #[test]
 fn another_version_s_way_of_printing_is_no_drift() {
     let (_, family, save) = APPLIED[0];
-    let other = save.replace("--mark 0x89abcdef", "--mark 0x89ABCDEF/0xffffffff").replace(
+    let other = save.replace(" --mark 0x89abcdef", " --mark 0x89ABCDEF/0xffffffff").replace(
         "-m tcp ! --dport 15008 --tcp-flags FIN,SYN,RST,ACK SYN",
         "-m tcp --tcp-flags FIN,SYN,RST,ACK SYN ! --dport 15008",
     );
