@@ -230,12 +230,11 @@ pub async fn dial(netns: &Netns, to: SocketAddr, dial: &Dial<'_>) -> Result<TcpS
     })
 }
 
-/// Where an accepted connection was going before it was redirected; its own address if it was not. IPv4 addresses
-/// come out as such, also from an IPv6 socket.
-pub fn original_dst(stream: &TcpStream) -> io::Result<OriginalDst> {
+/// Where an accepted connection of this client's was going before it was redirected; its own address if it was not. IPv4
+/// addresses come out as such, also from an IPv6 socket.
+pub fn original_dst(stream: &TcpStream, client: SocketAddr) -> io::Result<OriginalDst> {
     let socket = SockRef::from(stream);
-    let local = stream.local_addr()?;
-    let asked = if local.ip().to_canonical().is_ipv4() {
+    let asked = if client.ip().to_canonical().is_ipv4() {
         socket.original_dst_v4()?
     } else {
         socket.original_dst_v6()?

@@ -210,8 +210,11 @@ impl Duplex {
                 }
             }
             if self.to_app == Direction::Ending {
-                // The app may have gone already; then reading from it says so.
-                let _ = ready!(Pin::new(&mut self.app).poll_shutdown(cx));
+                // Where the app has ended too, the close that follows says the same.
+                if self.from_app == Direction::Open {
+                    // The app may have gone already; then reading from it says so.
+                    let _ = ready!(Pin::new(&mut self.app).poll_shutdown(cx));
+                }
                 return Poll::Ready(Ok(()));
             }
             match ready!(self.recv.poll_data(cx)) {

@@ -32,7 +32,7 @@ use super::handshake::{self, Secured};
 use super::pod::{Pod, Reported, Seat, TunnelSeat, log_panic};
 use super::protocol::{self, RESET_REFUSED};
 use super::stream::MeshStream;
-use super::tunnel::{HANDSHAKE_DEADLINE, security, tcp_facts, why_broken};
+use super::tunnel::{HANDSHAKE_DEADLINE, security, why_broken};
 use super::wire::Wire;
 use crate::identity::Peer;
 use crate::identity::tls;
@@ -259,7 +259,8 @@ async fn serve_stream(tunnel: Rc<Tunnel>, wanted: Wanted, mut respond: SendRespo
         Ok(()) => End::Closed,
         Err(error) => End::Failed(tunnel.reason_of(&error), Some(chain(&error))),
     };
-    reported.get().edit(|report| report.tcp = tcp_facts(&tunnel.wire));
+    let now = tunnel.pod.worker.handles.clock.now().mono;
+    reported.get().edit(|report| report.tcp = tunnel.wire.tcp_facts(now));
     reported.finish(end);
 }
 

@@ -22,7 +22,7 @@ mod tests;
 
 /// Serves one captured connection from accept to report.
 pub(super) async fn serve(pod: Rc<Pod>, app: TcpStream, client: SocketAddr) {
-    let dst = match sockets::original_dst(&app) {
+    let dst = match sockets::original_dst(&app, client) {
         Ok(dst) => dst,
         Err(error) => {
             // The client has gone already, and nobody knows where it was going.

@@ -35,7 +35,7 @@ enum Kind {
 /// Serves one plaintext connection from accept to report.
 pub(super) async fn serve(pod: Rc<Pod>, client_leg: TcpStream, client: SocketAddr) {
     let client = sockets::canonical(client);
-    let dst = match sockets::original_dst(&client_leg) {
+    let dst = match sockets::original_dst(&client_leg, client) {
         Ok(dst) => dst,
         Err(error) => {
             tracing::debug!(%client, "no original destination: {error}");

@@ -33,7 +33,7 @@ use super::wire::Wire;
 use crate::clock::Clock;
 use crate::identity::tls::{self, HandshakeError, Peer};
 use crate::identity::{CertSource, NoCertificate};
-use crate::sockets::{DialError, tcp_info};
+use crate::sockets::DialError;
 
 /// The TLS handshake must finish in this time, on either side.
 pub(super) const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
@@ -245,17 +245,6 @@ pub(super) fn security(peer: &Peer) -> Security {
     }
 }
 
-/// What the kernel measured on a tunnel's socket.
-pub(super) fn tcp_facts(wire: &Wire) -> Option<TcpFacts> {
-    let micros = |span: Duration| u32::try_from(span.as_micros()).unwrap_or(u32::MAX);
-    let info = wire.with_socket(tcp_info).ok()?;
-    Some(TcpFacts {
-        rtt_us: micros(info.rtt),
-        min_rtt_us: micros(info.min_rtt),
-        retransmits: info.retransmits,
-    })
-}
-
 impl Tunnel {
     /// Streams that may be open at once: ours or the peer's bound, whichever is less.
     pub(super) fn streams_max(&self) -> usize {
@@ -309,7 +298,8 @@ impl Slot {
 
     /// What the kernel measured on the tunnel.
     pub(super) fn tcp_facts(&self) -> Option<TcpFacts> {
-        tcp_facts(&self.tunnel.vitals.wire)
+        let vitals = &self.tunnel.vitals;
+        vitals.wire.tcp_facts(vitals.clock.now().mono)
     }
 
     /// Why the tunnel broke, if it did: a certificate that the peer refused is known only after the handshake.

@@ -3,28 +3,36 @@
 //! What is written is gathered in one block, sealed there in place, and sent with one system call: at once when it is
 //! more than a record, otherwise at the end of the poll of the tunnel's task. An idle tunnel has no block.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::io::IoSlice;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
+use adit_core::report::TcpFacts;
+use adit_core::time::Mono;
 use rustls::AlertDescription;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::buffers::Buffers;
 use super::records::{ALERT_LEN, CONTENT_LEN_MAX, HEADER_LEN, KEY_UPDATE_LEN, RECORD_LEN_MAX, Sealer};
+use crate::sockets::tcp_info;
 
 /// Content up to this size is gathered until the end of the poll; more goes out at once. One full record: what is worth
 /// a system call of its own.
 const GATHERED_MAX: usize = CONTENT_LEN_MAX;
+/// How old the kernel's figures of a tunnel may be in a report: a hundred connections that end together ask once.
+const FACTS_AGE_MAX: Duration = Duration::from_millis(10);
 
 /// The socket of a tunnel after its handshake. Shared by the stream and by those who flush it or ask for its TCP_INFO.
 pub(super) struct Wire {
     tcp: RefCell<TcpStream>,
     out: RefCell<Out>,
+    /// What the kernel measured, and when it was asked.
+    facts: Cell<Option<(Mono, TcpFacts)>>,
     /// What ended the stream above. HTTP/2 keeps no more of it than its kind and text.
     broken: RefCell<Option<io::Error>>,
 }
@@ -53,12 +61,35 @@ impl Wire {
     /// What is sent on `tcp` is gathered in blocks of `buffers`, and sealed by `sealer`.
     pub(super) fn new(tcp: TcpStream, sealer: Sealer, buffers: Rc<Buffers>) -> Rc<Self> {
         let out = Out { sealer, buffers, block: None, at: 0, end: 0, open: 0, closed: false };
-        Rc::new(Self { tcp: RefCell::new(tcp), out: RefCell::new(out), broken: RefCell::default() })
+        Rc::new(Self {
+            tcp: RefCell::new(tcp),
+            out: RefCell::new(out),
+            facts: Cell::default(),
+            broken: RefCell::default(),
+        })
     }
 
     /// Lets `look` see the socket.
     pub(super) fn with_socket<T>(&self, look: impl FnOnce(&TcpStream) -> T) -> T {
         look(&self.tcp.borrow())
+    }
+
+    /// What the kernel measured on the socket, as of now or at most [`FACTS_AGE_MAX`] ago.
+    pub(super) fn tcp_facts(&self, now: Mono) -> Option<TcpFacts> {
+        if let Some((asked, facts)) = self.facts.get()
+            && now.since(asked) <= FACTS_AGE_MAX
+        {
+            return Some(facts);
+        }
+        let micros = |span: Duration| u32::try_from(span.as_micros()).unwrap_or(u32::MAX);
+        let info = self.with_socket(tcp_info).ok()?;
+        let facts = TcpFacts {
+            rtt_us: micros(info.rtt),
+            min_rtt_us: micros(info.min_rtt),
+            retransmits: info.retransmits,
+        };
+        self.facts.set(Some((now, facts)));
+        Some(facts)
     }
 
     /// Lets `judge` see the error that ended the stream, if one did: the peer's TLS alert may be in it.

@@ -27,6 +27,10 @@ use super::shared::Worker;
 /// How often a worker forgets what is idle and reports long connections.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 
+/// A timer that is always due sooner than any deadline of a connection (1 s at the least by default). Tokio wakes its own
+/// driver with a system call for each timer that is due before all others: without this, for every second connection.
+const PULSE: Duration = Duration::from_millis(500);
+
 /// Makes, on the worker, what is to run there.
 pub(super) type Errand = Box<dyn FnOnce() -> Pin<Box<dyn Future<Output = ()>>> + Send>;
 
@@ -70,6 +74,8 @@ async fn serve(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>) {
     let mut due = None;
     let mut upkeep = interval(UPKEEP_INTERVAL);
     upkeep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut pulse = interval(PULSE);
+    pulse.set_missed_tick_behavior(MissedTickBehavior::Delay);
     view.latest();
     loop {
         tokio::select! {
@@ -80,6 +86,7 @@ async fn serve(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>) {
             () = view.changed() => due = sweep(&pods, &view.latest(), clock.now()),
             () = clock.sleep_until(due) => due = sweep(&pods, &view.world(), clock.now()),
             () = certs.trust_changed() => pods.values().for_each(|serving| serving.pod().pool.cut_distrusted()),
+            _ = pulse.tick() => {}
             _ = upkeep.tick() => due = look_after(&worker, &pods),
         }
     }

@@ -404,7 +404,7 @@ async fn carry(
     client: SocketAddr,
     seen: mpsc::UnboundedSender<Seen>,
 ) {
-    let original = sockets::original_dst(&stream).unwrap();
+    let original = sockets::original_dst(&stream, client).unwrap();
     if port == 15001 && probe::is_capture_probe(&original) {
         return probe::answer(&stream, &original);
     }
