@@ -4,6 +4,7 @@
 //! nodes is not, and is the plain path. Each measurement is one run of a load on one pair, by processes of their own in
 //! the pods ([`client`], [`server`]); the pairs alternate. What a row must reach is in [`rows`].
 
+mod bulk;
 pub mod client;
 mod facts;
 pub mod measure;
@@ -24,5 +25,3 @@ const ANSWER: &[u8; 200] = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r
 pub const REQUESTS: u16 = 9001;
 /// Where it takes and gives bulk.
 pub const BULK: u16 = 9002;
-/// One read or write of bulk.
-const BLOCK_LEN: usize = 256 * 1024;

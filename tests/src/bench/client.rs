@@ -1,13 +1,12 @@
 //! The client in a pod: one load on the server of the other, and what came of it as a line of JSON.
 //!
-//! One thread for requests, one a stream for bulk: its own CPU is the same with and without the mesh. A load of which
+//! One thread, whatever the load: its own CPU is the same with and without the mesh. A load of which
 //! one request or byte is lost is no measurement, but an error.
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::fd::AsFd;
-use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -18,8 +17,8 @@ use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFl
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, Socket, Type};
 
-use super::server::{TO_CLIENT, TO_SERVER};
-use super::{ANSWER, BLOCK_LEN, BULK, REQUEST, REQUESTS};
+use super::bulk::{self, Way};
+use super::{ANSWER, BULK, REQUEST, REQUESTS};
 
 /// What to do.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -55,7 +54,7 @@ pub struct Report {
 pub const HOLDING: &str = "holding";
 
 /// How long one event is waited for before the load has failed.
-const STUCK: Duration = Duration::from_secs(10);
+pub(super) const STUCK: Duration = Duration::from_secs(10);
 
 impl Load {
     /// As words of a command line.
@@ -91,63 +90,12 @@ pub fn run(load: Load, server: IpAddr, duration: Duration) -> Result<Report> {
     // The first connection opens the tunnel, if there is one, and is not measured.
     Requests::new(requests)?.keep_alive(1, Instant::now() + Duration::from_millis(50))?;
     match load {
-        Load::ToServer(streams) => bulk(SocketAddr::new(server, BULK), TO_SERVER, streams, duration),
-        Load::ToClient(streams) => bulk(SocketAddr::new(server, BULK), TO_CLIENT, streams, duration),
+        Load::ToServer(streams) => bulk::run(SocketAddr::new(server, BULK), Way::ToServer, streams, duration),
+        Load::ToClient(streams) => bulk::run(SocketAddr::new(server, BULK), Way::ToClient, streams, duration),
         Load::KeepAlive(count) => measured(requests, |run, end| run.keep_alive(count, end), duration),
         Load::Rate(count, rate) => measured(requests, |run, end| run.at_rate(count, rate, end), duration),
         Load::PerRequest(count) => measured(requests, |run, end| run.per_request(count, end), duration),
         Load::Idle(count) => hold(requests, count),
-    }
-}
-
-fn bulk(server: SocketAddr, way: u8, streams: usize, duration: Duration) -> Result<Report> {
-    let ready = Barrier::new(streams + 1);
-    let millis = u64::try_from(duration.as_millis())?;
-    let stream = || -> Result<u64> {
-        let opened = TcpStream::connect(server);
-        ready.wait();
-        let mut stream = opened.context("cannot connect")?;
-        let mut head = vec![way];
-        head.extend(millis.to_be_bytes());
-        stream.write_all(&head)?;
-        if way == TO_SERVER { send(stream, duration) } else { receive(stream) }
-    };
-    thread::scope(|scope| {
-        let running: Vec<_> = (0..streams).map(|_| scope.spawn(stream)).collect();
-        ready.wait();
-        let started = Instant::now();
-        let mut done = 0;
-        for stream in running {
-            done += stream.join().map_err(|_| anyhow::anyhow!("a stream's thread panicked"))??;
-        }
-        Ok(Report { done, seconds: started.elapsed().as_secs_f64(), ..Report::default() })
-    })
-}
-
-/// Sends for so long; over when the server has said how much it got.
-fn send(mut stream: TcpStream, duration: Duration) -> Result<u64> {
-    let block = vec![0x5a; BLOCK_LEN];
-    let end = Instant::now() + duration;
-    let mut sent = 0;
-    while Instant::now() < end {
-        stream.write_all(&block)?;
-        sent += block.len() as u64;
-    }
-    stream.shutdown(Shutdown::Write)?;
-    let mut total = [0; 8];
-    stream.read_exact(&mut total)?;
-    ensure!(u64::from_be_bytes(total) == sent, "{sent} B were sent, {} B arrived", u64::from_be_bytes(total));
-    Ok(sent)
-}
-
-fn receive(mut stream: TcpStream) -> Result<u64> {
-    let mut block = vec![0; BLOCK_LEN];
-    let mut got = 0;
-    loop {
-        match stream.read(&mut block)? {
-            0 => return Ok(got),
-            len => got += len as u64,
-        }
     }
 }
 

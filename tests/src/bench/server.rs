@@ -1,25 +1,18 @@
-//! The server in a pod: small requests on one thread, bulk on a thread a connection.
+//! The server in a pod: small requests on one thread, bulk on another ([`super::bulk`]).
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream};
 use std::thread;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use socket2::{Domain, Socket, Type};
 
-use super::{ANSWER, BLOCK_LEN, BULK, REQUEST, REQUESTS};
+use super::bulk;
+use super::{ANSWER, BULK, REQUEST, REQUESTS};
 
 /// What the server prints once it listens.
 pub const READY: &str = "serving";
-
-/// A head of bulk: which way, and for how many milliseconds the server shall send.
-pub(super) const BULK_HEAD_LEN: usize = 9;
-/// The client sends until it shuts down; the server answers with how much it got, 8 bytes, big endian.
-pub(super) const TO_SERVER: u8 = 1;
-/// The server sends for as long as it was told.
-pub(super) const TO_CLIENT: u8 = 2;
 
 /// As many connections may wait to be accepted as the kernel allows.
 const BACKLOG: i32 = 4096;
@@ -30,13 +23,8 @@ const LISTENER: u64 = u64::MAX;
 #[expect(clippy::print_stdout, reason = "its word that it listens is its output")]
 pub fn run() -> Result<()> {
     let requests = listen(REQUESTS)?;
-    let bulk = listen(BULK)?;
-    thread::spawn(move || {
-        for stream in bulk.incoming().flatten() {
-            // A connection that breaks is the client's to report.
-            thread::spawn(move || serve_bulk(stream));
-        }
-    });
+    let bulk_listener = listen(BULK)?;
+    thread::spawn(move || bulk::serve(&bulk_listener));
     println!("{READY}");
     serve_requests(&requests)
 }
@@ -125,28 +113,4 @@ fn answer(conn: &mut Conn) -> bool {
         }
     }
     true
-}
-
-fn serve_bulk(mut stream: TcpStream) -> Result<()> {
-    let mut head = [0; BULK_HEAD_LEN];
-    stream.read_exact(&mut head)?;
-    let [way, millis @ ..] = head;
-    let mut block = vec![0u8; BLOCK_LEN];
-    if way == TO_SERVER {
-        let mut total = 0u64;
-        loop {
-            match stream.read(&mut block)? {
-                0 => break,
-                len => total += len as u64,
-            }
-        }
-        stream.write_all(&total.to_be_bytes())?;
-    } else {
-        let end = Instant::now() + Duration::from_millis(u64::from_be_bytes(millis));
-        while Instant::now() < end {
-            stream.write_all(&block)?;
-        }
-        stream.shutdown(Shutdown::Write)?;
-    }
-    Ok(())
 }
