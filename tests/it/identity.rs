@@ -490,8 +490,13 @@ fn ca_status(mesh: &Mesh) -> Result<Value> {
 #[test]
 fn certificates_and_then_the_root_are_rotated_under_load_and_no_connection_fails() -> Result<()> {
     with_mesh_alone(&["n1", "n2"], |mesh| {
-        let (client, server, echo) = pair(mesh, &json!({ "leaf-life": "10s", "poll": "50ms" }))?;
-        drop(echo);
+        let (client, server, _echo) = pair(mesh, &json!({ "leaf-life": "10s", "poll": "50ms" }))?;
+        let mut held = Vec::new();
+        for to in [server.at(8080), server.at_v6(8080)] {
+            for _ in 0..HELD {
+                held.push(connect(&client.host.netns, to)?);
+            }
+        }
         let _http = Server::start(&server.host.netns, 8081, Behaviour::Http { body: b"ok".to_vec() })?;
         let first = mesh.agent("n1")?.process().next_line();
         let end = AtomicBool::new(false);
@@ -499,7 +504,7 @@ fn certificates_and_then_the_root_are_rotated_under_load_and_no_connection_fails
         let old = ca_status(mesh)?["root"]["serial"].clone();
         let report = thread::scope(|scope| -> Result<LoadReport> {
             let load = scope.spawn(|| load_until(&client, server.at(8081), &end));
-            let done = rotate(mesh, &server, &mut serials);
+            let done = rotate(mesh, &server, &mut serials, &mut held);
             end.store(true, Ordering::Relaxed);
             let report = load.join().map_err(|_| anyhow!("the load panicked"))?;
             done?;
@@ -540,13 +545,21 @@ fn shown_serial(flow: &Flow<'_>) -> Option<String> {
     Some(flow.tls.as_ref()?.peer_serial.clone().into_owned())
 }
 
+/// Connections of each family that stay open over all rotations.
+const HELD: usize = 16;
+
 /// Watches the server's certificate rotate three times, then asks for a new root and follows it to its end by what the
-/// CA says of its progress.
-fn rotate(mesh: &Mesh, server: &Pod, serials: &mut BTreeSet<String>) -> Result<()> {
+/// CA says of its progress. After each step, what is held open still carries.
+fn rotate(mesh: &Mesh, server: &Pod, serials: &mut BTreeSet<String>, held: &mut [TcpStream]) -> Result<()> {
+    let mut all_carry = |when: &str| {
+        held.iter_mut().try_for_each(|stream| talk(stream).with_context(|| format!("held open, {when}")))
+    };
+    all_carry("at first")?;
     until("three rotations", || {
         serials.extend(serial(mesh, "n2", &server.identity())?);
         Ok((serials.len() > 3).then_some(()))
     })?;
+    all_carry("after three rotations")?;
     // An agent that has not acknowledged the new root: nothing is signed with it until then.
     play_agent(mesh, "deaf", &[])?;
     mesh.ca()?.command("rotate", &[])?;
@@ -555,6 +568,7 @@ fn rotate(mesh: &Mesh, server: &Pod, serials: &mut BTreeSet<String>) -> Result<(
             serials.extend(serial(mesh, "n2", &server.identity())?);
             Ok((ca_status(mesh)?["rotation"]["step"] == step).then_some(()))
         })?;
+        all_carry(step)?;
         if step == "announced" {
             std::fs::remove_file(mesh.directory().join("status/deaf.yaml")).context("the deaf agent")?;
         }

@@ -1,6 +1,7 @@
 //! The tests over namespaces: one binary, run by `cargo xtask test --part it` in a sandbox of its own.
 
 mod admin;
+mod adoption;
 mod capture;
 mod cleanup;
 mod cni;

@@ -12,7 +12,9 @@ use adit_tests::topology::Host;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
+mod doors;
 mod endpoints;
+mod late;
 mod skip;
 mod vips;
 

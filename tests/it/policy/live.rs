@@ -77,6 +77,28 @@ fn a_policy_cuts_what_it_forbids_and_leaves_the_rest() -> Result<()> {
 }
 
 #[test]
+fn what_only_watches_cuts_nothing_until_it_is_enforced() -> Result<()> {
+    with_stage(|mesh, stage| {
+        let mut held = Held::open_all(stage)?;
+        let cart = |dry_run: bool| {
+            format!(
+                "{{ dryRun: {dry_run}, action: DENY, rules: [{{from: [{{source: {{namespaces: [other]}}}}]}}] }}"
+            )
+        };
+        policy(mesh, "no-cart", &cart(true))?;
+        only_cut(&mut held, &[])?;
+        policy(mesh, "watched", "{ action: AUDIT, rules: [{}] }")?;
+        only_cut(&mut held, &[])?;
+        policy(mesh, "nobody", "{ dryRun: true, action: ALLOW }")?;
+        only_cut(&mut held, &[])?;
+        policy(mesh, "no-cart", &cart(false))?;
+        only_cut(&mut held, &[Way::Cart])?;
+        policy(mesh, "nobody", "{ action: ALLOW }")?;
+        only_cut(&mut held, &[Way::Web, Way::WebAdminV6, Way::Plain])
+    })
+}
+
+#[test]
 fn a_label_that_brings_a_pod_under_a_policy_cuts_what_that_forbids() -> Result<()> {
     with_stage(|mesh, stage| {
         let gold = "{ action: DENY, selector: { matchLabels: { tier: gold } }, \
