@@ -456,3 +456,13 @@ fn inbound_is_taken_for_an_own_address_and_an_apps_port() {
     }
     assert_eq!(ask(&[], "10.0.0.1:8080"), Ok("10.0.0.1:8080".to_owned()), "the World knows it too");
 }
+
+#[test]
+fn an_own_address_is_the_source_s_own_whoever_else_claims_it() {
+    // A pod object that is out of date, or a forged one, names the client's address too, and wins it for all others.
+    let mut shop = Shop::new().with(Change::Pod(pod("shop/z-claimant", &["10.0.0.9", "fd00::9"])));
+    for dst in ["10.0.0.9:8080", "[fd00::9]:8080"] {
+        let Ok(Destination::Pod(candidate)) = shop.route(dst) else { panic!("{dst} is a pod's") };
+        assert_eq!(candidate.workload.unwrap().pod.uid, PodUid("uid-client".into()), "{dst}");
+    }
+}

@@ -130,6 +130,17 @@ fn the_floor_gives_one_retry_each_100_ms_and_saves_none_up() {
     assert!(!budget.withdraw(Mono::from_millis(3_600_000)));
 }
 
+#[test]
+fn the_floor_pays_first_and_what_is_earned_is_kept() {
+    let mut budget = budget();
+    for _ in 0..10 {
+        budget.attempt(Mono::ZERO);
+    }
+    assert!(budget.withdraw(Mono::ZERO));
+    let later = Mono(Duration::from_millis(100));
+    assert!(budget.withdraw(later) && budget.withdraw(later), "the floor's next, and the one that was earned");
+}
+
 fn without_floor() -> TrafficSettings {
     TrafficSettings { budget_floor_interval: None, ..TrafficSettings::default() }
 }
