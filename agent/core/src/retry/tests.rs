@@ -138,7 +138,10 @@ fn the_floor_pays_first_and_what_is_earned_is_kept() {
     }
     assert!(budget.withdraw(Mono::ZERO));
     let later = Mono(Duration::from_millis(100));
-    assert!(budget.withdraw(later) && budget.withdraw(later), "the floor's next, and the one that was earned");
+    assert!(
+        budget.withdraw(later) && budget.withdraw(later),
+        "the floor's next, and the one that was earned"
+    );
 }
 
 fn without_floor() -> TrafficSettings {
