@@ -29,6 +29,7 @@ mod pool;
 mod protocol;
 mod records;
 mod relay;
+mod share;
 mod shared;
 mod stream;
 #[cfg(test)]

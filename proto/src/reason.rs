@@ -15,7 +15,7 @@ pub enum Reason {
     Loop,
     /// The pod already has as many connections as the agent accepts for one pod.
     AcceptLimit,
-    /// The agent's budget for buffered bytes is used up.
+    /// The pod's share of the agent's budget for buffered bytes is used up.
     MemoryLimit,
     /// The service has no endpoint that may be used.
     NoEndpoint,

@@ -2,15 +2,15 @@
 //!
 //! Two rules keep one slow reader from harming others. What is held for stalled streams does not count against the
 //! tunnel's connection window: the window grows by as much, or four stalled streams would stop the other ninety-six.
-//! And once half of the worker's budget is held, every stream's window shrinks, so that no further stream can hold
+//! And once half of the pod's share is held, every stream's window shrinks, so that no further stream can hold
 //! much. Knows no socket; the tunnel's driver applies what this says.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::task::{Context, Waker};
 
-use super::buffers::Buffers;
 use super::protocol::{CONNECTION_WINDOW, STREAM_WINDOW, STREAM_WINDOW_UNDER_PRESSURE, STREAMS_MAX};
+use super::share::Share;
 
 /// By how much what is held must change before a tunnel's window follows: each change costs a WINDOW_UPDATE.
 const STEP: usize = 2 * 1024 * 1024;
@@ -35,7 +35,7 @@ impl Windows {
 /// One tunnel's account of held bytes. Shared by its streams and its driver.
 #[derive(Debug)]
 pub(super) struct Account {
-    buffers: Rc<Buffers>,
+    share: Rc<Share>,
     held: Cell<usize>,
     /// What was held when the windows were last set.
     followed: Cell<usize>,
@@ -43,26 +43,26 @@ pub(super) struct Account {
 }
 
 impl Account {
-    /// An account within the worker's budget.
-    pub(super) fn new(buffers: Rc<Buffers>) -> Rc<Self> {
-        Rc::new(Self { buffers, held: Cell::new(0), followed: Cell::new(0), driver: RefCell::new(None) })
+    /// An account within its pod's share.
+    pub(super) fn new(share: Rc<Share>) -> Rc<Self> {
+        Rc::new(Self { share, held: Cell::new(0), followed: Cell::new(0), driver: RefCell::new(None) })
     }
 
-    /// The worker's buffers.
-    pub(super) fn buffers(&self) -> &Rc<Buffers> {
-        &self.buffers
+    /// The pod's share of the worker's buffers.
+    pub(super) fn share(&self) -> &Rc<Share> {
+        &self.share
     }
 
     /// Counts bytes taken over for a stalled stream; every call has its [`Account::release`].
     pub(super) fn hold(&self, len: usize) {
-        self.buffers.hold(len);
+        self.share.hold(len);
         self.held.set(self.held.get() + len);
         self.follow();
     }
 
     /// Ends what [`Account::hold`] counted.
     pub(super) fn release(&self, len: usize) {
-        self.buffers.release(len);
+        self.share.release(len);
         self.held.set(self.held.get().saturating_sub(len));
         self.follow();
     }
@@ -80,7 +80,7 @@ impl Account {
         let extra = u32::try_from(self.followed.get()).unwrap_or(u32::MAX);
         Windows {
             connection: CONNECTION_WINDOW.saturating_add(extra).min(CONNECTION_WINDOW_MAX),
-            stream: if self.buffers.is_pressed() { STREAM_WINDOW_UNDER_PRESSURE } else { STREAM_WINDOW },
+            stream: if self.share.is_pressed() { STREAM_WINDOW_UNDER_PRESSURE } else { STREAM_WINDOW },
         }
     }
 
@@ -100,12 +100,13 @@ impl Account {
 
 #[cfg(test)]
 mod tests {
+    use super::super::buffers::Buffers;
     use super::*;
 
     #[test]
-    fn what_is_held_widens_the_tunnel_and_half_the_budget_narrows_its_streams() {
+    fn what_is_held_widens_the_tunnel_and_half_the_share_narrows_its_streams() {
         let mib = 1024 * 1024;
-        let account = Account::new(Rc::new(Buffers::new(16 * mib)));
+        let account = Account::new(Share::new(Rc::new(Buffers::new(16 * mib))));
         let cx = Context::from_waker(Waker::noop());
         assert_eq!(account.windows(&cx), Windows::USUAL);
         account.hold(mib);

@@ -22,12 +22,12 @@ use h2::{RecvStream, SendStream};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::buffers::Chunk;
 use super::endpoints::{Choice, InUse, Spender};
 use super::error::{CarryError, ends_tunnel, is_of_the_endpoint, is_of_the_network};
 use super::pod::Pod;
 use super::pool::{Key, Lease, Origin};
 use super::protocol::{self, Head};
+use super::share::Chunk;
 use super::tunnel::{Slot, StreamError};
 use crate::telemetry::Report;
 use crate::view::View;

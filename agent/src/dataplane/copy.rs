@@ -17,8 +17,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::account::Account;
-use super::buffers::{BATCH_LEN, Chunk, Enlisted};
+use super::buffers::BATCH_LEN;
 use super::flow::Flow;
+use super::share::{Chunk, Enlisted};
 use super::unread::{Ended, Unread};
 
 #[cfg(test)]
@@ -121,7 +122,7 @@ impl Duplex {
                 return self.unreserve();
             }
             self.stalled = true;
-            if self.account.buffers().poll_room(cx, &mut self.enlisted).is_pending() {
+            if self.account.share().poll_room(cx, &mut self.enlisted).is_pending() {
                 return self.unreserve();
             }
             // What is asked for here stays asked for while this waits: the app has something to say.
@@ -129,7 +130,7 @@ impl Duplex {
             self.stalled = false;
             let Poll::Ready(read) = self.poll_read(cx, room) else { return self.unreserve() };
             let Some(chunk) = read.map_err(|_| Broken::NearReset)? else {
-                self.send.send_data(self.account.buffers().no_bytes(), true).map_err(Broken::of)?;
+                self.send.send_data(self.account.share().no_bytes(), true).map_err(Broken::of)?;
                 return Poll::Ready(Ok(()));
             };
             let count = chunk.remaining();
@@ -177,7 +178,7 @@ impl Duplex {
     /// Reads at most `room` bytes of the app; `None` is its end.
     fn poll_read(&mut self, cx: &mut Context<'_>, room: usize) -> Poll<std::io::Result<Option<Chunk>>> {
         let app = &mut self.app;
-        self.account.buffers().chunk(room, |into| {
+        self.account.share().chunk(room, |into| {
             let mut buf = ReadBuf::new(into);
             ready!(Pin::new(app).poll_read(cx, &mut buf))?;
             Poll::Ready(Ok(buf.filled().len()))

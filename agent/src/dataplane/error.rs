@@ -26,8 +26,8 @@ pub(super) enum CarryError {
     /// The pod has as many connections as it may have.
     #[error("the pod has {0} connections")]
     AcceptLimit(usize),
-    /// The budget for buffered bytes is used up.
-    #[error("{0} bytes wait for slow readers")]
+    /// The pod's share of the budget for buffered bytes is used up.
+    #[error("{0} bytes wait for the pod's slow readers")]
     MemoryLimit(usize),
     /// No endpoint became known within the deadline.
     #[error("the pods behind {0} are not known yet")]
@@ -349,8 +349,8 @@ pub(super) enum ServeError {
     /// The pod has as many connections as it may have.
     #[error("the pod has {0} connections")]
     AcceptLimit(usize),
-    /// The budget for buffered bytes is used up.
-    #[error("{0} bytes wait for slow readers")]
+    /// The pod's share of the budget for buffered bytes is used up.
+    #[error("{0} bytes wait for the pod's slow readers")]
     MemoryLimit(usize),
     /// Policy refused it.
     #[error("refused by policy: {0}")]

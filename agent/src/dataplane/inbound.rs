@@ -23,7 +23,6 @@ use tokio::time::timeout;
 
 use super::account::{Account, Windows};
 use super::admit::{Asked, admit, still_admitted};
-use super::buffers::Chunk;
 use super::caller::Caller;
 use super::copy::Duplex;
 use super::error::{BrokenBy, ServeError, chain};
@@ -31,6 +30,7 @@ use super::flow::{Flow, Near};
 use super::handshake::{self, Secured};
 use super::pod::{Pod, Reported, Seat, TunnelSeat, log_panic};
 use super::protocol::{self, RESET_REFUSED};
+use super::share::Chunk;
 use super::stream::MeshStream;
 use super::tunnel::{HANDSHAKE_DEADLINE, security, why_broken};
 use super::wire::Wire;
@@ -136,7 +136,7 @@ async fn accept(
         .await
         .map_err(|_| late())?
         .map_err(|error| refused(why_broken(&error, &wire))(&error))?;
-    let account = Account::new(Rc::clone(&worker.buffers));
+    let account = Account::new(Rc::clone(&pod.share));
     let caller = Caller::new(peer.id.clone(), client.ip(), Rc::clone(&account));
     let tunnel = Tunnel {
         pod: Rc::clone(pod),
@@ -316,9 +316,8 @@ async fn reach(
     let pod = &tunnel.pod;
     let dst = dst.ok_or(ServeError::BadConnect)?;
     let seat = pod.seat().map_err(ServeError::AcceptLimit)?;
-    let buffers = &pod.worker.buffers;
-    if buffers.is_full() {
-        return Err(ServeError::MemoryLimit(buffers.held()));
+    if pod.share.is_full() {
+        return Err(ServeError::MemoryLimit(pod.share.held()));
     }
     // Marked as seen before it is asked: a change from here on wakes the copy.
     let world = view.latest();

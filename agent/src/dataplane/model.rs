@@ -27,8 +27,9 @@ pub struct Config {
     /// Connections of one pod, both directions together; more are reset (`accept_limit`). Default 65,536: at 4 KiB each
     /// 256 MiB.
     pub connections_per_pod: usize,
-    /// Bytes that may wait for slow readers, in all; beyond it new connections are refused (`memory_limit`) and nothing
-    /// more is read from apps. Default `256MiB`, at least `16MiB` a worker.
+    /// Bytes that may wait for slow readers, in all. One pod has at most half of it, and what the others leave; beyond it
+    /// its new connections are refused (`memory_limit`) and nothing more is read from its apps. Default `256MiB`, at
+    /// least `16MiB` a worker.
     #[serde(deserialize_with = "crate::units::size")]
     pub buffer_budget: usize,
     /// How long a tunnel without connections is kept. Default `5m`.

@@ -75,8 +75,8 @@ async fn carry(
             result.map_err(|broken| CarryError::Broken(BrokenBy::outbound(&broken, slot.lost())))
         }
         Carrier::Plain(upstream) => {
-            let (buffers, pipes) = (Rc::clone(&worker.buffers), Rc::clone(&worker.pipes));
-            let result = Box::pin(Relay::new((app, upstream), buffers, pipes, flow, idle_timeout)).await;
+            let (share, pipes) = (Rc::clone(&pod.share), Rc::clone(&worker.pipes));
+            let result = Box::pin(Relay::new((app, upstream), share, pipes, flow, idle_timeout)).await;
             result.map_err(|broken| CarryError::Broken(BrokenBy::outbound(&broken, None)))
         }
     }
@@ -91,9 +91,8 @@ async fn reach(
     reported: &Reported,
 ) -> Result<(super::pod::Seat, Connected), CarryError> {
     let seat = pod.seat().map_err(CarryError::AcceptLimit)?;
-    let buffers = &pod.worker.buffers;
-    if buffers.is_full() {
-        return Err(CarryError::MemoryLimit(buffers.held()));
+    if pod.share.is_full() {
+        return Err(CarryError::MemoryLimit(pod.share.held()));
     }
     let report = reported.get();
     let connected = tokio::select! {

@@ -17,9 +17,13 @@ use super::flow::{Flow, Near};
 use super::inbound::dial_app;
 use super::pod::{Pod, Reported, Seat};
 use super::relay::Relay;
+use super::share::Share;
 use crate::node::Origin;
 use crate::sockets;
 use crate::view::View;
+
+#[cfg(test)]
+mod tests;
 
 /// What a plaintext connection is, as far as the node can tell.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -43,6 +47,11 @@ pub(super) async fn serve(pod: Rc<Pod>, client_leg: TcpStream, client: SocketAdd
             return;
         }
     };
+    serve_to(pod, client_leg, client, dst).await;
+}
+
+/// The same, for a destination that is known.
+async fn serve_to(pod: Rc<Pod>, client_leg: TcpStream, client: SocketAddr, dst: OriginalDst) {
     let reported = pod.report(Direction::Inbound, client, dst, pod.new_trace());
     let end = match carry(&pod, client_leg, client, dst, &reported).await {
         Ok(()) => End::Closed,
@@ -74,9 +83,9 @@ async fn carry(
     };
     let worker = &pod.worker;
     let flow = Flow::new(reported.get().meter(), Near::Client, worker.handles.clock);
-    let (buffers, pipes) = (Rc::clone(&worker.buffers), Rc::clone(&worker.pipes));
+    let (share, pipes) = (Rc::clone(share(pod, kind)), Rc::clone(&worker.pipes));
     let timeout = worker.config.half_closed_timeout;
-    let relay = Box::pin(Relay::new((client_leg, app), buffers, pipes, flow, timeout));
+    let relay = Box::pin(Relay::new((client_leg, app), share, pipes, flow, timeout));
     copy(relay, pod, kind, client, dst, (&mut view, reported)).await.map_err(|error| (error.reason(), error))
 }
 
@@ -122,6 +131,10 @@ async fn reach(
         return Err(ServeError::NotForUs(InboundRefusal::LinkLocal));
     }
     let seat = pod.seat().map_err(ServeError::AcceptLimit)?;
+    let share = share(pod, kind);
+    if share.is_full() {
+        return Err(ServeError::MemoryLimit(share.held()));
+    }
     let target = resolve::inbound(world, &pod.local(world), &pod.ips, dst.0)?;
     if kind != Kind::Probe {
         let asked = asked(pod, client, OriginalDst(target.addr));
@@ -131,6 +144,14 @@ async fn reach(
     let app = dial_app(pod, target.addr, client, reported).await?;
     reported.get().carried();
     Ok((seat, app))
+}
+
+/// What the connection's bytes count in. A pod whose readers stall is not to fail its probes for that.
+fn share(pod: &Pod, kind: Kind) -> &Rc<Share> {
+    match kind {
+        Kind::Probe => &pod.worker.probes,
+        Kind::NotQuiteProbe | Kind::Plain => &pod.share,
+    }
 }
 
 fn asked(pod: &Pod, client: SocketAddr, dst: OriginalDst) -> Asked<'_> {

@@ -21,6 +21,7 @@ use super::legs::Legs;
 use super::model::ServedPod;
 use super::pool::{Dialling, Pool};
 use super::protocol;
+use super::share::Share;
 use super::shared::Worker;
 use crate::sockets;
 use crate::telemetry::Report;
@@ -36,6 +37,8 @@ pub(super) struct Pod {
     pub(super) identity: SpiffeId,
     pub(super) legs: Legs,
     pub(super) pool: Rc<Pool>,
+    /// Its part of the worker's buffers.
+    pub(super) share: Rc<Share>,
     pub(super) worker: Rc<Worker>,
     /// Says who it is while the world does not know it (its object may come later than its first connection).
     stand_in: Arc<Workload>,
@@ -82,10 +85,11 @@ impl Drop for TunnelSeat {
 impl Pod {
     /// A pod without listeners.
     pub(super) fn new(worker: &Rc<Worker>, served: &ServedPod, legs: Legs, live: Arc<Live>) -> Rc<Self> {
+        let share = Share::new(Rc::clone(&worker.buffers));
         let pool = Pool::new(Dialling {
             legs: legs.clone(),
             certs: worker.handles.certs.clone(),
-            buffers: Rc::clone(&worker.buffers),
+            share: Rc::clone(&share),
             clock: worker.handles.clock,
             own: served.identity.clone(),
             idle_timeout: worker.config.tunnel_idle_timeout,
@@ -97,6 +101,7 @@ impl Pod {
             identity: served.identity.clone(),
             legs,
             pool,
+            share,
             worker: Rc::clone(worker),
             stand_in: Arc::new(stand_in(served, &world)),
             live,

@@ -18,9 +18,9 @@ use adit_proto::{Reason, SpiffeId};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
-use super::buffers::Buffers;
 use super::legs::Legs;
 use super::protocol::STREAMS_MAX;
+use super::share::Share;
 use super::tunnel::{self, DialTimes, Driver, Slot, Towards, Tunnel, TunnelError};
 use crate::clock::Clock;
 use crate::identity::CertSource;
@@ -66,8 +66,8 @@ pub(super) struct Dialling {
     pub(super) legs: Legs,
     /// The pod's certificates.
     pub(super) certs: CertSource,
-    /// The worker's buffers.
-    pub(super) buffers: Rc<Buffers>,
+    /// The pod's share of the worker's buffers.
+    pub(super) share: Rc<Share>,
     /// The clock.
     pub(super) clock: Clock,
     /// The pod's identity.
@@ -309,11 +309,11 @@ async fn dial(pool: Weak<Pool>, key: Key, id: u64) {
     let Some(strong) = pool.upgrade() else { return };
     let dialling = &strong.dialling;
     let (legs, certs) = (dialling.legs.clone(), dialling.certs.clone());
-    let (buffers, clock, own) = (Rc::clone(&dialling.buffers), dialling.clock, dialling.own.clone());
+    let (share, clock, own) = (Rc::clone(&dialling.share), dialling.clock, dialling.own.clone());
     drop(strong);
     let addr = SocketAddr::new(key.ip, PORT_INBOUND_HBONE);
     let towards = Towards { addr, own, expected: key.expected.clone() };
-    let result = Box::pin(tunnel::dial(&legs, &certs, &buffers, clock, &towards)).await;
+    let result = Box::pin(tunnel::dial(&legs, &certs, &share, clock, &towards)).await;
     if let Some(pool) = pool.upgrade() {
         pool.finish(&key, id, result);
     }

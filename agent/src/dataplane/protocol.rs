@@ -19,8 +19,8 @@ pub(super) const STREAM_WINDOW: u32 = 4 * 1024 * 1024;
 /// Unread bytes of a whole tunnel: four stalled streams; it grows by what is held (see [`super::account`]). Must exceed
 /// the stream's, or one stalled stream stops the tunnel.
 pub(super) const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
-/// A stream's window once half of the worker's budget is held: with the default budget of 256 MiB, 1,000 further
-/// stalled streams fit.
+/// A stream's window once half of the pod's share is held: with the default budget of 256 MiB that is after 85 MiB of a
+/// pod alone, and 340 further stalled streams fit until it takes on no more.
 pub(super) const STREAM_WINDOW_UNDER_PRESSURE: u32 = 128 * 1024;
 /// The largest DATA frame: with HTTP/2's default of 16 KiB the work per frame costs 60 % more CPU per byte.
 const FRAME_LEN_MAX: u32 = 1024 * 1024;

@@ -13,17 +13,17 @@ use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
-use super::buffers::Buffers;
 use super::copy::{Broken, QUOTA};
 use super::flow::Flow;
 use super::pipes::{Pipe, Pipes};
+use super::share::{Enlisted, Share};
 use super::unread::{Ended, Unread};
 
 #[cfg(test)]
 mod tests;
 
 /// What is copied at once. A read that fills it makes the next ones go through the kernel: below it, a copy is cheaper
-/// than two splices. Also what one stalled direction can hold.
+/// than two splices. Also what one stalled direction can hold; counted in its pod's share.
 const COPY_LEN: usize = 64 * 1024;
 
 /// One connection between two sockets.
@@ -32,7 +32,7 @@ pub(super) struct Relay {
     far: TcpStream,
     from_near: Way,
     to_near: Way,
-    buffers: Rc<Buffers>,
+    share: Rc<Share>,
     pipes: Rc<Pipes>,
     flow: Flow,
     unread: Option<Box<Unread>>,
@@ -43,8 +43,9 @@ pub(super) struct Relay {
 #[derive(Default)]
 struct Way {
     closed: bool,
-    /// The sink does not take what was read.
+    /// The sink does not take what was read, or nothing may be read that it might not take.
     stalled: bool,
+    enlisted: Enlisted,
     /// Copied, and not yet written.
     pending: Bytes,
     pipe: Option<Pipe>,
@@ -62,7 +63,7 @@ impl Relay {
     /// Begins to carry. `idle_timeout`: how long a half-closed connection may be silent.
     pub(super) fn new(
         (near, far): (TcpStream, TcpStream),
-        buffers: Rc<Buffers>,
+        share: Rc<Share>,
         pipes: Rc<Pipes>,
         flow: Flow,
         idle_timeout: Duration,
@@ -72,7 +73,7 @@ impl Relay {
             far,
             from_near: Way::default(),
             to_near: Way::default(),
-            buffers,
+            share,
             pipes,
             flow,
             unread: None,
@@ -113,20 +114,20 @@ impl Way {
         cx: &mut Context<'_>,
         source: &mut TcpStream,
         sink: &mut TcpStream,
-        (buffers, pipes): (&Rc<Buffers>, &Rc<Pipes>),
+        (share, pipes): (&Rc<Share>, &Rc<Pipes>),
         mut moved: impl FnMut(usize),
     ) -> Poll<Result<(), Failed>> {
         let mut quota = QUOTA;
         while quota > 0 {
             self.stalled = true;
-            let written = ready!(self.poll_write(cx, sink, buffers)).map_err(|_| Failed::Sink)?;
+            let written = ready!(self.poll_write(cx, sink, share)).map_err(|_| Failed::Sink)?;
             self.stalled = false;
             if written > 0 {
                 moved(written);
                 quota = quota.saturating_sub(written);
                 continue;
             }
-            match self.poll_read(cx, source, sink, buffers, pipes) {
+            match self.poll_read(cx, source, sink, share, pipes) {
                 Poll::Ready(Ok(Took::End)) => {
                     // The sink may have gone already; then writing or reading it says so.
                     let _ = ready!(Pin::new(sink).poll_shutdown(cx));
@@ -155,7 +156,7 @@ impl Way {
         &mut self,
         cx: &mut Context<'_>,
         sink: &mut TcpStream,
-        buffers: &Buffers,
+        share: &Share,
     ) -> Poll<io::Result<usize>> {
         if !self.pending.is_empty() {
             let written = ready!(Pin::new(sink).poll_write(cx, &self.pending))?;
@@ -163,7 +164,7 @@ impl Way {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             self.pending.advance(written);
-            buffers.release(written);
+            share.release(written);
             if self.pending.is_empty() {
                 self.pending = Bytes::new();
             }
@@ -188,7 +189,7 @@ impl Way {
         cx: &mut Context<'_>,
         source: &mut TcpStream,
         sink: &mut TcpStream,
-        buffers: &Buffers,
+        share: &Rc<Share>,
         pipes: &Rc<Pipes>,
     ) -> Poll<Result<Took, Failed>> {
         if self.bulk && self.pipe.is_none() {
@@ -205,7 +206,12 @@ impl Way {
                 }
             }
         }
-        buffers.with_scratch(|scratch| {
+        // Asked first, so that a socket with nothing to read waits for no room.
+        ready!(source.poll_read_ready(cx)).map_err(|_| Failed::Source)?;
+        self.stalled = true;
+        ready!(share.poll_room(cx, &mut self.enlisted));
+        self.stalled = false;
+        share.buffers().with_scratch(|scratch| {
             let mut buf = ReadBuf::new(&mut scratch[..COPY_LEN]);
             ready!(Pin::new(source).poll_read(cx, &mut buf)).map_err(|_| Failed::Source)?;
             let read = buf.filled();
@@ -219,7 +225,7 @@ impl Way {
             };
             if written < read.len() {
                 self.pending = Bytes::copy_from_slice(&read[written..]);
-                buffers.hold(self.pending.len());
+                share.hold(self.pending.len());
             }
             Poll::Ready(Ok(Took::Written(written)))
         })
@@ -240,7 +246,7 @@ impl Future for Relay {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.get_mut();
         let before = this.flow.total();
-        let memory = (&this.buffers, &this.pipes);
+        let memory = (&this.share, &this.pipes);
         if !this.from_near.closed {
             let moved = |count| this.flow.near_sent(count);
             match this.from_near.poll(cx, &mut this.near, &mut this.far, memory, moved) {
@@ -273,7 +279,7 @@ impl Future for Relay {
 
 impl Drop for Relay {
     fn drop(&mut self) {
-        self.buffers.release(self.from_near.pending.len() + self.to_near.pending.len());
+        self.share.release(self.from_near.pending.len() + self.to_near.pending.len());
         if !self.is_over() {
             let _ = self.near.set_zero_linger();
             let _ = self.far.set_zero_linger();

@@ -13,6 +13,7 @@ use super::endpoints::Endpoints;
 use super::gate::Gate;
 use super::model::{Config, Handles};
 use super::pipes::Pipes;
+use super::share::Share;
 use crate::node::Lookup;
 use crate::telemetry::Shard;
 
@@ -25,6 +26,8 @@ pub(super) struct Worker {
     pub(super) config: Config,
     pub(super) shard: Shard,
     pub(super) buffers: Rc<Buffers>,
+    /// What the kubelet's probes of all pods have of the buffers.
+    pub(super) probes: Rc<Share>,
     pub(super) pipes: Rc<Pipes>,
     pub(super) endpoints: Endpoints,
     pub(super) handshakes: Gate,
@@ -42,10 +45,12 @@ impl Worker {
             let opened = node.lookup();
             opened.inspect_err(|error| tracing::error!("kubelet probes cannot be told: {error}")).ok()
         });
-        let share = (config.buffer_budget / workers.get() as usize).max(BUFFER_SHARE_MIN);
+        let budget = (config.buffer_budget / workers.get() as usize).max(BUFFER_SHARE_MIN);
+        let buffers = Rc::new(Buffers::new(budget));
         Rc::new(Self {
             shard: handles.reporter.shard(handles.clock),
-            buffers: Rc::new(Buffers::new(share)),
+            probes: Share::new(Rc::clone(&buffers)),
+            buffers,
             pipes: Rc::default(),
             endpoints: Endpoints::new(workers),
             handshakes: Gate::default(),

@@ -24,10 +24,10 @@ use rustls_pki_types::ServerName;
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use super::account::{Account, Windows};
-use super::buffers::{Buffers, Chunk};
 use super::handshake::{self, Secured};
 use super::legs::Legs;
 use super::protocol::{self, Refused, STREAMS_MAX};
+use super::share::{Chunk, Share};
 use super::stream::MeshStream;
 use super::wire::Wire;
 use crate::clock::Clock;
@@ -186,7 +186,7 @@ pub(super) enum StreamError {
 pub(super) async fn dial(
     legs: &Legs,
     certs: &CertSource,
-    buffers: &Rc<Buffers>,
+    share: &Rc<Share>,
     clock: Clock,
     towards: &Towards,
 ) -> Result<(Tunnel, Driver, DialTimes), TunnelError> {
@@ -201,7 +201,7 @@ pub(super) async fn dial(
     // By address: no name is sent (SNI), and the verifier compares identities.
     let name = ServerName::IpAddress(peer.ip().into());
     let Secured { stream, peer: proven } =
-        timeout(HANDSHAKE_DEADLINE, handshake::connect(tcp, config, name, buffers))
+        timeout(HANDSHAKE_DEADLINE, handshake::connect(tcp, config, name, share.buffers()))
             .await
             .map_err(late(DialStage::Tls))?
             .map_err(|source| TunnelError::Tls { peer, source })?;
@@ -214,7 +214,7 @@ pub(super) async fn dial(
     let ping_pong = connection.ping_pong().expect("nobody has asked this connection for its ping before");
     let vitals = Rc::new(Vitals {
         wire,
-        account: Account::new(Rc::clone(buffers)),
+        account: Account::new(Rc::clone(share)),
         active: Cell::new(0),
         idle_since: Cell::new(secured.mono),
         ended: Cell::new(false),

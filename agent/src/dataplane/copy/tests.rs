@@ -266,3 +266,37 @@ fn a_reset_reaches_a_server_that_does_not_read() {
         assert_eq!(rig.reason(Direction::Inbound).await, Some(Reason::ResetByClient));
     });
 }
+
+#[test]
+fn a_pod_whose_readers_stall_takes_on_no_more_and_starves_no_other() {
+    on_worker(async {
+        let config = Config { buffer_budget: 16 << 20, ..Config::default() };
+        let Joined { rig, client_pod, app, addr, near, far } = joined(config).await;
+        let block = vec![7; 64 * 1024];
+        let mut stalled = vec![(near, far)];
+        while !client_pod.share.is_full() {
+            let mut quiet = 0;
+            while quiet < 2000 {
+                let (_, far) = stalled.last().unwrap();
+                quiet = if far.try_write(&block).is_ok() { 0 } else { quiet + 1 };
+                yield_now().await;
+            }
+            if !client_pod.share.is_full() {
+                let near = rig.connect(&client_pod, addr).await;
+                stalled.push((near, app.accept().await.unwrap().0));
+            }
+        }
+        let mut refused = rig.connect(&client_pod, addr).await;
+        assert!(refused.read(&mut [0; 1]).await.is_err());
+        assert_eq!(rig.reason(Direction::Outbound).await, Some(Reason::MemoryLimit));
+
+        let other = rig.pod("cart");
+        let mut near = rig.connect(&other, addr).await;
+        let (mut far, _) = app.accept().await.unwrap();
+        greet(&mut near, &mut far).await;
+        drop(stalled);
+        while client_pod.share.held() > 0 {
+            yield_now().await;
+        }
+    });
+}

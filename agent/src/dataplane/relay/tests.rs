@@ -5,9 +5,11 @@ use adit_core::report::Direction;
 use adit_proto::Reason;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
+use tokio::task::yield_now;
 
 use super::super::Config;
 use super::super::testing::{Rig, greet, on_worker};
+use super::COPY_LEN;
 
 #[test]
 fn bulk_and_small_bytes_pass_through_the_kernel_unchanged() {
@@ -79,5 +81,56 @@ fn a_refused_destination_outside_resets_the_app() {
         assert_eq!(said.end.reason(), Some(Reason::Refused));
         assert_eq!(said.report.destination, OriginalDst(addr));
         assert_eq!(Rc::strong_count(&pod), 2, "the test and its rig: the connection let go of its pod");
+    });
+}
+
+#[test]
+fn while_a_pods_share_is_used_up_nothing_more_of_it_is_read_and_other_pods_go_on() {
+    on_worker(async {
+        let rig = Rig::new(Config { buffer_budget: 16 << 20, ..Config::default() });
+        let (web, cart) = (rig.pod("web"), rig.pod("cart"));
+        let outside = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = outside.local_addr().unwrap();
+        let mut near = rig.connect(&web, addr).await;
+        let (mut far, _) = outside.accept().await.unwrap();
+        greet(&mut near, &mut far).await;
+        web.share.hold(8 << 20);
+        near.write_all(b"waits").await.unwrap();
+
+        let mut refused = rig.connect(&web, addr).await;
+        assert!(refused.read(&mut [0; 1]).await.is_err());
+        assert_eq!(rig.reason(Direction::Outbound).await, Some(Reason::MemoryLimit));
+        let mut other = rig.connect(&cart, addr).await;
+        let (mut other_far, _) = outside.accept().await.unwrap();
+        greet(&mut other, &mut other_far).await;
+        assert!(far.try_read(&mut [0; 1]).is_err(), "nothing was read");
+
+        web.share.release(8 << 20);
+        let mut got = [0; 5];
+        far.read_exact(&mut got).await.unwrap();
+        assert_eq!(&got, b"waits");
+    });
+}
+
+#[test]
+fn what_a_reader_does_not_take_is_held_in_its_pods_share() {
+    on_worker(async {
+        let rig = Rig::new(Config::default());
+        let web = rig.pod("web");
+        let outside = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut near = rig.connect(&web, outside.local_addr().unwrap()).await;
+        let (mut far, _) = outside.accept().await.unwrap();
+        greet(&mut near, &mut far).await;
+        let mut sent = 0;
+        while web.share.held() == 0 {
+            // Less than is copied at once: it is not spliced.
+            sent += near.try_write(&[7; 10_000]).unwrap_or(0);
+            yield_now().await;
+        }
+        assert!(web.share.held() <= COPY_LEN);
+        near.shutdown().await.unwrap();
+        let mut got = Vec::new();
+        far.read_to_end(&mut got).await.unwrap();
+        assert_eq!((got.len(), web.share.held()), (sent, 0));
     });
 }
