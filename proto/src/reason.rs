@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 pub enum Reason {
     /// The destination is one of the agent's own ports on an own address.
     Loop,
-    /// The pod already has as many connections as the agent accepts for one pod.
+    /// The pod already has as many connections as the agent accepts for one pod, or a peer as many tunnels to it.
     AcceptLimit,
     /// The pod's share of the agent's budget for buffered bytes is used up.
     MemoryLimit,

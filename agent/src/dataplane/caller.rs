@@ -1,8 +1,9 @@
-//! The pod at the other end of a tunnel that it opened: whether the world still has it.
+//! The pod at the other end of a tunnel that it opened: whether the world still has it, and it still needs the tunnel.
 
 use std::cell::Cell;
 use std::net::IpAddr;
 use std::rc::Rc;
+use std::time::Duration;
 
 use adit_core::time::Mono;
 use adit_core::world::World;
@@ -21,13 +22,24 @@ pub(super) struct Caller {
     known: Cell<bool>,
     missing: Missing,
     gone: Cell<bool>,
+    /// Since when the tunnel carries no stream; none while it does.
+    idle_since: Cell<Option<Mono>>,
+    idle: Cell<bool>,
 }
 
 impl Caller {
-    /// `account`: the tunnel's, whose driver is woken when the pod has gone.
-    pub(super) fn new(id: SpiffeId, ip: IpAddr, account: Rc<Account>) -> Rc<Self> {
-        let (known, missing, gone) = (Cell::new(false), Missing::default(), Cell::new(false));
-        Rc::new(Self { id, ip, account, known, missing, gone })
+    /// `account`: the tunnel's, whose driver is woken when the tunnel is to end. It carries no stream yet.
+    pub(super) fn new(id: SpiffeId, ip: IpAddr, account: Rc<Account>, now: Mono) -> Rc<Self> {
+        Rc::new(Self {
+            id,
+            ip,
+            account,
+            known: Cell::new(false),
+            missing: Missing::default(),
+            gone: Cell::new(false),
+            idle_since: Cell::new(Some(now)),
+            idle: Cell::new(false),
+        })
     }
 
     /// Finds it gone if it stays missing from the world; says when to look again at the latest. One whose address is
@@ -45,6 +57,25 @@ impl Caller {
                 None
             }
         }
+    }
+
+    /// Notes that its tunnel carries a stream, or, with when the last one ended, none.
+    pub(super) fn idle_since(&self, since: Option<Mono>) {
+        self.idle_since.set(since);
+        self.idle.set(false);
+    }
+
+    /// Finds its tunnel idle if it has carried no stream for so long.
+    pub(super) fn look_idle(&self, now: Mono, idle_max: Duration) {
+        if self.idle_since.get().is_some_and(|since| now.since(since) >= idle_max) {
+            self.idle.set(true);
+            self.account.wake_driver();
+        }
+    }
+
+    /// Whether its tunnel is to be ended in order.
+    pub(super) fn is_idle(&self) -> bool {
+        self.idle.get()
     }
 
     /// Whether its tunnel is to be broken.

@@ -1,4 +1,4 @@
-//! Bounds the TLS handshakes that run at once, in all and from one source, on one worker.
+//! Bounds what there is at once of one thing, in all and from one source, on one worker: handshakes, or a pod's tunnels.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -12,9 +12,13 @@ pub(super) const HANDSHAKES_MAX: usize = 512;
 /// thousands of connections from one pod.
 pub(super) const HANDSHAKES_PER_SOURCE_MAX: usize = 64;
 
-/// The handshakes under way on one worker.
-#[derive(Debug, Default)]
-pub(super) struct Gate(Rc<RefCell<Inside>>);
+/// What is inside, and how much may be.
+#[derive(Debug)]
+pub(super) struct Gate {
+    inside: Rc<RefCell<Inside>>,
+    all_max: usize,
+    per_source_max: usize,
+}
 
 #[derive(Debug, Default)]
 struct Inside {
@@ -22,7 +26,7 @@ struct Inside {
     by_source: HashMap<IpAddr, usize>,
 }
 
-/// A handshake under way; over when dropped.
+/// A place inside; given back when dropped.
 #[derive(Debug)]
 pub(super) struct Entered {
     inside: Rc<RefCell<Inside>>,
@@ -30,16 +34,21 @@ pub(super) struct Entered {
 }
 
 impl Gate {
-    /// Lets a handshake begin; `None` beyond a bound.
+    /// Nothing is inside.
+    pub(super) fn new(all_max: usize, per_source_max: usize) -> Self {
+        Self { inside: Rc::default(), all_max, per_source_max }
+    }
+
+    /// Lets one more in; `None` beyond a bound.
     pub(super) fn enter(&self, source: IpAddr) -> Option<Entered> {
-        let mut inside = self.0.borrow_mut();
+        let mut inside = self.inside.borrow_mut();
         let from_source = inside.by_source.get(&source).copied().unwrap_or_default();
-        if inside.all >= HANDSHAKES_MAX || from_source >= HANDSHAKES_PER_SOURCE_MAX {
+        if inside.all >= self.all_max || from_source >= self.per_source_max {
             return None;
         }
         inside.all += 1;
         inside.by_source.insert(source, from_source + 1);
-        Some(Entered { inside: Rc::clone(&self.0), source })
+        Some(Entered { inside: Rc::clone(&self.inside), source })
     }
 }
 
@@ -62,20 +71,20 @@ mod tests {
 
     #[test]
     fn one_source_cannot_fill_the_gate() {
-        let gate = Gate::default();
+        let gate = Gate::new(HANDSHAKES_MAX, HANDSHAKES_PER_SOURCE_MAX);
         let greedy: IpAddr = "10.0.0.1".parse().unwrap();
         let mut inside: Vec<_> =
             (0..HANDSHAKES_PER_SOURCE_MAX).map(|_| gate.enter(greedy).unwrap()).collect();
         assert!(gate.enter(greedy).is_none());
         inside.push(gate.enter("10.0.0.2".parse().unwrap()).unwrap());
         inside.clear();
-        assert!(gate.0.borrow().by_source.is_empty());
+        assert!(gate.inside.borrow().by_source.is_empty());
         assert!(gate.enter(greedy).is_some());
     }
 
     #[test]
     fn all_sources_together_are_bounded_too() {
-        let gate = Gate::default();
+        let gate = Gate::new(HANDSHAKES_MAX, HANDSHAKES_PER_SOURCE_MAX);
         let sources = (0..=u8::MAX).flat_map(|last| [last; 4]).map(|last| IpAddr::from([10, 0, 0, last]));
         let inside: Vec<_> = sources.filter_map(|source| gate.enter(source)).collect();
         assert_eq!(inside.len(), HANDSHAKES_MAX);

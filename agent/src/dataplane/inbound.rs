@@ -27,8 +27,9 @@ use super::caller::Caller;
 use super::copy::Duplex;
 use super::error::{BrokenBy, ServeError, chain};
 use super::flow::{Flow, Near};
+use super::gate::Entered;
 use super::handshake::{self, Secured};
-use super::pod::{Pod, Reported, Seat, TunnelSeat, log_panic};
+use super::pod::{Pod, Reported, Seat, log_panic};
 use super::protocol::{self, RESET_REFUSED};
 use super::share::Chunk;
 use super::stream::MeshStream;
@@ -58,7 +59,7 @@ struct Tunnel {
     handshake: Cell<Option<Duration>>,
     lost: Cell<Option<Reason>>,
     caller: Rc<Caller>,
-    _seat: TunnelSeat,
+    _seat: Entered,
 }
 
 /// Why a peer got no tunnel.
@@ -97,9 +98,9 @@ async fn accept(
     client: SocketAddr,
 ) -> Result<(Connection<MeshStream, Chunk>, Tunnel), NoTunnel> {
     let worker = &pod.worker;
-    let Some(tunnel_seat) = pod.tunnel_seat() else {
+    let Some(tunnel_seat) = pod.tunnel_seat(client.ip()) else {
         let _ = sockets::reset_on_close(&tcp);
-        let detail = "the pod has too many tunnels".into();
+        let detail = "the pod has too many tunnels, in all or from this address".into();
         return Err(NoTunnel { reason: Reason::AcceptLimit, detail });
     };
     let Some(_entered) = worker.handshakes.enter(client.ip()) else {
@@ -137,7 +138,8 @@ async fn accept(
         .map_err(|_| late())?
         .map_err(|error| refused(why_broken(&error, &wire))(&error))?;
     let account = Account::new(Rc::clone(&pod.share));
-    let caller = Caller::new(peer.id.clone(), client.ip(), Rc::clone(&account));
+    let now = worker.handles.clock.now().mono;
+    let caller = Caller::new(peer.id.clone(), client.ip(), Rc::clone(&account), now);
     let tunnel = Tunnel {
         pod: Rc::clone(pod),
         security: Arc::new(security(&peer)),
@@ -153,7 +155,7 @@ async fn accept(
     Ok((connection, tunnel))
 }
 
-/// Moves a tunnel's frames and serves its streams, until the peer ends it, it breaks, or the peer is revoked.
+/// Moves a tunnel's frames and serves its streams, until the peer ends it, it breaks or idles, or the peer is revoked.
 async fn drive(mut connection: Connection<MeshStream, Chunk>, tunnel: Rc<Tunnel>) {
     let mut streams = JoinSet::new();
     let mut certs = tunnel.pod.worker.handles.certs.clone();
@@ -166,6 +168,7 @@ async fn drive(mut connection: Connection<MeshStream, Chunk>, tunnel: Rc<Tunnel>
         tokio::select! {
             next = poll_fn(|cx| poll_next(&mut connection, &tunnel, &mut windows, cx)) => match next {
                 Some(Ok((request, respond))) => {
+                    tunnel.caller.idle_since(None);
                     let wanted = Wanted::of(request);
                     streams.spawn_local(serve_stream(Rc::clone(&tunnel), wanted, respond));
                 }
@@ -175,7 +178,12 @@ async fn drive(mut connection: Connection<MeshStream, Chunk>, tunnel: Rc<Tunnel>
                 }
                 None => break,
             },
-            Some(ended) = streams.join_next(), if !streams.is_empty() => log_panic(ended),
+            Some(ended) = streams.join_next(), if !streams.is_empty() => {
+                log_panic(ended);
+                if streams.is_empty() {
+                    tunnel.caller.idle_since(Some(tunnel.pod.worker.handles.clock.now().mono));
+                }
+            }
             () = certs.trust_changed() => distrusted = certs.distrusts(&tunnel.peer),
             () = &mut refusing, if !told => {
                 told = true;
@@ -204,6 +212,10 @@ fn poll_next(
     let wanted = tunnel.account.windows(cx);
     if tunnel.caller.is_gone() {
         return Poll::Ready(Some(Err(Reason::PodGone)));
+    }
+    if tunnel.caller.is_idle() {
+        // Says GOAWAY and closes: a stream that was just being opened is refused unprocessed.
+        connection.abrupt_shutdown(h2::Reason::NO_ERROR);
     }
     if wanted.connection != windows.connection {
         connection.set_target_window_size(wanted.connection);

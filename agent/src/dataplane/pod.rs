@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use adit_core::net::{ObjectName, OriginalDst, PodKey, SourceAddr};
 use adit_core::report::{ConnectionReport, Direction, End, TraceId};
@@ -17,6 +18,7 @@ use tokio::sync::watch;
 use tokio::task::JoinError;
 
 use super::caller::Caller;
+use super::gate::{Entered, Gate};
 use super::legs::Legs;
 use super::model::ServedPod;
 use super::pool::{Dialling, Pool};
@@ -26,9 +28,14 @@ use super::shared::Worker;
 use crate::sockets;
 use crate::telemetry::Report;
 
-/// Tunnels that peers may have open to one pod on one worker: at some 30 KiB each 240 MiB. A peer pod has one per worker
-/// and 100 connections.
+/// Tunnels that peers may have open to one pod on one worker: at some 30 KiB each 240 MiB.
 const INBOUND_TUNNELS_MAX: usize = 8192;
+/// Of these, from one address. A peer pod has one per worker and 100 connections: 25,600 connections between two pods,
+/// or 256 pods behind one address. If all stand in the middle of a frame, the largest is 1 MiB: 256 MiB.
+pub(super) const INBOUND_TUNNELS_PER_SOURCE_MAX: usize = 256;
+/// How much longer than by its opener, which lets go of it first, a tunnel without streams is kept.
+pub(super) const IDLE_GRACE: Duration = Duration::from_secs(60);
+
 /// A pod as its connections see it.
 pub(super) struct Pod {
     pub(super) key: PodKey,
@@ -46,7 +53,8 @@ pub(super) struct Pod {
     /// Why what is open is being ended.
     ending: Cell<Option<Reason>>,
     refusing: watch::Sender<bool>,
-    tunnels: Rc<Cell<usize>>,
+    /// The tunnels that peers opened.
+    tunnels: Gate,
     /// Who opened the tunnels that peers opened.
     callers: RefCell<Vec<Weak<Caller>>>,
     /// What it says of itself in a CONNECT, for the workload that it was made of.
@@ -70,15 +78,6 @@ pub(super) struct Seat(Arc<Live>);
 impl Drop for Seat {
     fn drop(&mut self) {
         self.0.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// A place among the tunnels that peers opened to the pod on this worker; given back when dropped.
-pub(super) struct TunnelSeat(Rc<Cell<usize>>);
-
-impl Drop for TunnelSeat {
-    fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
     }
 }
 
@@ -107,7 +106,7 @@ impl Pod {
             live,
             ending: Cell::new(None),
             refusing: watch::Sender::new(false),
-            tunnels: Rc::default(),
+            tunnels: Gate::new(INBOUND_TUNNELS_MAX, INBOUND_TUNNELS_PER_SOURCE_MAX),
             callers: RefCell::default(),
             baggage: RefCell::default(),
         })
@@ -125,13 +124,9 @@ impl Pod {
         if before < self.worker.config.connections_per_pod { Ok(seat) } else { Err(before) }
     }
 
-    /// Takes a place for a tunnel that a peer opens; `None` where there are too many.
-    pub(super) fn tunnel_seat(&self) -> Option<TunnelSeat> {
-        if self.tunnels.get() >= INBOUND_TUNNELS_MAX {
-            return None;
-        }
-        self.tunnels.set(self.tunnels.get() + 1);
-        Some(TunnelSeat(Rc::clone(&self.tunnels)))
+    /// Takes a place for a tunnel that a peer at this address opens; `None` where there are too many.
+    pub(super) fn tunnel_seat(&self, source: IpAddr) -> Option<Entered> {
+        self.tunnels.enter(source)
     }
 
     /// Has a tunnel that a peer opened looked after by [`Pod::sweep`].
@@ -144,6 +139,8 @@ impl Pod {
     pub(super) fn sweep(&self, world: &World, now: Now) -> Option<Mono> {
         let mut callers = self.callers.borrow_mut();
         callers.retain(|caller| caller.strong_count() > 0);
+        let idle_max = self.worker.config.tunnel_idle_timeout + IDLE_GRACE;
+        callers.iter().filter_map(Weak::upgrade).for_each(|caller| caller.look_idle(now.mono, idle_max));
         self.pool.sweep(world, now);
         // A world that has lost this pod, which is here, proves nothing of others: a directory that was emptied or unmounted
         // must not end what works.

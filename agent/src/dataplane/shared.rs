@@ -10,7 +10,7 @@ use adit_core::traffic::TrafficSettings;
 
 use super::buffers::Buffers;
 use super::endpoints::Endpoints;
-use super::gate::Gate;
+use super::gate::{Gate, HANDSHAKES_MAX, HANDSHAKES_PER_SOURCE_MAX};
 use super::model::{Config, Handles};
 use super::pipes::Pipes;
 use super::share::Share;
@@ -53,7 +53,7 @@ impl Worker {
             buffers,
             pipes: Rc::default(),
             endpoints: Endpoints::new(workers),
-            handshakes: Gate::default(),
+            handshakes: Gate::new(HANDSHAKES_MAX, HANDSHAKES_PER_SOURCE_MAX),
             seed: RefCell::new(seed),
             traffic_default: Arc::default(),
             lookup: RefCell::new(lookup),

@@ -241,7 +241,11 @@ pub(super) struct Carried {
 
 impl Carried {
     pub(super) async fn begin() -> Self {
-        let rig = Rig::new(Config::default());
+        Self::begin_with(Config::default()).await
+    }
+
+    pub(super) async fn begin_with(config: Config) -> Self {
+        let rig = Rig::new(config);
         let web = rig.pod("web");
         let api = rig.serving_pod("api").await;
         let (app, addr) = app(&api).await;

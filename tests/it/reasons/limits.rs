@@ -9,10 +9,10 @@ use super::rogue::silent_server;
 use super::*;
 
 /// What each agent lets one pod have: fewer streams than one tunnel's, and enough of them to use up the least budget that
-/// an agent takes, 16 MiB, with the 128 KiB that each may hold once half of that is used.
+/// an agent takes, 16 MiB, with the 128 KiB that each may hold once half of the pod's share, half of that, is used.
 const NEAR_MAX: usize = 90;
 const FAR_MAX: usize = 100;
-/// Streams that are filled one after the other: two of them hold a whole window of 4 MiB each, half of the budget.
+/// Streams that are filled one after the other: two of them hold a whole window of 4 MiB each, all of a pod's share.
 const ALONE: usize = 3;
 
 pub(super) static LIMITS: Scenario = Scenario {
@@ -54,6 +54,7 @@ fn limits(mesh: &mut Mesh, stage: &Stage) -> Result<()> {
         pod.host.netns.sysctl("net/ipv4/tcp_rmem", "4096 32768 65536")?;
     }
     let _silent = silent_server(&stage.api.host.netns, 7070)?;
+    let mark = Mark::now(mesh)?;
     let mut writing = Vec::new();
     for number in 0..NEAR_MAX - 10 {
         let mut stream = connect(&stage.web.host.netns, stage.api.at(7070))?;
@@ -70,7 +71,7 @@ fn limits(mesh: &mut Mesh, stage: &Stage) -> Result<()> {
         stream.set_nonblocking(true)?;
         writing.push(stream);
     }
-    let (deadline, mark) = (Instant::now() + WAIT_MAX, Mark::now(mesh)?);
+    let deadline = Instant::now() + WAIT_MAX;
     let far = mesh.agent("n2")?.process();
     while !far.log().iter().any(|line| line.contains(Reason::MemoryLimit.label())) {
         ensure!(Instant::now() < deadline, "the budget is not used up by {} stalled streams", writing.len());

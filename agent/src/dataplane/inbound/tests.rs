@@ -15,7 +15,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::spawn_local;
 
 use super::super::legs::Legs;
-use super::super::pod::Pod;
+use super::super::pod::{IDLE_GRACE, INBOUND_TUNNELS_PER_SOURCE_MAX, Pod};
 use super::super::pool::{GONE_AFTER, Key};
 use super::super::protocol::Refused;
 use super::super::testing::{Carried, Rig, app, greet, id, on_worker, policy};
@@ -285,6 +285,52 @@ fn no_more_handshakes_of_one_source_run_at_once_than_may() {
             silent.push(TcpStream::connect(to).await.unwrap());
         }
         assert_eq!(rig.reason(Direction::Inbound).await, Some(Reason::HandshakeLimit));
+    });
+}
+
+#[test]
+fn one_address_cannot_take_all_tunnels_to_a_pod() {
+    on_worker(async {
+        let rig = Rig::new(Config::default());
+        let api = rig.serving_pod("api").await;
+        let seat = |ip: &str| api.tunnel_seat(ip.parse().unwrap());
+        let seats: Vec<_> = std::iter::from_fn(|| seat("127.0.0.1")).collect();
+        assert_eq!(seats.len(), INBOUND_TUNNELS_PER_SOURCE_MAX);
+        let to = SocketAddr::new(api.first_ip(), PORT_INBOUND_HBONE);
+        let mut refused = TcpStream::connect(to).await.unwrap();
+        assert!(refused.read(&mut [0; 1]).await.is_err());
+        assert_eq!(rig.reason(Direction::Inbound).await, Some(Reason::AcceptLimit));
+        assert!(seat("127.0.0.2").is_some());
+        drop(seats);
+        assert!(seat("127.0.0.1").is_some());
+    });
+}
+
+#[test]
+fn a_tunnel_that_its_opener_leaves_idle_is_closed_and_one_that_carries_is_kept() {
+    on_worker(async {
+        let config = Config { tunnel_idle_timeout: Duration::from_secs(600), ..Config::default() };
+        let (closed, kept) = (Duration::from_secs(600) + IDLE_GRACE, Duration::from_secs(600));
+        let Carried { rig, web, api, app, addr, mut near, mut far } = Carried::begin_with(config).await;
+        rig.sweep(&api, closed);
+        greet(&mut near, &mut far).await;
+        drop((near, far));
+        assert_eq!(rig.report(Direction::Outbound).await.report.tunnel_reused, Some(false));
+        let again = async |idle: Duration| {
+            rig.sweep(&api, idle);
+            let mut near = rig.connect(&web, addr).await;
+            let (mut far, _) = app.accept().await.unwrap();
+            greet(&mut near, &mut far).await;
+            drop((near, far));
+            let said = rig.report(Direction::Outbound).await;
+            assert_eq!(said.end.reason(), None);
+            said.report.tunnel_reused
+        };
+        for _ in 0..3 {
+            assert_eq!(again(kept).await, Some(true));
+        }
+        // It idles from the moment that its last stream's task is gone.
+        while again(closed).await == Some(true) {}
     });
 }
 
