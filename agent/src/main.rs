@@ -8,6 +8,7 @@ use adit_agent::app::{App, Reload};
 use adit_agent::config::{Config, NodeFacts};
 use adit_agent::telemetry::log;
 use clap::Parser;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -50,6 +51,9 @@ fn main() -> ExitCode {
             return ExitCode::from(BAD_CONFIG);
         }
     };
+    if let Err(error) = allow_descriptors(&config) {
+        tracing::warn!("cannot raise the bound of open descriptors: {error}");
+    }
     match run(config, Reload { path: args.config, level }) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -63,6 +67,23 @@ fn main() -> ExitCode {
 /// in them is used: 5,000 idle connections then weigh a fifth more. Not allowed to: it costs memory, nothing else.
 fn without_huge_pages() {
     let _ = nix::sys::prctl::set_thp_disable(true);
+}
+
+/// Raises the soft bound of open descriptors, of which systemd leaves 1,024, to the hard one. A connection takes two:
+/// where not even one pod's fit, that is said.
+fn allow_descriptors(config: &Config) -> nix::Result<()> {
+    /// What the agent opens besides: listeners, tunnels, pipes, files.
+    const BESIDES: u64 = 1000;
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+    let connections = u64::try_from(config.dataplane.connections_per_pod).unwrap_or(u64::MAX);
+    let wanted = connections.saturating_mul(2).saturating_add(BESIDES);
+    if hard < wanted {
+        tracing::warn!(
+            "at most {hard} descriptors may be open (RLIMIT_NOFILE); dataplane.connections-per-pod wants {wanted}"
+        );
+    }
+    Ok(())
 }
 
 /// The control thread: everything but connections.

@@ -15,7 +15,7 @@ pub enum Reason {
     Loop,
     /// The pod already has as many connections as the agent accepts for one pod, or a peer as many tunnels to it.
     AcceptLimit,
-    /// The pod's share of the agent's budget for buffered bytes is used up.
+    /// The pod's share of the agent's budget for buffered bytes is used up, or the agent has no descriptor left.
     MemoryLimit,
     /// The service has no endpoint that may be used.
     NoEndpoint,
@@ -197,7 +197,9 @@ impl Reason {
         match self {
             Self::Loop => "Nothing should dial 15001, 15006 or 15008 itself; look at what chose this port.",
             Self::AcceptLimit => "Close idle connections or raise dataplane.connections-per-pod.",
-            Self::MemoryLimit => "Find the slow readers in `adit flows`, or raise dataplane.buffer-budget.",
+            Self::MemoryLimit => {
+                "Find the slow readers in `adit flows`, or raise dataplane.buffer-budget; for descriptors raise LimitNOFILE."
+            }
             Self::NoEndpoint => {
                 "Look at the Service's EndpointSlices: is a pod ready, and does internalTrafficPolicy leave one on this node?"
             }

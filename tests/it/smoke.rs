@@ -63,3 +63,17 @@ fn enrolled_pods_talk_under_their_identities_and_no_clear_byte_is_on_any_link() 
         Ok(())
     })
 }
+
+#[test]
+fn an_agent_takes_all_descriptors_that_it_may_have() -> Result<()> {
+    with_mesh(&["n1"], |mesh| {
+        mesh.start()?;
+        let file = format!("/proc/{}/limits", mesh.agent("n1")?.process().id());
+        let limits = std::fs::read_to_string(file)?;
+        let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
+        let mut bounds = line.unwrap_or_default().split_whitespace();
+        let (soft, hard) = (bounds.next(), bounds.next());
+        assert!(soft.is_some() && soft == hard && soft != Some("1024"), "{limits}");
+        Ok(())
+    })
+}

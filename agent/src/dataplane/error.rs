@@ -11,11 +11,15 @@ use adit_core::retry::Failure;
 use adit_proto::Reason;
 use adit_proto::hbone::Refusal;
 use http::StatusCode;
+use nix::errno::Errno;
 
 use super::copy::Broken;
 use super::protocol::RESET_REFUSED;
 use super::tunnel::{StreamError, TunnelError};
 use crate::sockets::DialError;
+
+#[cfg(test)]
+mod tests;
 
 /// Why a captured connection was not carried, or broke.
 #[derive(Debug, thiserror::Error)]
@@ -192,6 +196,8 @@ fn failure_of(reason: Reason) -> Failure {
         Reason::PeerNotThisPod => Failure::NotThisPod400,
         Reason::PeerIdentity => Failure::Identity,
         Reason::PeerDenied => Failure::Denied,
+        // This side's own bounds: no other endpoint helps, and this one is not to blame.
+        Reason::AcceptLimit | Reason::MemoryLimit => Failure::Denied,
         Reason::PodGone => Failure::PodGone,
         Reason::NoClientCertificate
         | Reason::OwnCertificateMissing
@@ -200,8 +206,6 @@ fn failure_of(reason: Reason) -> Failure {
         | Reason::PeerRevoked
         | Reason::IdentityRevoked => Failure::Certificate,
         Reason::Loop
-        | Reason::AcceptLimit
-        | Reason::MemoryLimit
         | Reason::NoEndpoint
         | Reason::RetryBudgetExhausted
         | Reason::Alpn
@@ -320,6 +324,9 @@ pub(super) fn of_dial(error: &DialError) -> Reason {
     reason = "std's enum; whatever else connect() says, nobody was reached"
 )]
 fn of_connect(error: &io::Error) -> Reason {
+    if is_own_lack(error) {
+        return Reason::MemoryLimit;
+    }
     match error.kind() {
         io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset => Reason::Refused,
         io::ErrorKind::TimedOut => Reason::ConnectTimeout,
@@ -327,11 +334,20 @@ fn of_connect(error: &io::Error) -> Reason {
     }
 }
 
+/// Whether it is this process or this node that has no descriptor left, whatever was dialled.
+fn is_own_lack(error: &io::Error) -> bool {
+    error
+        .raw_os_error()
+        .map(Errno::from_raw)
+        .is_some_and(|errno| [Errno::EMFILE, Errno::ENFILE].contains(&errno))
+}
+
 /// The same for a dial to the pod's own app.
 fn of_app_dial(error: &DialError) -> Reason {
     match error {
         DialError::Netns(_) => Reason::PodGone,
         DialError::PortsExhausted(_) => Reason::SourcePortsExhausted,
+        DialError::Socket { source, .. } if is_own_lack(source) => Reason::MemoryLimit,
         DialError::Connect { source, .. } if source.kind() == io::ErrorKind::TimedOut => Reason::AppTimeout,
         DialError::Socket { .. } | DialError::Connect { .. } => Reason::AppRefused,
     }

@@ -52,7 +52,10 @@ impl Agent {
         merge(&mut config, settings);
         let file = folder.join("config.yaml");
         replace(&file, &serde_saphyr::to_string(&config).context("the agent's configuration")?)?;
-        let command = node.netns.command(program("adit-agent")?).args(["--config"]).args([&file]);
+        // With as few descriptors as systemd leaves a service at first.
+        let few = "ulimit -S -n 1024; exec \"$0\" \"$@\"";
+        let command = node.netns.command("sh").args(["-c", few]).args([program("adit-agent")?]);
+        let command = command.args(["--config"]).args([&file]);
         let process = command.env("PATH", path_of(&folder)?).spawn()?;
         Ok(Self { node: node.name.clone(), process, socket: run.join("admin.sock") })
     }
