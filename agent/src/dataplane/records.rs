@@ -34,6 +34,9 @@ pub(super) const KEY_UPDATE_LEN: usize = 5 + OVERHEAD;
 pub(super) const ALERT_LEN: usize = 2 + OVERHEAD;
 /// Handshake messages after the handshake: tickets are the largest, with some 1 KiB of a client's certificates.
 const MESSAGE_LEN_MAX: usize = 16 * 1024;
+/// Records in a row that carry no data. A KeyUpdate of 27 bytes costs a key; an honest peer sends one in 2^24 records, and
+/// some tickets at the start. Rustls takes as many.
+const WITHOUT_DATA_MAX: u8 = 32;
 
 const TYPE_DATA: u8 = 23;
 const TYPE_HANDSHAKE: u8 = 22;
@@ -58,6 +61,9 @@ pub(super) enum RecordError {
     /// Not to come after the handshake.
     #[error("peer sent a TLS handshake message of type {0} after the handshake")]
     UnexpectedMessage(u8),
+    /// More records in a row than [`WITHOUT_DATA_MAX`].
+    #[error("peer sent nothing but TLS records without data")]
+    WithoutData,
     /// Not of the form that its type has.
     #[error("peer sent a malformed {0}")]
     Malformed(&'static str),
@@ -69,7 +75,9 @@ impl RecordError {
         match self {
             Self::TooLong(_) => AlertDescription::RecordOverflow,
             Self::Undecryptable => AlertDescription::BadRecordMac,
-            Self::UnexpectedRecord(_) | Self::UnexpectedMessage(_) => AlertDescription::UnexpectedMessage,
+            Self::UnexpectedRecord(_) | Self::UnexpectedMessage(_) | Self::WithoutData => {
+                AlertDescription::UnexpectedMessage
+            }
             Self::Malformed(_) => AlertDescription::DecodeError,
         }
     }
@@ -125,6 +133,11 @@ impl Session {
             Schedule::Server(keys) => keys.update_rx_secret(),
         }?;
         RecordKey::new(secrets)
+    }
+
+    /// Whether this side opened the connection.
+    fn is_client(&self) -> bool {
+        matches!(&*self.keys.borrow(), Schedule::Client(_))
     }
 
     /// Whether the next thing sealed is a KeyUpdate.
@@ -270,6 +283,8 @@ pub(super) struct Opener {
     session: Rc<Session>,
     /// A handshake message of which parts have come.
     message: Vec<u8>,
+    /// Records since the last one with data.
+    without_data: u8,
 }
 
 impl Opener {
@@ -278,7 +293,7 @@ impl Opener {
         secrets: (u64, ConnectionTrafficSecrets),
         session: Rc<Session>,
     ) -> Result<Self, rustls::Error> {
-        Ok(Self { key: RecordKey::new(secrets)?, session, message: Vec::new() })
+        Ok(Self { key: RecordKey::new(secrets)?, session, message: Vec::new(), without_data: 0 })
     }
 
     /// Opens one whole record in place ([`whole`] tells its length). What is not data is done at once.
@@ -300,6 +315,13 @@ impl Opener {
         if kind != TYPE_HANDSHAKE && !self.message.is_empty() {
             return Err(RecordError::UnexpectedRecord(kind).into());
         }
+        if kind == TYPE_DATA && len > 0 {
+            self.without_data = 0;
+        } else if self.without_data < WITHOUT_DATA_MAX {
+            self.without_data += 1;
+        } else {
+            return Err(RecordError::WithoutData.into());
+        }
         match kind {
             TYPE_DATA => Ok(Opened::Data(HEADER_LEN..HEADER_LEN + len)),
             TYPE_HANDSHAKE => self.handshake(&record[HEADER_LEN..HEADER_LEN + len]),
@@ -318,8 +340,8 @@ impl Opener {
             let len = usize::from(high) << 16 | usize::from(middle) << 8 | usize::from(low);
             let Some(body) = rest.get(..len) else { break };
             match kind {
-                // Resumption is off: what a ticket is for is never asked.
-                MESSAGE_NEW_SESSION_TICKET => {}
+                // Only a server sends them (4.6.1). Resumption is off: what a ticket is for is never asked.
+                MESSAGE_NEW_SESSION_TICKET if self.session.is_client() => {}
                 // The new key begins with the next record, so nothing else follows in this one (5.1).
                 MESSAGE_KEY_UPDATE if rest.len() == len => {
                     let &[asked @ (0 | 1)] = body else {

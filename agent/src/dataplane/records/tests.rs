@@ -226,6 +226,40 @@ fn tickets_are_skipped_also_in_parts() {
 }
 
 #[test]
+fn a_client_sends_no_tickets() {
+    let (mut client, mut server) = ends();
+    let record = client.record(TYPE_HANDSHAKE, &[MESSAGE_NEW_SESSION_TICKET, 0, 0, 1, 9]);
+    let refusal = server.refusal(record);
+    assert_eq!(refusal, RecordError::UnexpectedMessage(MESSAGE_NEW_SESSION_TICKET));
+    assert_eq!(refusal.alert(), AlertDescription::UnexpectedMessage);
+}
+
+#[test]
+fn a_peer_that_sends_no_data_is_refused_in_the_end() {
+    for nothing in [End::update, |end: &mut End| end.data(b"")] {
+        let (mut client, mut server) = ends();
+        for _ in 0..3 {
+            for _ in 0..WITHOUT_DATA_MAX {
+                let mut record = nothing(&mut client);
+                server.opener.open(&mut record).unwrap();
+            }
+            let record = client.data(b"x");
+            assert_eq!(server.open(record), b"x");
+        }
+        for _ in 0..WITHOUT_DATA_MAX {
+            let mut record = nothing(&mut client);
+            server.opener.open(&mut record).unwrap();
+        }
+        let record = nothing(&mut client);
+        let refusal = server.refusal(record);
+        assert_eq!(
+            (refusal, refusal.alert()),
+            (RecordError::WithoutData, AlertDescription::UnexpectedMessage)
+        );
+    }
+}
+
+#[test]
 fn a_message_that_never_ends_is_refused() {
     let (mut client, mut server) = ends();
     let mut start = vec![MESSAGE_NEW_SESSION_TICKET, 0xff, 0xff, 0xff];
