@@ -40,6 +40,9 @@ const FOLLOW_AGAIN_AFTER: Duration = Duration::from_secs(1);
 pub enum Origin {
     /// A socket of the node itself: the kubelet's, or another process's.
     Node,
+    /// A socket in the node's namespace that is closed already, as that of a TCP probe: the kernel keeps no word of whose
+    /// it was.
+    Closed,
     /// A socket in the node's namespace that a pod made (hostNetwork).
     HostNetworkPod,
     /// No socket of the node: masqueraded or forged.
@@ -125,7 +128,8 @@ impl Lookup {
             None => Origin::Elsewhere,
             Some(socket) => match socket.cgroup {
                 Some(cgroup) if self.cgroups.is_of_a_pod(cgroup) => Origin::HostNetworkPod,
-                // The kernel keeps no cgroup for a socket in TIME_WAIT, where a TCP probe's is at once.
+                // In FIN_WAIT2 and TIME_WAIT the kernel keeps no cgroup; without cgroups it has none for an open one.
+                None if socket.state != SocketState::Established => Origin::Closed,
                 Some(_) | None => Origin::Node,
             },
         })

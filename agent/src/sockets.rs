@@ -11,6 +11,7 @@ pub mod probe;
 mod tcp_info;
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
@@ -250,6 +251,11 @@ pub fn canonical(addr: SocketAddr) -> SocketAddr {
         IpAddr::V4(ip) => SocketAddr::from((ip, addr.port())),
         IpAddr::V6(_) => addr,
     }
+}
+
+/// Whether the other side has ended without having said anything that is unread.
+pub fn said_nothing(stream: &TcpStream) -> bool {
+    SockRef::from(stream).peek(&mut [MaybeUninit::uninit()]).is_ok_and(|count| count == 0)
 }
 
 /// Makes the coming close of this connection a reset, and drops what is unsent.

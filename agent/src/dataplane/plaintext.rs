@@ -70,7 +70,7 @@ async fn carry(
     let mut view = pod.worker.handles.view.clone();
     let world = view.latest();
     // Right at accept: a probe's socket may be gone in a moment.
-    let kind = kind(pod, &world, client, dst.0);
+    let kind = kind(pod, &world, &client_leg, client, dst.0);
     let reached = Box::pin(reach(pod, &world, kind, client, dst, reported)).await;
     let (_seat, app) = match reached {
         Ok(reached) => reached,
@@ -159,7 +159,7 @@ fn asked(pod: &Pod, client: SocketAddr, dst: OriginalDst) -> Asked<'_> {
 }
 
 /// Asks the node whose socket this is, where everything else says that it may be the kubelet's.
-fn kind(pod: &Pod, world: &World, client: SocketAddr, dst: SocketAddr) -> Kind {
+fn kind(pod: &Pod, world: &World, leg: &TcpStream, client: SocketAddr, dst: SocketAddr) -> Kind {
     let worker = &pod.worker;
     let of_the_node = worker.handles.node.as_ref().is_some_and(|node| node.owns(client.ip()));
     if !of_the_node || !pod.local(world).pod.probe_ports.contains(&dst.port()) {
@@ -167,12 +167,22 @@ fn kind(pod: &Pod, world: &World, client: SocketAddr, dst: SocketAddr) -> Kind {
     }
     let mut lookup = worker.lookup.borrow_mut();
     match lookup.as_mut().map(|lookup| lookup.origin(client, dst)) {
-        Some(Ok(Origin::Node)) => Kind::Probe,
-        Some(Ok(Origin::Elsewhere)) => Kind::NotQuiteProbe,
-        Some(Ok(Origin::HostNetworkPod)) | None => Kind::Plain,
+        Some(Ok(origin)) => kind_of(origin, leg),
+        None => Kind::Plain,
         Some(Err(error)) => {
             tracing::warn!("cannot tell a probe from other plaintext: {error}");
             Kind::Plain
         }
+    }
+}
+
+/// What comes from there. A client that has closed may have been a hostNetwork pod's: a TCP probe says nothing, and what a
+/// closed client has said is here by now.
+fn kind_of(origin: Origin, leg: &TcpStream) -> Kind {
+    match origin {
+        Origin::Node => Kind::Probe,
+        Origin::Closed if sockets::said_nothing(leg) => Kind::Probe,
+        Origin::Closed | Origin::HostNetworkPod => Kind::Plain,
+        Origin::Elsewhere => Kind::NotQuiteProbe,
     }
 }

@@ -1,11 +1,15 @@
+use std::net::Shutdown;
+
 use adit_core::net::OriginalDst;
 use adit_core::report::Direction;
 use adit_proto::Reason;
-use tokio::io::AsyncReadExt;
+use socket2::SockRef;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::spawn_local;
 
 use super::super::Config;
 use super::super::testing::{Rig, app, greet, on_worker, pair};
+use super::{Kind, Origin, kind_of};
 
 #[test]
 fn a_pod_whose_readers_stall_takes_on_no_more_plaintext() {
@@ -27,6 +31,22 @@ fn a_pod_whose_readers_stall_takes_on_no_more_plaintext() {
                 drop((near, far));
                 assert_eq!(rig.reason(Direction::Inbound).await, None);
             }
+        }
+    });
+}
+
+#[test]
+fn a_closed_client_of_the_node_is_a_probe_only_if_it_said_nothing() {
+    on_worker(async {
+        for (said, kind) in [(&b""[..], Kind::Probe), (b"POST /", Kind::Plain)] {
+            let (mut client, leg) = pair().await;
+            assert_eq!(kind_of(Origin::Closed, &leg), Kind::Plain, "not yet, as this side sees it");
+            client.write_all(said).await.unwrap();
+            SockRef::from(&client).shutdown(Shutdown::Write).unwrap();
+            assert_eq!(kind_of(Origin::Closed, &leg), kind, "{said:?}");
+            assert_eq!(kind_of(Origin::Node, &leg), Kind::Probe);
+            assert_eq!(kind_of(Origin::HostNetworkPod, &leg), Kind::Plain);
+            assert_eq!(kind_of(Origin::Elsewhere, &leg), Kind::NotQuiteProbe);
         }
     });
 }
