@@ -54,6 +54,8 @@ use pod::Live;
 use shared::Worker;
 use worker::Command;
 
+use crate::shutdown::vital_thread;
+
 /// Commands that may wait for one worker. Each is for one pod; a node has some hundred.
 const COMMANDS_MAX: usize = 256;
 /// What one connection's task may weigh, in bytes: with its report, its stream and its sockets an idle connection then
@@ -97,13 +99,15 @@ pub fn start(config: Config, handles: Handles, mut seed: Seed) -> Result<Datapla
             .name(format!("data-{at}"))
             .spawn(move || {
                 let make = || Worker::new(config, handles, count, seed);
-                worker::run(make, commands, |result| {
-                    // The starter waits for it.
-                    let _ = made.send(result);
+                vital_thread("a data-plane worker", || {
+                    worker::run(make, commands, |result| {
+                        // The starter waits for it.
+                        let _ = made.send(result);
+                    });
                 });
             })
             .map_err(StartError::Thread)?;
-        // A thread that says nothing panicked, and said that on standard error.
+        // Without a word only a thread ends that the process is ending with.
         let died = |_| Err(io::Error::other("the worker's thread died"));
         is_made.recv().unwrap_or_else(died).map_err(StartError::Runtime)?;
         workers.push(sender);
@@ -216,6 +220,28 @@ mod tests {
     use std::num::NonZeroU32;
 
     use super::*;
+
+    /// Set in the process that is to end.
+    const PANICS: &str = "ADIT_TEST_PANICS";
+
+    #[test]
+    fn a_panic_of_a_worker_ends_the_process() {
+        const NAME: &str = "dataplane::tests::a_panic_of_a_worker_ends_the_process";
+        if std::env::var_os(PANICS).is_none() {
+            let test = std::env::current_exe().unwrap();
+            let output = std::process::Command::new(test).args(["--exact", NAME]).env(PANICS, "1").output();
+            let output = output.unwrap();
+            assert_eq!(output.status.code(), Some(70), "{output:?}");
+            return;
+        }
+        testing::on_worker(async {
+            let rig = testing::Rig::new(Config::default());
+            let dataplane = start(Config::default(), rig.worker.handles.clone(), Seed(1)).unwrap();
+            dataplane.run_on_worker::<std::future::Ready<()>>(|| panic!("on purpose")).await;
+            // Answered only by a worker's end.
+            std::future::pending::<()>().await;
+        });
+    }
 
     #[test]
     fn what_is_not_configured_has_its_default_and_unknown_keys_are_errors() {

@@ -104,6 +104,12 @@ pub async fn vital<T>(part: &'static str, work: impl Future<Output = T>) -> T {
     work.await
 }
 
+/// The same for what a thread of its own does.
+pub fn vital_thread<T>(part: &'static str, work: impl FnOnce() -> T) -> T {
+    let _ends = EndsWithPanic { part, end: || std::process::exit(PANICKED) };
+    work()
+}
+
 struct EndsWithPanic<F: Fn()> {
     part: &'static str,
     end: F,

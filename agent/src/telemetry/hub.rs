@@ -23,6 +23,7 @@ use super::process;
 use super::registry::Registry;
 use super::said::{Said, Sender};
 use crate::clock::Clock;
+use crate::shutdown::vital_thread;
 
 /// How often the thread looks.
 const TICK: Duration = Duration::from_millis(25);
@@ -130,7 +131,7 @@ pub fn start(
     let thread = Thread { said, kept, log, clock, registry, dropped: counted, lost, rounds };
     thread::Builder::new()
         .name("adit-telemetry".into())
-        .spawn(move || thread.run())
+        .spawn(move || vital_thread("telemetry", || thread.run()))
         .map_err(StartError::Thread)?;
     Ok((sender, flowing))
 }

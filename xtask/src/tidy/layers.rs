@@ -50,7 +50,7 @@ const LAYERS: [Layer; 19] = [
     layer("view", 0, &[], false),
     layer("netns", 0, &[], false),
     layer("sockets", 0, &["netns"], false),
-    layer("telemetry", 0, &["clock", "units"], false),
+    layer("telemetry", 0, &["clock", "shutdown", "units"], false),
     // How configuration writes durations and sizes: below all others.
     layer("units", 0, &[], false),
     layer("lib", 0, &[], false),
