@@ -15,10 +15,17 @@ use nix::unistd::geteuid;
 use crate::repo;
 
 /// A program that must be there, and the Debian package that brings it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Need {
     program: &'static str,
     package: &'static str,
+}
+
+impl Need {
+    /// The package.
+    pub const fn package(&self) -> &'static str {
+        self.package
+    }
 }
 
 const IPTABLES: Need = need("iptables-restore", "iptables");
@@ -40,8 +47,9 @@ pub const BENCH: [Need; 2] = [IPTABLES, IP];
 /// What the namespace tests need: every server and client that they use as a real peer.
 pub const TEST_IT: [Need; 10] =
     [IPTABLES, IP, NGINX, REDIS, REDIS_CLI, POSTGRES, INITDB, PSQL, CURL, OPENSSL];
-/// What the unit tests need: certificates are also read by the openssl command.
-pub const TEST_UNIT: [Need; 1] = [OPENSSL];
+/// What the unit tests need: the agent's own capture tests change rules in namespaces, and certificates are also read
+/// by the openssl command.
+pub const TEST_UNIT: [Need; 3] = [IPTABLES, IP, OPENSSL];
 
 const fn need(program: &'static str, package: &'static str) -> Need {
     Need { program, package }

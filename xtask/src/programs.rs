@@ -63,16 +63,13 @@ pub fn build(what: What) -> Result<Vec<TestBinary>> {
     if !output.status.success() {
         bail!("the build failed");
     }
-    if what == What::Everything {
-        build_peers()?;
-    }
     println!("built in {:.1} s", started.elapsed().as_secs_f64());
     test_binaries(&output.stdout)
 }
 
 /// Builds the Go program of tests/cluster/peers beside the others: the tests' sandbox has no network to fetch its
 /// modules by. Go itself knows whether anything is to be done.
-fn build_peers() -> Result<()> {
+pub fn build_peers() -> Result<()> {
     let mut go = Command::new("go");
     go.args(["build", "-o"]).arg(repo::programs().join("peers")).arg(".");
     let status = go.current_dir(repo::root().join("tests/cluster/peers")).status();

@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 
+use crate::packages::{self, Need};
 use crate::programs::{self, TestBinary, What};
-use crate::{packages, repo};
+use crate::repo;
 
 mod failures;
 
@@ -40,6 +41,28 @@ pub struct Plan {
     pub threads: usize,
     /// Only tests whose name contains this.
     pub filter: Option<String>,
+}
+
+/// What must be there before tests can run.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+struct Preparation {
+    needs: &'static [Need],
+    programs: What,
+    /// The Go program that namespace tests talk with: their sandbox has no network to build it in.
+    peers: bool,
+}
+
+impl Preparation {
+    /// For a part of the tests; `None` is both.
+    const fn of(part: Option<Part>) -> Self {
+        match part {
+            None => Self { needs: &packages::TEST_IT, programs: What::Everything, peers: true },
+            Some(Part::Unit) => {
+                Self { needs: &packages::TEST_UNIT, programs: What::Everything, peers: false }
+            }
+            Some(Part::It) => Self { needs: &packages::TEST_IT, programs: What::Programs, peers: true },
+        }
+    }
 }
 
 /// What all binaries together said.
@@ -69,9 +92,13 @@ pub fn run(plan: &Plan) -> Result<Summary> {
     let started = Instant::now();
     let wants = |part: Part| plan.part.is_none_or(|only| only == part);
     let mut summary = Summary::default();
-    packages::ensure(if wants(Part::It) { &packages::TEST_IT } else { &packages::TEST_UNIT })?;
-    let everything = if wants(Part::Unit) { What::Everything } else { What::Programs };
-    for binary in programs::build(everything)? {
+    let preparation = Preparation::of(plan.part);
+    packages::ensure(preparation.needs)?;
+    let binaries = programs::build(preparation.programs)?;
+    if preparation.peers {
+        programs::build_peers()?;
+    }
+    for binary in binaries {
         match (binary.is_namespace_suite(), wants(Part::It), wants(Part::Unit)) {
             (true, true, _) => summary.add(&binary.name, run_in_namespaces(&binary, plan)?),
             (false, _, true) => summary.add(&binary.name, run_unit(&binary, plan)?),
@@ -252,6 +279,30 @@ impl Counts {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_part_finds_what_its_tests_take() {
+        let all = |part| {
+            let Preparation { needs, programs, peers } = Preparation::of(part);
+            (needs.iter().map(Need::package).collect::<Vec<_>>(), programs, peers)
+        };
+        let (unit, programs, peers) = all(Some(Part::Unit));
+        // The capture tests of the agent's own crate make their namespaces themselves.
+        assert_eq!(unit, ["iptables", "iproute2", "openssl"]);
+        assert_eq!((programs, peers), (What::Everything, false));
+
+        let (it, programs, peers) = all(Some(Part::It));
+        assert_eq!((programs, peers), (What::Programs, true), "the sandbox has no network to build peers in");
+        for server in ["nginx-light", "redis-server", "postgresql"] {
+            assert!(it.contains(&server), "{server}: {it:?}");
+        }
+
+        let (both, programs, peers) = all(None);
+        assert_eq!((programs, peers), (What::Everything, true));
+        for package in unit.iter().chain(&it) {
+            assert!(both.contains(package), "{package}: {both:?}");
+        }
+    }
 
     #[test]
     fn libtests_closing_line_is_read() {
