@@ -3,9 +3,8 @@
 //! Installing starts no service: packages of servers would otherwise start one each on the host.
 
 use std::env;
-use std::fs::{self, OpenOptions};
-use std::io::{ErrorKind, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -13,6 +12,10 @@ use anyhow::{Context, Result, bail};
 use nix::unistd::geteuid;
 
 use crate::repo;
+
+mod no_services;
+
+use no_services::{NoServices, POLICY};
 
 /// A program that must be there, and the Debian package that brings it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -63,6 +66,9 @@ pub fn of_demo() -> &'static [Need] {
 /// Makes sure that all of `needs` are there: installs what is missing when root, and says so; otherwise fails and
 /// names what is missing and how to get it.
 pub fn ensure(needs: &[Need]) -> Result<()> {
+    if geteuid().is_root() {
+        no_services::remove_stale(Path::new(POLICY))?;
+    }
     let missing: Vec<Need> = needs.iter().copied().filter(|need| find(need.program).is_none()).collect();
     if missing.is_empty() {
         return Ok(());
@@ -107,45 +113,21 @@ fn is_executable(file: &Path) -> bool {
     fs::metadata(file).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
 }
 
+/// What may take long, the network's part, can be interrupted; unpacking and setting up cannot, and needs not be.
 fn install(packages: &[&str]) -> Result<()> {
-    let _no_services = NoServices::begin()?;
+    let install = || {
+        let mut command = apt_get();
+        command.args(["install", "-q", "-y", "--no-install-recommends"]);
+        command
+    };
     repo::run(apt_get().args(["update", "-q"]))?;
-    repo::run(apt_get().args(["install", "-q", "-y", "--no-install-recommends"]).args(packages))
+    repo::run(install().arg("--download-only").args(packages))?;
+    let _no_services = NoServices::begin(Path::new(POLICY))?;
+    repo::run(install().args(packages))
 }
 
 fn apt_get() -> Command {
     let mut command = Command::new("apt-get");
     command.env("DEBIAN_FRONTEND", "noninteractive").env("RUNLEVEL", "1");
     command
-}
-
-/// While this lives, Debian's maintainer scripts start no service (policy-rc.d answers 101, "action forbidden").
-struct NoServices {
-    /// Whether the file is ours to remove; one that was there stays as it was.
-    ours: bool,
-}
-
-const POLICY: &str = "/usr/sbin/policy-rc.d";
-
-impl NoServices {
-    fn begin() -> Result<Self> {
-        match OpenOptions::new().write(true).create_new(true).mode(0o755).open(POLICY) {
-            Ok(mut file) => {
-                file.write_all(b"#!/bin/sh\nexit 101\n").context("cannot write policy-rc.d")?;
-                Ok(Self { ours: true })
-            }
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(Self { ours: false }),
-            Err(error) => Err(error).context("cannot make policy-rc.d, without which services would start"),
-        }
-    }
-}
-
-impl Drop for NoServices {
-    fn drop(&mut self) {
-        if self.ours
-            && let Err(error) = fs::remove_file(POLICY)
-        {
-            eprintln!("cannot remove {POLICY}: {error}; remove it by hand, it keeps services from starting");
-        }
-    }
 }
