@@ -1,65 +1,97 @@
-//! The main job, once and whole: two pods on two nodes, enrolled from their start.
+//! The main job, once and whole: the same pods in clear and then enrolled, on two nodes and on one.
 
-use std::io::Write;
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr};
 
 use adit_tests::apps::{Behaviour, Server, connect, read_exactly};
 use adit_tests::mesh::{Enrolment, Mesh, Pod, PodSpec, with_mesh};
 use adit_tests::sniffer::Sniffer;
-use anyhow::Result;
+use anyhow::{Context, Result};
 
-const MARKER: &[u8; 32] = b"thirty-two bytes in clear: 74c91";
+/// What is searched for on the wire: fresh for each exchange, so that nothing else can be found for it.
+fn marker() -> Result<[u8; 32]> {
+    let mut bytes = [0; 32];
+    std::fs::File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes)).context("chance")?;
+    Ok(bytes)
+}
 
-/// Sends the marker there and back by both families; returns how many packets with it each link saw.
-fn clear_packets(mesh: &Mesh, client: &Pod, server: &Pod) -> Result<Vec<usize>> {
-    let sniffers = [
-        Sniffer::start(mesh.topology.wire())?,
-        Sniffer::start(&mesh.topology.node("n1")?.netns)?,
-        Sniffer::start(&mesh.topology.node("n2")?.netns)?,
-    ];
-    for to in [server.at(8080), server.at_v6(8080)] {
-        let mut stream = connect(&client.host.netns, to)?;
-        stream.write_all(MARKER)?;
-        assert_eq!(read_exactly(&mut stream, MARKER.len())?, MARKER);
-    }
-    sniffers.into_iter().map(|sniffer| sniffer.stop()?.count_of(MARKER)).collect()
+/// Sends a marker there and back; returns how many packets of the server's address each of these nodes, or the wire
+/// between them (`None`), saw, and how many with the marker.
+fn exchange(mesh: &Mesh, client: &Pod, to: SocketAddr, links: &[Option<&str>]) -> Result<Vec<[usize; 2]>> {
+    let marker = marker()?;
+    let sniff = |link: &Option<&str>| match link {
+        Some(node) => Sniffer::start(&mesh.topology.node(node)?.netns),
+        None => Sniffer::start(mesh.topology.wire()),
+    };
+    let sniffers = links.iter().map(sniff).collect::<Result<Vec<_>>>()?;
+    let mut stream = connect(&client.host.netns, to)?;
+    stream.write_all(&marker)?;
+    assert_eq!(read_exactly(&mut stream, marker.len())?, marker);
+    drop(stream);
+    let count = |sniffer: Sniffer| -> Result<[usize; 2]> {
+        let captured = sniffer.stop()?;
+        let packets = match to.ip() {
+            IpAddr::V4(ip) => captured.count_of(&ip.octets()),
+            IpAddr::V6(ip) => captured.count_of(&ip.octets()),
+        };
+        Ok([packets?, captured.count_of(&marker)?])
+    };
+    sniffers.into_iter().map(count).collect()
 }
 
 #[test]
-fn enrolled_pods_talk_under_their_identities_and_no_clear_byte_is_on_any_link() -> Result<()> {
+fn the_same_pods_are_read_in_clear_and_then_enrolled_without_a_clear_byte_on_any_link() -> Result<()> {
     with_mesh(&["n1", "n2"], |mesh| {
-        mesh.namespace("plain", Enrolment::Unsaid)?;
-        mesh.namespace("shop", Enrolment::Enabled)?;
+        mesh.namespace("shop", Enrolment::Unsaid)?;
         mesh.start()?;
-        let mut pair = |namespace| -> Result<(Pod, Pod, Server)> {
-            let client = mesh.add_pod(PodSpec::new("n1", namespace, "client"))?;
-            let server = mesh.add_pod(PodSpec::new("n2", namespace, "server"))?;
-            let serving = Server::start(&server.host.netns, 8080, Behaviour::Echo)?;
-            Ok((client, server, serving))
-        };
-        let (plain_client, plain_server, _plain) = pair("plain")?;
-        let (client, server, serving) = pair("shop")?;
-        mesh.wait_captured(&client)?;
-        mesh.wait_captured(&server)?;
+        let client = mesh.add_pod(PodSpec::new("n1", "shop", "client"))?;
+        let near = mesh.add_pod(PodSpec::new("n1", "shop", "near"))?;
+        let far = mesh.add_pod(PodSpec::new("n2", "shop", "far"))?;
+        let start = |pod: &Pod| Server::start(&pod.host.netns, 8080, Behaviour::Echo);
+        let serving = [start(&near)?, start(&far)?];
         mesh.settle()?;
 
-        let clear = clear_packets(mesh, &plain_client, &plain_server)?;
-        assert!(
-            clear.iter().all(|packets| *packets > 0),
-            "without the mesh the marker can be read: {clear:?}"
-        );
-        let first = mesh.agent("n2")?.process().next_line();
-        assert_eq!(clear_packets(mesh, &client, &server)?, [0, 0, 0]);
+        // Two pods of one node are on no wire.
+        let ways: [(&Pod, &[Option<&str>]); 2] =
+            [(&near, &[Some("n1")]), (&far, &[Some("n1"), None, Some("n2")])];
+        let all = |mesh: &Mesh| -> Result<Vec<(SocketAddr, [usize; 2])>> {
+            let mut seen = Vec::new();
+            for (server, links) in ways {
+                for to in [server.at(8080), server.at_v6(8080)] {
+                    seen.extend(exchange(mesh, &client, to, links)?.into_iter().map(|counts| (to, counts)));
+                }
+            }
+            Ok(seen)
+        };
+        let clear = all(mesh)?;
+        assert!(clear.iter().all(|(_, [_, marked])| *marked > 0), "it can be read in clear: {clear:?}");
 
-        for to in [server.at(8080), server.at_v6(8080)] {
-            let flow = mesh.agent("n2")?.wait_for_flow(first, "the server's report", |flow| {
-                flow.destination.addr == to.to_string() && flow.state == "closed"
-            })?;
-            assert_eq!(flow.source.identity.as_deref(), Some(client.identity().as_str()));
-            let tls = flow.tls.expect("a tunnel has a handshake");
-            assert_eq!((&*tls.version, &*tls.group), ("TLSv1.3", "X25519MLKEM768"));
+        mesh.namespace("shop", Enrolment::Enabled)?;
+        for pod in [&client, &near, &far] {
+            mesh.wait_captured(pod)?;
         }
-        let seen: Vec<_> = serving.accepted().iter().map(|accepted| accepted.peer.ip()).collect();
-        assert_eq!(seen, client.host.ips(), "the app sees its real client");
+        mesh.settle()?;
+        let first = [mesh.agent("n1")?.process().next_line(), mesh.agent("n2")?.process().next_line()];
+        let enrolled = all(mesh)?;
+        assert!(enrolled.iter().all(|(_, [packets, _])| *packets > 0), "it went this way: {enrolled:?}");
+        assert!(enrolled.iter().all(|(_, [_, marked])| *marked == 0), "it was read: {enrolled:?}");
+
+        for (server, node, first) in [(&near, "n1", first[0]), (&far, "n2", first[1])] {
+            for to in [server.at(8080), server.at_v6(8080)] {
+                let flow = mesh.agent(node)?.wait_for_flow(first, "the server's report", |flow| {
+                    flow.direction == "inbound"
+                        && flow.destination.addr == to.to_string()
+                        && flow.state == "closed"
+                })?;
+                assert_eq!(flow.source.identity.as_deref(), Some(client.identity().as_str()));
+                let tls = flow.tls.expect("a tunnel has a handshake");
+                assert_eq!((&*tls.version, &*tls.group), ("TLSv1.3", "X25519MLKEM768"));
+            }
+        }
+        for server in serving {
+            let seen: Vec<_> = server.accepted().iter().map(|accepted| accepted.peer.ip()).collect();
+            assert_eq!(seen, client.host.ips().repeat(2), "the app sees its real client, before and after");
+        }
         Ok(())
     })
 }
