@@ -21,3 +21,4 @@ mod smoke;
 mod state;
 mod talk;
 mod transport;
+mod workers;
