@@ -3,13 +3,12 @@
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
-use std::thread;
 
 use adit_tests::WAIT_MAX;
 use adit_tests::apps::{Behaviour, End, Pattern, connect, read_all, read_exactly, reset};
 use adit_tests::mesh::Mesh;
 use adit_tests::topology::Host;
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::{Lane, PORT, with_lanes};
@@ -149,10 +148,12 @@ fn a_reset_in_the_middle_of_a_transfer_stops_the_sender() -> Result<()> {
 /// Connects a pair of sockets over the lane; the first is the client's.
 fn pair(lane: &Lane<'_>) -> Result<(TcpStream, TcpStream)> {
     let listener = listen(lane.server)?;
-    let accepting = thread::spawn(move || listener.accept());
     let mut client = connect(&lane.client.netns, lane.to)?;
     client.write_all(b"?")?;
-    let (mut server, _) = accepting.join().map_err(|_| anyhow!("the accept panicked"))??;
+    let mut waiting = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
+    let come = poll(&mut waiting, PollTimeout::try_from(WAIT_MAX)?)?;
+    ensure!(come == 1, "{lane:?}: nothing came to the server within {WAIT_MAX:?}");
+    let (mut server, _) = listener.accept()?;
     server.set_read_timeout(Some(WAIT_MAX))?;
     read_exactly(&mut server, 1)?;
     Ok((client, server))

@@ -6,10 +6,12 @@ use std::pin::Pin;
 use std::task::{Context as TaskContext, Poll};
 use std::thread;
 
+use adit_tests::WAIT_MAX;
 use adit_tests::topology::Host;
 use anyhow::{Context, Result, anyhow, ensure};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tokio_stream::{Stream, StreamExt, iter};
 use tonic::body::Body;
 use tonic::client::Grpc;
@@ -129,7 +131,11 @@ fn a_grpc_service_streams_both_ways_on_many_streams_and_its_trailers_arrive() ->
     with_lanes(|mesh, places| {
         let _serving = serve(&places.server.host)?;
         by_both_families(mesh, places, PORT, |client, vip| {
-            client.netns.run(|| block_on(talk(SocketAddr::new(vip, PORT))))?
+            let talk = async || {
+                let talked = timeout(WAIT_MAX, talk(SocketAddr::new(vip, PORT))).await;
+                talked.with_context(|| format!("not done within {WAIT_MAX:?}"))?
+            };
+            client.netns.run(|| block_on(talk()))?
         })
     })
 }
