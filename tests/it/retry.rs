@@ -293,6 +293,61 @@ fn a_wrong_identity_and_a_refusal_by_policy_are_never_tried_again() -> Result<()
     })
 }
 
+/// Calls the service and the pod by its address; each time the client is reset, and its last attempt failed so.
+fn is_reset(mesh: &Mesh, client: &Pod, pod: &Pod, failure: &str) -> Result<()> {
+    for to in [vip(), pod.at(8080), pod.at_v6(8080)] {
+        let (called, flow) = reported(mesh, client, to)?;
+        let error = called.err().with_context(|| format!("{to} was carried: {flow:?}"))?;
+        assert!(format!("{error:#}").contains("reset"), "{to}: {error:#}");
+        let said = [flow.reason.as_deref(), flow.last_failure.as_deref()];
+        assert!(said.contains(&Some(failure)), "{to}: {flow:?}");
+        assert_ne!(flow.transport, "plaintext", "{flow:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn where_a_tunnel_fails_nothing_is_sent_in_clear_though_the_app_listens() -> Result<()> {
+    with_mesh(&["n1"], |mesh| {
+        let (client, pods) = played(mesh, 1)?;
+        traffic_policy(mesh, "retry: { attempts: 0 }")?;
+        let pod = &pods[0];
+        let in_clear = Server::start(&pod.host.netns, 8080, Behaviour::Echo)?;
+        let outside = mesh.topology.add_outside("outside")?;
+        // Nobody captures the pod: whoever dials the app in clear reaches it.
+        for to in [pod.at(8080), pod.at_v6(8080)] {
+            exchange(connect(&outside.netns, to)?)?;
+        }
+        let by_hand = in_clear.accepted().len();
+        assert_eq!(by_hand, 2);
+
+        is_reset(mesh, &client, pod, "refused").context("15008 refuses")?;
+        let swallow = |verb: &str| -> Result<()> {
+            ["iptables", "ip6tables"].into_iter().try_for_each(|program| {
+                let rule = [verb, "INPUT", "-p", "tcp", "--dport", "15008", "-j", "DROP"];
+                pod.host.netns.command(program).args(["-w", "5"]).args(rule).ok().map(drop)
+            })
+        };
+        swallow("-I")?;
+        is_reset(mesh, &client, pod, "connect_timeout").context("15008 swallows")?;
+        swallow("-D")?;
+        let wrong = go_server(mesh, pod, "spiffe://cluster.local/ns/shop/sa/other", "echo")?;
+        is_reset(mesh, &client, pod, "peer_identity").context("another identity answers")?;
+        drop(wrong);
+        let denying = go_server(mesh, pod, &pod.identity(), "403")?;
+        is_reset(mesh, &client, pod, "peer_denied").context("the peer denies")?;
+        drop(denying);
+        // It says GOAWAY on every other connection; on the next it answers, in the tunnel.
+        let going = go_server(mesh, pod, &pod.identity(), "goaway")?;
+        let (called, flow) = reported(mesh, &client, vip())?;
+        let (went, last) = (called.is_ok(), flow.last_failure.as_deref());
+        assert_eq!((went, last), (flow.attempts == 2, Some("tunnel_lost")), "{flow:?}");
+        drop(going);
+        assert_eq!(in_clear.accepted().len(), by_hand, "the app was dialled in clear");
+        Ok(())
+    })
+}
+
 #[test]
 fn a_handshake_that_is_cut_is_tried_again() -> Result<()> {
     with_mesh(&["n1"], |mesh| {
