@@ -1,6 +1,6 @@
 //! What outlives what: captured pods their agent, open connections a change of enrolment, and nothing its pod.
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -135,6 +135,109 @@ fn a_killed_agent_adopts_its_pods_without_the_ca_and_under_load() -> Result<()> 
         talk(&client, server.at(8080))?;
         assert_eq!(rules(&client)?, stood[0]);
         ca_link(mesh, "up")
+    })
+}
+
+/// One attempt at the server's app, whose answer would be the end of the test.
+fn is_refused(from: &Pod, to: SocketAddr) -> Result<()> {
+    let Ok(mut stream) = connect(&from.host.netns, to) else {
+        return Ok(());
+    };
+    // Longer than an answer takes, and no longer: one that waits for its verdict has none either.
+    stream.set_read_timeout(Some(Duration::from_millis(500)))?;
+    let answered = stream.write_all(b"?").and_then(|()| stream.read_exact(&mut [0]));
+    ensure!(answered.is_err(), "{} was answered at {to}", from.spec.name);
+    Ok(())
+}
+
+/// One attempt that n2's agent refuses, and reports so.
+fn is_refused_as(mesh: &Mesh, reason: &str, from: &Pod, to: SocketAddr) -> Result<()> {
+    let first = mesh.agent("n2")?.process().next_line();
+    is_refused(from, to)?;
+    let what = format!("{reason} of {}", from.spec.name);
+    let is_his =
+        |addr: &str| addr.parse::<SocketAddr>().is_ok_and(|source| from.host.ips().contains(&source.ip()));
+    let flow = mesh.agent("n2")?.wait_for_flow(first, &what, |flow| {
+        flow.direction == "inbound" && is_his(&flow.source.addr) && flow.reason.as_deref() == Some(reason)
+    })?;
+    assert_eq!((&*flow.destination.addr, &*flow.state), (&*to.to_string(), "failed"), "{flow:?}");
+    Ok(())
+}
+
+#[test]
+fn an_agent_that_knows_no_policies_yet_serves_nobody() -> Result<()> {
+    with_mesh(&["n1", "n2"], |mesh| {
+        start(mesh)?;
+        let (client, server, serving) = pair(mesh, "shop")?;
+        let stranger = mesh.add_pod(PodSpec::new("n1", "plain", "stranger"))?;
+        let policies = [
+            (
+                "deny",
+                "AuthorizationPolicy",
+                "{ action: DENY, rules: [{from: [{source: {namespaces: [shop]}}]}] }",
+            ),
+            ("strict", "PeerAuthentication", "{ mtls: { mode: STRICT } }"),
+        ];
+        for (name, kind, spec) in policies {
+            let head = format!("apiVersion: policy.adit.dev/v1alpha1\nkind: {kind}\n");
+            mesh.apply(
+                name,
+                &format!("{head}metadata: {{ name: {name}, namespace: shop }}\nspec: {spec}\n"),
+            )?;
+        }
+        mesh.settle()?;
+        let to = server.at(8080);
+        let in_force = |mesh: &Mesh| -> Result<()> {
+            is_refused_as(mesh, "policy_denied", &client, to)?;
+            is_refused_as(mesh, "plaintext_refused", &stranger, to)
+        };
+        in_force(mesh)?;
+
+        // The policies are in its own copy alone: what it knew is in force from the first connection on.
+        mesh.take_agent("n2")?.kill()?;
+        let objects = mesh.directory().join("objects");
+        let whole: Vec<_> = policies
+            .iter()
+            .map(|(name, _, _)| objects.join(format!("{name}.yaml")))
+            .map(|file| Ok((std::fs::read_to_string(&file)?, file)))
+            .collect::<Result<_>>()?;
+        for (_, file) in &whole {
+            std::fs::write(file, "spec: {")?;
+        }
+        mesh.start_agent("n2", &Value::Null)?;
+        in_force(mesh)?;
+        for (text, file) in &whole {
+            std::fs::write(file, text)?;
+        }
+
+        // Neither objects nor copies: it serves nobody until they are there, and then as they say.
+        mesh.take_agent("n2")?.kill()?;
+        let away = mesh.directory().join("away");
+        std::fs::rename(&objects, &away)?;
+        std::fs::remove_dir_all(mesh.folder().join("agents/n2/run/objects"))?;
+        mesh.launch_agent("n2", &Value::Null)?;
+        let attempt = || [&client, &stranger].into_iter().try_for_each(|from| is_refused(from, to));
+        let deadline = Instant::now() + WAIT_MAX;
+        loop {
+            attempt()?;
+            let unmet = mesh.agent("n2")?.status().map(|status| status.unmet).unwrap_or_default();
+            // All that can be done without them is done.
+            let lacks = |what: &str| unmet.iter().any(|said| said.contains(what));
+            if lacks("not synced yet") && !lacks("workers") && !lacks("CNI socket") {
+                break;
+            }
+            ensure!(Instant::now() < deadline, "the agent does not say what it waits for");
+        }
+        attempt()?;
+        std::fs::rename(&away, &objects)?;
+        let agent = mesh.agent("n2")?;
+        while !agent.process().log().iter().any(|line| line.starts_with("adit-agent ready")) {
+            attempt()?;
+            ensure!(Instant::now() < deadline, "the agent is not ready though all is there");
+        }
+        in_force(mesh)?;
+        assert_eq!(serving.accepted(), [], "the app was reached");
+        Ok(())
     })
 }
 

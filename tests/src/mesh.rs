@@ -132,10 +132,16 @@ impl Mesh {
     /// Starts a node's agent and waits until it is ready; `settings` go over its usual configuration. A second agent
     /// beside a running one is an upgrade: it takes the first one's place here, and the first is returned.
     pub fn start_agent(&mut self, node: &str, settings: &Value) -> Result<Option<Agent>> {
+        let first = self.launch_agent(node, settings)?;
+        self.agent(node)?.wait_ready()?;
+        Ok(first)
+    }
+
+    /// The same without waiting for anything.
+    pub fn launch_agent(&mut self, node: &str, settings: &Value) -> Result<Option<Agent>> {
         let token = self.ca()?.add_node(node)?;
         let agent =
             Agent::start(self.topology.node(node)?, &self.folder, &token, self.ca()?.address(), settings)?;
-        agent.wait_ready()?;
         Ok(self.agents.insert(node.to_owned(), agent))
     }
 

@@ -71,7 +71,7 @@ impl Agent {
     }
 
     /// Waits for its own word that it is ready.
-    pub(super) fn wait_ready(&self) -> Result<()> {
+    pub fn wait_ready(&self) -> Result<()> {
         self.process.wait_for_line("the agent's word that it is ready", |line| {
             line.starts_with("adit-agent ready")
         })?;
