@@ -32,12 +32,16 @@ enum Interrupt {
 
 impl Demo {
     fn start(interrupt: Interrupt) -> Result<Self> {
+        Self::start_with(interrupt, &[])
+    }
+
+    fn start_with(interrupt: Interrupt, args: &[&str]) -> Result<Self> {
         let (demo, slot) = (program("demo")?, slot::shared());
         let run = match interrupt {
             Interrupt::Default => Run::here_interruptible(&demo),
             Interrupt::Ignored => Run::here("sh").args(["-c", "trap '' INT; exec \"$0\""]).args([&demo]),
         };
-        let process = run.with(sandbox::forget).spawn()?;
+        let process = run.args(args).with(sandbox::forget).spawn()?;
         let id = process.id();
         let demo = Self { process, id, _beside_others: slot };
         match interrupt {
@@ -123,6 +127,9 @@ fn names(folder: &Path) -> Result<Vec<String>> {
     entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
 }
 
+/// What `cargo xtask --help` promises: under a minute after the build.
+const UNDER_A_MINUTE_S: f64 = 60.0;
+
 #[test]
 fn the_demo_shows_what_it_promises_without_a_control_character() -> Result<()> {
     let _alone = slot::exclusive();
@@ -144,6 +151,10 @@ fn the_demo_shows_what_it_promises_without_a_control_character() -> Result<()> {
     ] {
         assert!(said.contains(promised), "nothing of {promised:?} in\n{said}");
     }
+    let took = said.lines().find_map(|line| line.trim().strip_prefix("every step showed what it promises; "));
+    let took = took.and_then(|rest| rest.strip_suffix(" s in all")).context("how long it took")?;
+    let took: f64 = took.parse().context("seconds")?;
+    assert!(took < UNDER_A_MINUTE_S, "{took} s: less is promised");
     let has_orders = Sandbox::current().is_some_and(|sandbox| sandbox.is_real_root());
     assert_eq!(said.contains("psql "), has_orders);
     assert_eq!(said.contains("orders (PostgreSQL) is left out"), !has_orders);
@@ -178,8 +189,32 @@ fn sigint_at_ten_instants_of_the_demo_leaves_nothing_also_where_it_was_inherited
 }
 
 #[test]
+fn what_keep_leaves_running_can_be_looked_at_with_the_commands_it_prints_and_goes_with_ctrl_c() -> Result<()>
+{
+    let demo = Demo::start_with(Interrupt::Default, &["--keep"])?;
+    demo.process.wait_for_line("its last word", |line| line.contains("Ctrl-C ends it all"))?;
+    let said = demo.process.log();
+    let line = |begin: &str, end: &str| {
+        let lines = said.iter().map(|line| line.trim());
+        let found = lines.into_iter().find(|line| line.starts_with(begin) && line.ends_with(end));
+        found.map(str::to_owned).with_context(|| format!("no {begin} … {end} in {said:#?}"))
+    };
+    let enter = line("E='nsenter ", "'")?;
+    let run = |command: &str| {
+        let both = format!("{enter}; {command}");
+        Run::here("sh").args(["-c", &both]).with(sandbox::forget).ok().with_context(|| both.clone())
+    };
+    let edges = run(&line("$E ", " edges")?)?;
+    assert!(edges.contains("frontend") && edges.contains("payments"), "{edges}");
+    let paid = run(&line("$E ", "# the frontend pays")?)?;
+    assert!(paid.contains("payments"), "{paid}");
+    assert_eq!(demo.end(Signal::SIGINT)?.code(), Some(130));
+    Ok(())
+}
+
+#[test]
 fn sigkill_of_the_demo_leaves_nothing_and_the_next_run_finds_nothing_in_its_way() -> Result<()> {
-    for instant in ["4. ", "   6.5 s: the whole pod"] {
+    for instant in ["1. ", "   everything is in ", "2. ", "4. ", "   6.5 s: the whole pod"] {
         let demo = Demo::start(Interrupt::Default)?;
         demo.process.wait_for_line("the instant", |line| line.starts_with(instant))?;
         assert!(!demo.namespaces().is_empty(), "it has namespaces of its own by now");
