@@ -94,6 +94,10 @@ fn check(environment: &Environment, asked: &Asked) -> Result<String, Error> {
     // What the other plugins made is theirs to check; that there is something to be chained to is ours.
     asked.result()?;
     if let (Some(namespace), check) = environment.check()? {
+        // An agent that has not noticed yet holds it open and finds all well in it; one that has, knows of no pod.
+        if !Path::new(&check.netns).exists() {
+            return Err(Error::environment("CNI_NETNS", &format!("is {}, which is not there", check.netns)));
+        }
         ask_for_pod(&config, &namespace, &Request::Check(check))?;
     }
     Ok(String::new())

@@ -90,7 +90,7 @@ impl Error {
         )
     }
 
-    fn environment(name: &str, what: &str) -> Self {
+    pub(crate) fn environment(name: &str, what: &str) -> Self {
         Self::new(Code::BadEnvironment, format!("{name} {what}"), name)
     }
 

@@ -15,6 +15,8 @@ use adit_proto::cni::{self, Code, Failure, Reply, Request};
 use serde_json::{Value, json};
 
 const VERSIONS: [&str; 4] = ["0.3.1", "0.4.0", "1.0.0", "1.1.0"];
+/// A network namespace that is there.
+const NETNS: &str = "/proc/self/ns/net";
 const ARGS: &str = "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-0;K8S_POD_INFRA_CONTAINER_ID=c0ffee;K8S_POD_UID=6c7b";
 
 /// A folder of its own for one test, removed with it: socket, state directory.
@@ -67,7 +69,7 @@ fn result(version: &str) -> Value {
     }
     json!({
         "cniVersion": version,
-        "interfaces": [{"name": "veth1"}, {"name": "eth0", "mac": "00:01", "sandbox": "/var/run/netns/x", "mtu": 1450}],
+        "interfaces": [{"name": "veth1"}, {"name": "eth0", "mac": "00:01", "sandbox": NETNS, "mtu": 1450}],
         "ips": [ip], "routes": [{"dst": "0.0.0.0/0", "priority": 3}], "dns": {}, "x-vendor": "kept",
     })
 }
@@ -78,7 +80,7 @@ fn run(verb: &str, input: &str, without: &[&str]) -> Output {
         .env_clear()
         .env("CNI_COMMAND", verb)
         .env("CNI_CONTAINERID", "c0ffee")
-        .env("CNI_NETNS", "/var/run/netns/x")
+        .env("CNI_NETNS", NETNS)
         .env("CNI_IFNAME", "eth0")
         .env("CNI_ARGS", ARGS)
         .env("CNI_PATH", "/opt/cni/bin");
@@ -169,7 +171,7 @@ fn add_prints_the_result_before_it_unchanged_in_every_version() {
         assert_eq!(printed(&output), result(version), "{version}");
         let Request::Add(add) = requests.recv().unwrap() else { panic!("not an Add") };
         assert_eq!(add.container_id.as_str(), "c0ffee");
-        assert_eq!((add.netns.as_str(), add.ifname.as_str()), ("/var/run/netns/x", "eth0"));
+        assert_eq!((add.netns.as_str(), add.ifname.as_str()), (NETNS, "eth0"));
         assert_eq!((add.pod.namespace.as_str(), add.pod.name.as_str()), ("shop", "web-0"));
         assert_eq!(add.pod.uid, "6c7b");
         assert_eq!(add.ips, ["10.0.0.7".parse::<std::net::IpAddr>().unwrap()]);
@@ -243,6 +245,17 @@ fn check_asks_the_agent_from_0_4_0_on() {
     failed(&run("CHECK", &place.input("1.1.0").to_string(), &[]), "1.1.0", 11);
     failed(&run("CHECK", &without(place.input("1.1.0"), "prevResult"), &[]), "1.1.0", 7);
     failed(&run("CHECK", &place.input("1.1.0").to_string(), &["CNI_NETNS"]), "1.1.0", 4);
+}
+
+#[test]
+fn check_of_a_network_namespace_that_is_gone_fails_and_its_del_succeeds() {
+    let place = Place::new("check-gone");
+    let requests = agent(&place.socket(), vec![Reply::Ok, Reply::Ok]);
+    let gone = ["CNI_NETNS=/var/run/netns/gone"];
+    let error = failed(&run("CHECK", &place.input("1.1.0").to_string(), &gone), "1.1.0", 4);
+    assert!(error["msg"].as_str().unwrap().contains("CNI_NETNS is /var/run/netns/gone"), "{error}");
+    silent_success(&run("DEL", &place.input("1.1.0").to_string(), &gone));
+    assert!(matches!(requests.recv().unwrap(), Request::Del(_)), "nobody was asked to check");
 }
 
 #[test]
