@@ -253,6 +253,93 @@ fn check_is_good_while_capture_holds_and_names_what_does_not() -> Result<()> {
 }
 
 #[test]
+fn adds_and_dels_of_many_pods_at_once_are_all_answered_and_nothing_is_mixed_up() -> Result<()> {
+    const PODS: usize = 16;
+    with_mesh(&["n1"], |mesh| {
+        node(mesh)?;
+        // Out of the harness's sight, so that it does not call ADD.
+        let agent = mesh.take_agent("n1")?;
+        let names = (0..PODS).map(|number| format!("web-{number}"));
+        let pods = names
+            .map(|name| mesh.add_pod(PodSpec::new("n1", "shop", &name).account("web")))
+            .collect::<Result<Vec<_>>>()?;
+        let (go, stay) = pods.split_at(PODS / 2);
+        let calls = |pod: &Pod, verbs: &[&str]| -> Result<()> {
+            let cni = mesh.cni(pod)?;
+            verbs.iter().try_for_each(|verb| {
+                let answer = cni.call(verb)?.ok().with_context(|| format!("{verb} of {}", pod.spec.name))?;
+                let wanted = if *verb == "ADD" { &cni.config["prevResult"] } else { &Value::Null };
+                assert_eq!(answer, *wanted, "{verb} of {}", pod.spec.name);
+                Ok(())
+            })
+        };
+        std::thread::scope(|scope| {
+            let going = go.iter().map(|pod| (pod, ["ADD", "DEL", "ADD", "DEL"].as_slice()));
+            let staying = stay.iter().map(|pod| (pod, ["ADD", "CHECK", "ADD", "CHECK"].as_slice()));
+            let calling: Vec<_> =
+                going.chain(staying).map(|(pod, verbs)| scope.spawn(move || calls(pod, verbs))).collect();
+            calling
+                .into_iter()
+                .try_for_each(|call| call.join().map_err(|_| anyhow::anyhow!("a caller panicked"))?)
+        })?;
+        let mut known: Vec<String> = agent.status()?.pods.into_iter().map(|pod| pod.uid).collect();
+        known.sort_unstable();
+        assert_eq!(known, stay.iter().map(|pod| pod.uid.clone()).collect::<Vec<_>>());
+        let mut journal = std::fs::read_dir(mesh.folder().join("agents/n1/run/journal"))?
+            .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+            .collect::<Result<Vec<_>>>()?;
+        journal.sort_unstable();
+        assert_eq!(journal, stay.iter().map(|pod| format!("{}.json", pod.sandbox)).collect::<Vec<_>>());
+        for pod in stay {
+            assert!(is_captured(mesh, pod)?);
+            assert_captured(pod)?;
+        }
+        for pod in go {
+            assert_eq!(own_listeners(pod)?.len(), 0);
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn check_of_a_pod_whose_namespace_is_gone_fails() -> Result<()> {
+    with_mesh(&["n1"], |mesh| {
+        node(mesh)?;
+        let pod = mesh.add_pod(PodSpec::new("n1", "shop", "web"))?;
+        let stays = mesh.add_pod(PodSpec::new("n1", "shop", "stays"))?;
+        let cni = mesh.cni(&pod)?;
+        cni.check()?.ok()?;
+        Run::here("ip").args(["netns", "del", pod.host.netns.name()]).ok()?;
+        let said = assert_error(&cni.check()?, "1.0.0", 4);
+        assert!(said.contains("CNI_NETNS"), "{said}");
+        mesh.cni(&stays)?.check()?.ok().map(drop)
+    })
+}
+
+#[test]
+fn gc_goes_on_past_a_pod_that_cannot_be_cleared_away() -> Result<()> {
+    with_mesh(&["n1"], |mesh| {
+        node(mesh)?;
+        let stays = mesh.add_pod(PodSpec::new("n1", "shop", "a-stays"))?;
+        let goes = ["broken", "gone", "whole"].map(|name| PodSpec::new("n1", "shop", name));
+        let [broken, gone, whole] = goes.map(|spec| mesh.add_pod(spec));
+        let (broken, gone, whole) = (broken?, gone?, whole?);
+        // One whose listeners the agent cannot reach any more, and one that is no namespace by now.
+        broken.host.netns.ip("link set lo down")?;
+        Run::here("ip").args(["netns", "del", gone.host.netns.name()]).ok()?;
+        let mut cni = mesh.cni(&stays)?;
+        cni.config["cniVersion"] = "1.1.0".into();
+        cni.config["cni.dev/valid-attachments"] = json!([{ "containerID": stays.sandbox, "ifname": "eth0" }]);
+        assert_eq!(cni.call("GC")?.ok()?, Value::Null);
+        assert_eq!(known(mesh, "n1")?, std::slice::from_ref(&stays.uid));
+        assert_captured(&stays)?;
+        assert_eq!(own_listeners(&whole)?.len(), 0);
+        assert_eq!(own_listeners(&broken)?.len(), 0);
+        Ok(())
+    })
+}
+
+#[test]
 fn gc_drops_what_is_not_listed_and_nothing_else() -> Result<()> {
     with_mesh(&["n1"], |mesh| {
         node(mesh)?;
