@@ -7,8 +7,9 @@
 //! | `DIR/trust-bundle.yaml` | the CA's |
 //!
 //! A file counts when its writer has closed it, or has put it in place by rename or link; names that begin with a dot
-//! are nobody's. A directory is watched before it is listed, so that nothing falls between. Directories reached by a
-//! symbolic link are not followed; files are, also those that change by a switch of `..data` (a mounted ConfigMap).
+//! are nobody's. A directory is watched before it is listed, so that nothing falls between. DIR and `objects` may be
+//! symbolic links, and may be switched; other directories reached by a link are not followed. Files are, also those
+//! that change by a switch of `..data` (a mounted ConfigMap).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
@@ -53,6 +54,8 @@ pub(super) enum Purpose {
 #[derive(Debug)]
 pub(super) struct Directory {
     root: PathBuf,
+    /// Device and inode of the directory that is followed.
+    root_id: (u64, u64),
     events: EventStream<Vec<u8>>,
     watched: BTreeMap<WatchDescriptorKey, (WatchDescriptor, PathBuf)>,
     /// What changed since it was last taken.
@@ -84,11 +87,10 @@ impl Directory {
     /// Begins to follow the directory; everything in it counts as changed.
     pub(super) fn open(root: &Path) -> io::Result<Self> {
         // Without it there would be nothing to follow, and no way to hear of its coming.
-        if !fs::metadata(root)?.is_dir() {
-            return Err(io::Error::from(io::ErrorKind::NotADirectory));
-        }
+        let root_id = dir_id(root)?;
         let mut directory = Self {
             root: root.to_path_buf(),
+            root_id,
             events: Inotify::init()?.into_event_stream(vec![0; EVENTS_LEN])?,
             watched: BTreeMap::new(),
             dirty: Dirty::default(),
@@ -109,6 +111,32 @@ impl Directory {
         self.dirty.trees.insert(self.root.join(OBJECTS));
         self.dirty.trees.insert(self.root.join(STATUS));
         self.dirty.files.insert(self.root.join(BUNDLE));
+    }
+
+    /// Looks whether the directory's path leads to another one by now: it was replaced, or is a link that was switched.
+    /// If so, that one is followed, and everything in it counts as changed. While the path leads nowhere, what is known
+    /// stays.
+    pub(super) fn follow_root(&mut self) -> bool {
+        match dir_id(&self.root) {
+            Ok(id) if id == self.root_id => return self.troubles.remove(&self.root).is_some(),
+            Ok(id) => {
+                self.unwatch_below(&self.root.clone());
+                match self.watch(&self.root.clone()) {
+                    Ok(()) => {
+                        self.root_id = id;
+                        self.troubles.remove(&self.root);
+                        self.mark_all();
+                    }
+                    Err(error) => return self.cannot_follow_root(&error),
+                }
+            }
+            Err(error) => return self.cannot_follow_root(&error),
+        }
+        true
+    }
+
+    fn cannot_follow_root(&mut self, error: &io::Error) -> bool {
+        self.troubles.insert(self.root.clone(), Wrong::Unwatched(error.to_string())).is_none()
     }
 
     /// How many files and directories must be read again.
@@ -173,9 +201,14 @@ impl Directory {
             self.watched.remove(&watch.get_watch_descriptor_id());
             return;
         }
+        if dir == self.root && mask.intersects(EventMask::MOVE_SELF | EventMask::DELETE_SELF) {
+            self.follow_root();
+            return;
+        }
         let Some(name) = name else { return };
         let path = dir.join(name);
-        if mask.contains(EventMask::ISDIR) {
+        // `objects` may be a link to a directory: that comes and goes as a file does.
+        if mask.contains(EventMask::ISDIR) || path == self.root.join(OBJECTS) {
             return self.take_in_dir(&path, mask);
         }
         if name == DATA_LINK {
@@ -189,27 +222,25 @@ impl Directory {
         if is_hidden(path) || !self.is_ours(path) {
             return;
         }
-        if mask.contains(EventMask::MOVED_FROM) {
+        if mask.contains(EventMask::MOVED_FROM) || !mask.contains(EventMask::ISDIR) {
             // The watches went with it, to where nobody follows.
-            let gone: Vec<_> = self
-                .watched
-                .iter()
-                .filter(|(_, (_, dir))| dir.starts_with(path))
-                .map(|(key, _)| *key)
-                .collect();
-            for key in gone {
-                if let Some((watch, _)) = self.watched.remove(&key) {
-                    // It may be gone by now, which is what is wanted.
-                    let _ = self.events.watches().remove(watch);
-                }
-            }
+            self.unwatch_below(path);
         }
         self.dirty.trees.insert(path.to_path_buf());
     }
 
+    /// Follows nothing any more that was at this path or below it.
+    fn unwatch_below(&mut self, path: &Path) {
+        for (_, (watch, _)) in self.watched.extract_if(.., |_, (_, dir)| dir.starts_with(path)) {
+            // It may be gone by now, which is what is wanted.
+            let _ = self.events.watches().remove(watch);
+        }
+    }
+
     /// Watches a directory, then lists it, and so on below it.
     fn list(&mut self, dir: &Path, files: &mut BTreeSet<PathBuf>) {
-        if fs::symlink_metadata(dir).is_ok_and(|metadata| metadata.is_symlink()) {
+        let is_link = fs::symlink_metadata(dir).is_ok_and(|metadata| metadata.is_symlink());
+        if is_link && dir != self.root.join(OBJECTS) {
             // A tree is entered once, by its own name.
             return;
         }
@@ -247,6 +278,8 @@ impl Directory {
             | WatchMask::DELETE
             | WatchMask::MOVED_FROM
             | WatchMask::MOVED_TO
+            | WatchMask::MOVE_SELF
+            | WatchMask::DELETE_SELF
             | WatchMask::ONLYDIR
             | WatchMask::EXCL_UNLINK;
         let watch = self.events.watches().add(dir, mask)?;
@@ -283,6 +316,15 @@ impl Directory {
 /// again when its writer closes it.
 fn is_whole(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_symlink() || metadata.nlink() > 1)
+}
+
+/// Device and inode of the directory that a path leads to.
+fn dir_id(path: &Path) -> io::Result<(u64, u64)> {
+    let metadata = fs::metadata(path)?;
+    if !metadata.is_dir() {
+        return Err(io::ErrorKind::NotADirectory.into());
+    }
+    Ok((metadata.dev(), metadata.ino()))
 }
 
 fn is_hidden(path: &Path) -> bool {

@@ -31,6 +31,8 @@ const FLUSH_AT: usize = 256;
 /// How much text of files is held at once: a pod's is 1 to 10 KiB, so this is up to some hundred pods; a longer file
 /// alone. What is read in between costs 10 times as much.
 const READ_LEN: usize = 256 * 1024;
+/// How often it is looked whether the directory is still the one that is followed: one system call.
+const ROOT_LOOK_EVERY: Duration = Duration::from_secs(5);
 /// How long after a failure the status file is tried again.
 const WRITE_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
@@ -115,8 +117,16 @@ impl Driver {
     /// Every branch is cancel-safe: events stay with the kernel and commands in their queue until they are taken.
     pub(super) async fn run(mut self, mut inbox: mpsc::Receiver<Command>) {
         let mut flush_at = None;
+        let mut look_at = self.clock.now().mono + ROOT_LOOK_EVERY;
         loop {
             tokio::select! {
+                () = self.clock.sleep_until(Some(look_at)) => {
+                    let now = self.clock.now().mono;
+                    look_at = now + ROOT_LOOK_EVERY;
+                    if self.directory.follow_root() {
+                        flush_at = Some(now);
+                    }
+                }
                 changed = self.directory.changed() => {
                     if let Err(error) = changed {
                         // inotify itself fails only if its descriptor is gone; what is known stays in force.
@@ -185,6 +195,7 @@ impl Driver {
             }
         }
         if !refreshed.is_empty() {
+            self.directory.follow_root();
             self.directory.mark_all();
             self.flush();
         }
@@ -233,6 +244,7 @@ impl Driver {
             self.show_captured();
         }
         if self.is_synced && (has_changed || is_first) {
+            self.forget_gone();
             self.publisher.publish(self.builder.freeze());
             self.forget_ended();
         }
@@ -295,6 +307,15 @@ impl Driver {
     fn forget_strangers(&mut self) {
         let world = self.builder.freeze();
         self.status.captured.retain(|uid| world.workload(&PodUid(uid.as_str().into())).is_some());
+    }
+
+    /// Forgets nodes whose status file and whose pods are gone.
+    fn forget_gone(&mut self) {
+        if self.statuses.has_gone() {
+            let world = self.builder.freeze();
+            let changes = self.statuses.forget_gone(|uid| world.workload(uid).is_some());
+            changes.into_iter().for_each(|change| self.builder.apply(change));
+        }
     }
 
     /// Forgets pods whose sandbox and whose object are gone.

@@ -7,6 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use adit_proto::status::NodeStatus;
+use tracing::warn;
 
 use super::statuses::read_status;
 
@@ -34,12 +35,22 @@ impl StatusFile {
         Ok((Self { path, fresh, written: None }, earlier))
     }
 
-    /// Writes the file, if it would say something else than it does.
+    /// Writes the file, if it would say something else than it does, or if somebody took it away.
     pub(super) fn write(&mut self, status: &NodeStatus) -> io::Result<()> {
+        if self.written.is_some() && !self.path.exists() {
+            warn!(file = %self.path.display(), "the own status file is gone; writing it again");
+            self.written = None;
+        }
         if self.written.as_ref() == Some(status) {
             return Ok(());
         }
         let text = serde_saphyr::to_string(status).map_err(io::Error::other)?;
+        // Its directory only: where the mesh's own is gone, another is about to take its place.
+        if let Some(Err(error)) = self.path.parent().map(fs::create_dir)
+            && error.kind() != io::ErrorKind::AlreadyExists
+        {
+            return Err(error);
+        }
         fs::write(&self.fresh, text)?;
         fs::rename(&self.fresh, &self.path)?;
         self.written = Some(status.clone());
@@ -79,5 +90,12 @@ mod tests {
         let (_, earlier) = StatusFile::open(&status_dir, "n1").unwrap();
         assert_eq!(earlier, status);
         assert_eq!(fs::read_dir(&status_dir).unwrap().count(), 1, "nothing is left lying about");
+        fs::remove_dir_all(&status_dir).unwrap();
+        file.write(&status).unwrap();
+        assert_eq!(
+            StatusFile::open(&status_dir, "n1").unwrap().1,
+            status,
+            "it is said again, as nothing has changed"
+        );
     }
 }

@@ -26,6 +26,9 @@ pub(super) struct Statuses {
 #[derive(Debug, Default)]
 struct Status {
     captured: BTreeSet<PodUid>,
+    /// Its file is gone, by an accident as likely as not: its agent writes it again. Until then what it said last stays
+    /// in force, or its pods would be dialled in clear.
+    is_gone: bool,
     trouble: Option<Trouble>,
 }
 
@@ -42,9 +45,13 @@ impl Statuses {
         }
         let wrong = match reading {
             Reading::Gone => {
-                let known = self.known.remove(path)?;
-                return (!known.captured.is_empty())
-                    .then(|| Change::Captured { node, pods: BTreeSet::new() });
+                let known = self.known.get_mut(path)?;
+                if known.captured.is_empty() {
+                    self.known.remove(path);
+                    return None;
+                }
+                known.is_gone = true;
+                fault(None, Wrong::Status("is gone; its pods are taken for captured still".into()))
             }
             Reading::Unreadable(message) => fault(None, Wrong::Unreadable(message)),
             Reading::Text(text) => match parse(&text, &node) {
@@ -52,6 +59,7 @@ impl Statuses {
                 Ok(pods) => {
                     let known = self.known.entry(path.to_path_buf()).or_default();
                     known.trouble = None;
+                    known.is_gone = false;
                     if known.captured == pods {
                         return None;
                     }
@@ -64,6 +72,20 @@ impl Statuses {
         let known = self.known.entry(path.to_path_buf()).or_default();
         known.trouble = Some(Trouble { file: path.to_path_buf(), at, what });
         None
+    }
+
+    /// Forgets nodes whose file is gone and of whose captured pods none is left. Returns what the World should be told.
+    pub(super) fn forget_gone(&mut self, is_there: impl Fn(&PodUid) -> bool) -> Vec<Change> {
+        let over =
+            self.known.extract_if(.., |_, known| known.is_gone && !known.captured.iter().any(&is_there));
+        let node = |path: PathBuf| Some(NodeName(path.file_stem()?.to_str()?.into()));
+        over.filter_map(|(path, _)| Some(Change::Captured { node: node(path)?, pods: BTreeSet::new() }))
+            .collect()
+    }
+
+    /// Whether the file of some node is gone.
+    pub(super) fn has_gone(&self) -> bool {
+        self.known.values().any(|known| known.is_gone)
     }
 
     /// Every file that is known.

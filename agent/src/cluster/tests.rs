@@ -287,8 +287,107 @@ async fn what_one_agent_captures_the_others_know() {
     assert!(!is_captured(&one.view.world()));
     one.cluster.announcer().set_captured(uid("web"), true).await.unwrap();
     two.until("captured again", is_captured).await;
+    drop(one);
     fs::remove_file(mesh.root().join("status/n1.yaml")).unwrap();
-    two.until("the node gone", |world| !is_captured(world)).await;
+    two.cluster.refresh().await;
+    assert!(is_captured(&two.view.world()), "never in clear for a file that was lost");
+    assert!(two.problems()[0].contains("status/n1.yaml: is gone"), "{:?}", two.problems());
+    mesh.write("a.yaml", &namespace("shop"));
+    two.until("that the pods are gone", |world| world.workload(&uid("web")).is_none()).await;
+    two.cluster.refresh().await;
+    assert_eq!(two.problems(), [""; 0], "the node is forgotten with its last pod");
+    mesh.write("a.yaml", &(namespace("shop") + &pod("web", "n1")));
+    two.until("the pod again", |world| world.workload(&uid("web")).is_some()).await;
+    assert!(!is_captured(&two.view.world()));
+}
+
+#[tokio::test]
+async fn a_status_file_that_is_taken_away_comes_back_by_itself() {
+    let mesh = Mesh::new();
+    mesh.write("a.yaml", &(namespace("shop") + &pod("web", "n1")));
+    let (one, mut two) = (mesh.agent("n1"), mesh.agent("n2"));
+    one.cluster.announcer().set_captured(uid("web"), true).await.unwrap();
+    let is_captured = |world: &World| world.workload(&uid("web")).unwrap().captured;
+    two.until("captured", is_captured).await;
+    let file = mesh.root().join("status/n1.yaml");
+    for path in [file.clone(), mesh.root().join("status")] {
+        // With its directory, the second time.
+        if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }.unwrap();
+        let back = async {
+            while !file.exists() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(BOUND, back).await.expect("it comes back, with nothing new to say");
+        assert!(mesh.status("n1").captured.contains("uid-web"));
+    }
+}
+
+#[tokio::test]
+async fn a_directory_that_is_replaced_or_reached_by_a_switched_link_is_followed() {
+    let mesh = Mesh::new();
+    let version = |name: &str, text: &str| {
+        let dir = mesh.dir.path().join(name);
+        fs::create_dir_all(dir.join("objects")).unwrap();
+        write(&dir.join("objects/a.yaml"), text);
+        dir
+    };
+    mesh.write("a.yaml", &namespace("a"));
+    let mut agent = mesh.agent("n1");
+    assert_eq!(agent.namespaces(), 1);
+    // Away, and another in its place: what is known stays in between.
+    let next = version("next", &(namespace("a") + &namespace("b")));
+    fs::rename(mesh.root(), mesh.dir.path().join("old")).unwrap();
+    agent.cluster.refresh().await;
+    assert_eq!(agent.namespaces(), 1);
+    assert!(
+        agent.problems().iter().any(|problem| problem.contains("cannot be followed")),
+        "{:?}",
+        agent.problems()
+    );
+    fs::rename(next, mesh.root()).unwrap();
+    agent.until_namespaces(2).await;
+    mesh.write("c.yaml", &namespace("c"));
+    agent.until_namespaces(3).await;
+    agent.cluster.refresh().await;
+    assert_eq!(agent.problems(), [""; 0]);
+    drop(agent);
+
+    // A link, switched whole.
+    fs::rename(mesh.root(), mesh.dir.path().join("one")).unwrap();
+    version("two", &namespace("a"));
+    let link = mesh.dir.path().join("link");
+    std::os::unix::fs::symlink(mesh.dir.path().join("one"), mesh.root()).unwrap();
+    let mut agent = mesh.agent("n1");
+    assert_eq!(agent.namespaces(), 3);
+    std::os::unix::fs::symlink(mesh.dir.path().join("two"), &link).unwrap();
+    fs::rename(&link, mesh.root()).unwrap();
+    agent.until_namespaces(1).await;
+    mesh.write("b.yaml", &namespace("b"));
+    agent.until_namespaces(2).await;
+}
+
+#[tokio::test]
+async fn objects_may_be_a_link_that_is_switched_and_never_count_as_none_for_it() {
+    let mesh = Mesh::new();
+    let version = |name: &str, text: &str| {
+        let dir = mesh.dir.path().join(name);
+        fs::create_dir_all(&dir).unwrap();
+        write(&dir.join("a.yaml"), text);
+        dir
+    };
+    let one = version("one", &namespace("a"));
+    let two = version("two", &(namespace("a") + &namespace("b")));
+    fs::remove_dir(mesh.objects()).unwrap();
+    std::os::unix::fs::symlink(one, mesh.objects()).unwrap();
+    let mut agent = mesh.agent("n1");
+    assert_eq!(agent.namespaces(), 1);
+    let fresh = mesh.root().join("fresh");
+    std::os::unix::fs::symlink(two, &fresh).unwrap();
+    fs::rename(fresh, mesh.objects()).unwrap();
+    agent.until_namespaces(2).await;
+    mesh.write("c.yaml", &namespace("c"));
+    agent.until_namespaces(3).await;
 }
 
 #[tokio::test]
@@ -416,8 +515,10 @@ async fn an_announcement_that_cannot_be_written_says_so_and_is_made_up_for() {
     let status = mesh.root().join("status");
     let away = mesh.root().join("gone");
     fs::rename(&status, &away).unwrap();
+    fs::write(&status, "a file").unwrap();
     let result = agent.cluster.announcer().set_captured(uid("web"), true).await;
     assert!(matches!(result, Err(AnnounceError::Write(_))), "{result:?}");
+    fs::remove_file(&status).unwrap();
     fs::rename(&away, &status).unwrap();
     agent.cluster.refresh().await;
     assert!(mesh.status("n1").captured.contains("uid-web"));
