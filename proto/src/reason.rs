@@ -65,7 +65,7 @@ pub enum Reason {
     PolicyNotSynced,
     /// Plaintext was refused: PeerAuthentication says STRICT.
     PlaintextRefused,
-    /// The peer's request is no CONNECT to an address.
+    /// The peer's request is no CONNECT to an address, or to one of another family than the client's.
     BadConnect,
     /// The CONNECT names an address that is not this pod's.
     NotThisPod,
@@ -248,7 +248,7 @@ impl Reason {
             }
             Self::PolicyNotSynced => "The agent waits for its first sync; look at its readiness.",
             Self::PlaintextRefused => "Enrol the client, or let the port be PERMISSIVE with portLevelMtls.",
-            Self::BadConnect => "The peer is no HBONE client.",
+            Self::BadConnect => "The peer is no HBONE client, or mixes IPv4 and IPv6.",
             Self::NotThisPod => "The peer's view is old; it looks the address up again.",
             Self::AppRefused => "Nothing listens on that port in the pod.",
             Self::AppTimeout => "The app's accept queue is full.",

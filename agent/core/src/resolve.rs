@@ -94,6 +94,9 @@ pub enum InboundRefusal {
     /// It names an IPv6 link-local address, to which no spoofed dial can be made.
     #[error("link-local addresses cannot be passed on")]
     LinkLocal,
+    /// It names an address of the other family than the client's, from which the app cannot be dialled.
+    #[error("the address is of another family than the client's")]
+    OtherFamily,
 }
 
 impl InboundRefusal {
@@ -103,6 +106,7 @@ impl InboundRefusal {
             Self::NotThisPod => Reason::NotThisPod,
             Self::Loop => Reason::Loop,
             Self::LinkLocal => Reason::LinkLocal,
+            Self::OtherFamily => Reason::BadConnect,
         }
     }
 }
@@ -134,12 +138,13 @@ pub fn outbound(world: &World, source: &Workload, dst: OriginalDst) -> Result<De
     }
 }
 
-/// Whether a CONNECT or a plaintext connection to `dst` is for this pod's app. `own_ips` are the addresses found in the
-/// pod's namespace or told by the runtime: they are there before the pod object says them.
+/// Whether a CONNECT or a plaintext connection of `client` to `dst` is for this pod's app. `own_ips` are the addresses
+/// found in the pod's namespace or told by the runtime: they are there before the pod object says them.
 pub fn inbound(
     world: &World,
     local: &Workload,
     own_ips: &[IpAddr],
+    client: IpAddr,
     dst: SocketAddr,
 ) -> Result<Target, InboundRefusal> {
     let dst = canonical(dst);
@@ -155,6 +160,9 @@ pub fn inbound(
     }
     if PORTS_RESERVED.contains(&dst.port()) {
         return Err(InboundRefusal::Loop);
+    }
+    if client.to_canonical().is_ipv4() != dst.is_ipv4() {
+        return Err(InboundRefusal::OtherFamily);
     }
     Ok(Target { addr: dst })
 }

@@ -335,7 +335,7 @@ async fn reach(
     let world = view.latest();
     let local = pod.local(&world);
     reported.get().edit(|report| report.remote = world.workload_by_ip(tunnel.client.ip()).cloned());
-    let target = resolve::inbound(&world, &local, &pod.ips, dst)?;
+    let target = resolve::inbound(&world, &local, &pod.ips, tunnel.client.ip(), dst)?;
     tunnel.admit(&world, target.addr, reported).map_err(|refusal| ServeError::Denied(Box::new(refusal)))?;
     let app = dial_app(pod, target.addr, tunnel.client, reported).await?;
     Ok((target.addr, seat, app))

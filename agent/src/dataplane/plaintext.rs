@@ -135,7 +135,7 @@ async fn reach(
     if share.is_full() {
         return Err(ServeError::MemoryLimit(share.held()));
     }
-    let target = resolve::inbound(world, &pod.local(world), &pod.ips, dst.0)?;
+    let target = resolve::inbound(world, &pod.local(world), &pod.ips, client.ip(), dst.0)?;
     if kind != Kind::Probe {
         let asked = asked(pod, client, OriginalDst(target.addr));
         admit(world, &asked, &pod.worker.shard, reported.get())

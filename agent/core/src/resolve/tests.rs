@@ -435,7 +435,9 @@ fn inbound_is_taken_for_an_own_address_and_an_apps_port() {
     let local = Arc::clone(world.workload_by_name(&name("shop/web-1")).unwrap());
     let told = [ip("10.0.0.1"), ip("fe80::1")];
     let ask = |own: &[IpAddr], dst: &str| {
-        let taken = inbound(&world, &local, own, dst.parse().unwrap());
+        let dst: SocketAddr = dst.parse().unwrap();
+        let client = if dst.ip().to_canonical().is_ipv4() { "10.0.0.9" } else { "fd00::9" };
+        let taken = inbound(&world, &local, own, ip(client), dst);
         taken.map(|target| target.addr.to_string()).map_err(InboundRefusal::reason)
     };
     let expected = BTreeMap::from([
@@ -465,4 +467,22 @@ fn an_own_address_is_the_source_s_own_whoever_else_claims_it() {
         let Ok(Destination::Pod(candidate)) = shop.route(dst) else { panic!("{dst} is a pod's") };
         assert_eq!(candidate.workload.unwrap().pod.uid, PodUid("uid-client".into()), "{dst}");
     }
+}
+
+#[test]
+fn an_app_is_dialled_only_from_a_client_of_its_addresss_family() {
+    let mut shop = Shop::new();
+    let world = shop.0.freeze();
+    let local = Arc::clone(world.workload_by_name(&name("shop/web-1")).unwrap());
+    let ask = |client, dst: &str| inbound(&world, &local, &[], ip(client), dst.parse().unwrap()).map(drop);
+    assert_eq!(ask("10.0.0.9", "10.0.0.1:80"), Ok(()));
+    assert_eq!(ask("::ffff:10.0.0.9", "10.0.0.1:80"), Ok(()));
+    assert_eq!(ask("10.0.0.9", "[::ffff:10.0.0.1]:80"), Ok(()));
+    assert_eq!(ask("fd00::9", "[fd00::1]:80"), Ok(()));
+    for (client, dst) in [("10.0.0.9", "[fd00::1]:80"), ("fd00::9", "10.0.0.1:80")] {
+        let refusal = ask(client, dst).unwrap_err();
+        assert_eq!((refusal, refusal.reason()), (InboundRefusal::OtherFamily, Reason::BadConnect));
+    }
+    // Whose it is comes first: the peer may look that up again.
+    assert_eq!(ask("10.0.0.9", "[fd00::1:2]:80"), Err(InboundRefusal::NotThisPod));
 }

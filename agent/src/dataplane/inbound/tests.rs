@@ -5,6 +5,7 @@ use std::time::Duration;
 use adit_core::net::ObjectName;
 use adit_core::policy::Action;
 use adit_core::report::{Direction, End, Stage};
+use adit_core::workload::Pod as PodModel;
 use adit_core::world::Change;
 use adit_proto::Reason;
 use adit_proto::hbone::{PORT_INBOUND_HBONE, Refusal};
@@ -244,6 +245,7 @@ fn what_is_no_connect_to_this_pods_app_is_a_400_with_its_reason() {
         let api = rig.serving_pod("api").await;
         let requests = raw(&rig, &api).await;
         let own = api.first_ip();
+        rig.change(Change::Pod(PodModel { ips: vec![own, "fd00::7".parse().unwrap()], ..rig.object(&api) }));
         for (method, uri, reason) in [
             (Method::GET, format!("https://{own}:80/"), Reason::BadConnect),
             (Method::CONNECT, "api.shop:80".to_owned(), Reason::BadConnect),
@@ -252,6 +254,8 @@ fn what_is_no_connect_to_this_pods_app_is_a_400_with_its_reason() {
             (Method::CONNECT, "[fe80::1]:80".to_owned(), Reason::LinkLocal),
             (Method::CONNECT, format!("{own}:15008"), Reason::Loop),
             (Method::CONNECT, format!("{own}:15001"), Reason::Loop),
+            // The pod's own too, but the client has no address of that family.
+            (Method::CONNECT, "[fd00::7]:80".to_owned(), Reason::BadConnect),
         ] {
             let refused = answer(&requests, method, &uri).await;
             let said = refused.refusal.as_ref().map(|refusal: &Refusal| refusal.reason);
