@@ -6,6 +6,7 @@
 
 pub mod bounded;
 pub mod diag;
+pub mod local;
 pub(crate) mod netlink;
 pub mod probe;
 mod tcp_info;

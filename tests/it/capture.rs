@@ -1,12 +1,13 @@
 //! Capture stays: what somebody changes in a pod's namespace comes back and is counted; where it cannot, the pod is not
 //! called captured.
 
+use std::io::Read;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use adit_tests::apps::{Behaviour, Server, connect, read_all};
-use adit_tests::has_real_root;
 use adit_tests::mesh::{Enrolment, Mesh, Pod, PodSpec, with_mesh, with_mesh_alone};
+use adit_tests::{WAIT_MAX, has_real_root};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -250,7 +251,7 @@ fn a_pod_without_usable_iptables_does_not_start_and_nothing_is_left_of_the_attem
         assert!(answer.printed.to_string().contains("iptables"), "{answer:?}");
         assert!(!rules(&pod)?.contains("ADIT"));
         mesh.unshadow_programs("n1", &PROGRAMS)?;
-        let deadline = Instant::now() + adit_tests::WAIT_MAX;
+        let deadline = Instant::now() + WAIT_MAX;
         // As the kubelet does.
         while mesh.cni(&pod)?.add()?.code != Some(0) {
             ensure!(Instant::now() < deadline, "iptables is back");
@@ -350,6 +351,54 @@ fn a_captured_pods_own_nft_rules_stay_as_they_are() -> Result<()> {
         for line in own.lines() {
             assert!(with.contains(line), "{line} is gone:\n{with}");
         }
+        Ok(())
+    })
+}
+
+#[test]
+fn an_address_that_a_captured_pod_gets_later_is_served_by_whichever_interface() -> Result<()> {
+    with_mesh(&["n1"], |mesh| {
+        start(mesh)?;
+        let pod = mesh.add_pod(PodSpec::new("n1", "shop", "web"))?;
+        let _serving = Server::start(&pod.host.netns, 8080, Behaviour::WhoAmI)?;
+        let node = mesh.topology.node("n1")?.netns.clone();
+        // A second address, a second interface as a meta CNI plugin adds it, and an address on lo as a load balancer wants.
+        node.ip(&format!(
+            "link add vnet1 type veth peer name net1 netns {}
+             addr add 10.72.0.1/24 dev vnet1
+             addr add fd72::1/64 dev vnet1 nodad
+             link set vnet1 up",
+            pod.host.netns.name()
+        ))?;
+        pod.host.netns.ip("addr add 10.71.1.200/24 dev eth0
+             addr add fd71:1::200/64 dev eth0 nodad
+             addr add 10.72.0.2/24 dev net1
+             addr add fd72::2/64 dev net1 nodad
+             link set net1 up
+             addr add 10.73.0.1/32 dev lo
+             addr add fd73::1/128 dev lo")?;
+        node.ip("route add 10.73.0.1/32 via 10.72.0.2\nroute add fd73::1/128 via fd72::2")?;
+        let added =
+            ["10.71.1.200", "fd71:1::200", "10.72.0.2", "fd72::2", "10.73.0.1", "fd73::1"].map(str::parse);
+        for ip in added {
+            let to = SocketAddr::new(ip?, 8080);
+            let first = mesh.agent("n1")?.process().next_line();
+            let said =
+                String::from_utf8(read_all(&mut connect(&node, to)?).with_context(|| to.to_string())?)?;
+            let flow = mesh
+                .agent("n1")?
+                .wait_for_flow(first, "its report", |flow| flow.destination.addr == to.to_string())?;
+            assert_eq!((&*flow.direction, &*flow.transport), ("inbound", "plaintext"), "{flow:?}");
+            assert_eq!((&*flow.state, flow.reason.as_deref()), ("closed", None), "{flow:?}");
+            let (seen, source) =
+                (said.trim().parse::<SocketAddr>()?, flow.source.addr.parse::<SocketAddr>()?);
+            assert_eq!(seen.ip(), source.ip(), "the app sees its client");
+        }
+        // What was taken away is the pod's no more.
+        pod.host.netns.ip("addr del 10.73.0.1/32 dev lo")?;
+        assert!(
+            connect(&node, "10.73.0.1:8080".parse()?).and_then(|mut stream| stream.read(&mut [0])).is_err()
+        );
         Ok(())
     })
 }

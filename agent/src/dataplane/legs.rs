@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 
 use crate::netns::Netns;
+use crate::sockets::local::is_local;
 use crate::sockets::{self, Dial, DialError, Keepalive, LOCAL_CONGESTION, Options};
 
 /// TCP options of the legs, from the configuration.
@@ -32,7 +33,7 @@ pub(super) struct Legs {
 enum From {
     /// With the pod's mark, and as any address.
     Pod { netns: Netns, mark: u32 },
-    /// Without privilege: the process's own namespace, no mark, its own address.
+    /// Without privilege: the process's own namespace, no mark, its own address; every address counts as the pod's.
     #[cfg(test)]
     Here,
 }
@@ -72,6 +73,19 @@ impl Legs {
         let options =
             Options { congestion: &[], keepalive: Some(self.options.keepalive), user_timeout: None };
         self.dial(to, None, options).await
+    }
+
+    /// Whether an address is one of the pod's, by the word of the kernel; `false` where that cannot be found out. Costs a
+    /// dozen system calls.
+    pub(super) fn is_pods_own(&self, ip: IpAddr) -> bool {
+        match &self.from {
+            From::Pod { netns, .. } => is_local(netns, ip).unwrap_or_else(|error| {
+                tracing::debug!(netns = %netns.path().display(), %ip, "cannot tell whose address it is: {error}");
+                false
+            }),
+            #[cfg(test)]
+            From::Here => true,
+        }
     }
 
     /// What an accepted local leg is set to.

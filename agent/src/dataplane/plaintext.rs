@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use adit_core::net::OriginalDst;
 use adit_core::report::{Direction, End, Transport};
-use adit_core::resolve::{self, InboundRefusal};
+use adit_core::resolve::{self, InboundRefusal, Target};
 use adit_core::world::World;
 use adit_proto::Reason;
 use adit_proto::hbone::is_link_local_v6;
@@ -135,7 +135,7 @@ async fn reach(
     if share.is_full() {
         return Err(ServeError::MemoryLimit(share.held()));
     }
-    let target = resolve::inbound(world, &pod.local(world), &pod.ips, client.ip(), dst.0)?;
+    let target = target(pod, world, client.ip(), dst)?;
     if kind != Kind::Probe {
         let asked = asked(pod, client, OriginalDst(target.addr));
         admit(world, &asked, &pod.worker.shard, reported.get())
@@ -152,6 +152,18 @@ fn share(pod: &Pod, kind: Kind) -> &Rc<Share> {
         Kind::Probe => &pod.worker.probes,
         Kind::NotQuiteProbe | Kind::Plain => &pod.share,
     }
+}
+
+/// Where in the pod it is for. The redirect takes what comes for any address that the pod has: also a second interface's,
+/// or one that was added since, which neither the runtime nor the pod's object names, and only the kernel knows.
+fn target(pod: &Pod, world: &World, client: IpAddr, dst: OriginalDst) -> Result<Target, InboundRefusal> {
+    let (local, ip) = (pod.local(world), dst.0.ip());
+    let told = resolve::inbound(world, &local, &pod.ips, client, dst.0);
+    // A loopback address is the pod's, too; but what its apps have there is for nobody outside.
+    if told == Err(InboundRefusal::NotThisPod) && !ip.is_loopback() && pod.legs.is_pods_own(ip) {
+        return resolve::inbound(world, &local, &[ip], client, dst.0);
+    }
+    told
 }
 
 fn asked(pod: &Pod, client: SocketAddr, dst: OriginalDst) -> Asked<'_> {

@@ -62,3 +62,11 @@ fn only_the_two_probe_addresses_are_probes() {
         assert_eq!(probe::is_capture_probe(&OriginalDst(addr.parse().unwrap())), is, "{addr}");
     }
 }
+
+#[test]
+fn the_kernel_knows_its_own_addresses() {
+    for (ip, is) in [("127.0.0.1", true), ("127.8.9.10", true), ("192.0.2.9", false), ("2001:db8::9", false)]
+    {
+        assert_eq!(local::is_local(&own(), ip.parse().unwrap()).unwrap(), is, "{ip}");
+    }
+}

@@ -1,7 +1,8 @@
-use std::net::Shutdown;
+use std::net::{IpAddr, Shutdown};
 
 use adit_core::net::OriginalDst;
 use adit_core::report::Direction;
+use adit_core::resolve::InboundRefusal;
 use adit_proto::Reason;
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -9,7 +10,7 @@ use tokio::task::spawn_local;
 
 use super::super::Config;
 use super::super::testing::{Rig, app, greet, on_worker, pair};
-use super::{Kind, Origin, kind_of};
+use super::{Kind, Origin, kind_of, target};
 
 #[test]
 fn a_pod_whose_readers_stall_takes_on_no_more_plaintext() {
@@ -47,6 +48,25 @@ fn a_closed_client_of_the_node_is_a_probe_only_if_it_said_nothing() {
             assert_eq!(kind_of(Origin::Node, &leg), Kind::Probe);
             assert_eq!(kind_of(Origin::HostNetworkPod, &leg), Kind::Plain);
             assert_eq!(kind_of(Origin::Elsewhere, &leg), Kind::NotQuiteProbe);
+        }
+    });
+}
+
+#[test]
+fn an_address_that_only_the_kernel_knows_is_the_pods_unless_it_is_a_loopback_one() {
+    on_worker(async {
+        let rig = Rig::new(Config::default());
+        // Its own namespace says of every address that it is local.
+        let pod = rig.pod("web");
+        let world = rig.worker.handles.view.world();
+        for (dst, expected) in [
+            ("10.9.9.9:80", Ok(())),
+            ("10.9.9.9:15006", Err(InboundRefusal::Loop)),
+            ("127.0.0.1:80", Err(InboundRefusal::NotThisPod)),
+        ] {
+            let dst = OriginalDst(dst.parse().unwrap());
+            let client = IpAddr::from([10, 0, 0, 1]);
+            assert_eq!(target(&pod, &world, client, dst).map(drop), expected, "{dst:?}");
         }
     });
 }
