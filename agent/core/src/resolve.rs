@@ -111,15 +111,21 @@ impl InboundRefusal {
     }
 }
 
-/// Where a connection that `source` opened to `dst` may go.
+/// Where a connection that `source` opened to `dst` may go. `own_ips` are the source's addresses as the runtime told them:
+/// they are there before the pod object says them.
 ///
 /// A Service's address and port come first, then node ports, then pods, then all else. A port that a Service does not
 /// declare is not its own: what the network does with it without a mesh, it does now. Costs one or two look-ups, and
 /// no allocation but for Services that prefer near endpoints.
-pub fn outbound(world: &World, source: &Workload, dst: OriginalDst) -> Result<Destination, NoRoute> {
+pub fn outbound(
+    world: &World,
+    source: &Workload,
+    own_ips: &[IpAddr],
+    dst: OriginalDst,
+) -> Result<Destination, NoRoute> {
     let dst = canonical(dst.0);
-    let own = source.pod.ips.contains(&dst.ip());
-    if own && PORTS_RESERVED.contains(&dst.port()) {
+    let own = source.pod.ips.contains(&dst.ip()) || is_among(own_ips, dst.ip());
+    if is_agents_own(dst, own) {
         return Err(NoRoute::Loop);
     }
     if let Some((routes, port, front)) = world.routes_at(dst) {
@@ -155,16 +161,28 @@ pub fn inbound(
         let now = world.workload(&local.pod.uid);
         now.is_some_and(|workload| workload.pod.ips.contains(&dst.ip()))
     };
-    if !own_ips.iter().any(|ip| ip.to_canonical() == dst.ip()) && !known() {
-        return Err(InboundRefusal::NotThisPod);
-    }
-    if PORTS_RESERVED.contains(&dst.port()) {
+    let own = is_among(own_ips, dst.ip()) || known();
+    if is_agents_own(dst, own) {
         return Err(InboundRefusal::Loop);
+    }
+    if !own {
+        return Err(InboundRefusal::NotThisPod);
     }
     if client.to_canonical().is_ipv4() != dst.is_ipv4() {
         return Err(InboundRefusal::OtherFamily);
     }
     Ok(Target { addr: dst })
+}
+
+fn is_among(ips: &[IpAddr], ip: IpAddr) -> bool {
+    ips.iter().any(|own| own.to_canonical() == ip)
+}
+
+/// Whether one of the agent's own listeners in this pod has this address: passed on, a connection to it would come back
+/// to the agent, without end. `own`: whether the pod has the address by what is known of it; a loopback one it always has.
+fn is_agents_own(dst: SocketAddr, own: bool) -> bool {
+    let here = own || dst.ip().is_loopback() || dst.ip().is_unspecified();
+    here && PORTS_RESERVED.contains(&dst.port())
 }
 
 fn canonical(addr: SocketAddr) -> SocketAddr {

@@ -59,7 +59,7 @@ pub(super) async fn connect(
     let world = view.latest();
     let local = pod.local(&world);
     let begun = pod.worker.handles.clock.now().mono;
-    match resolve::outbound(&world, &local, dst)? {
+    match resolve::outbound(&world, &local, &pod.ips, dst)? {
         Destination::Outside(addr) => {
             report.edit(|report| report.transport = Transport::Passthrough);
             let stream = dial(pod, addr, report).await?;
@@ -153,7 +153,7 @@ impl Phase<'_> {
     /// Asks the world where the connection may go.
     fn look_up(&mut self, world: &World) -> Result<(), CarryError> {
         let traffic = Arc::clone(&self.pod.worker.traffic_default);
-        self.route = match resolve::outbound(world, &self.local, self.dst)? {
+        self.route = match resolve::outbound(world, &self.local, &self.pod.ips, self.dst)? {
             Destination::Service(route) => {
                 let name = route.service.name.clone();
                 self.report.edit(|report| report.service = Some((name.clone(), route.port)));

@@ -5,6 +5,8 @@ use std::rc::Rc;
 
 use adit_core::net::OriginalDst;
 use adit_core::report::{Direction, End};
+use adit_core::resolve::NoRoute;
+use adit_proto::hbone::PORTS_RESERVED;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
@@ -90,6 +92,9 @@ async fn reach(
     pod: &Rc<Pod>,
     reported: &Reported,
 ) -> Result<(super::pod::Seat, Connected), CarryError> {
+    if is_for_our_listener(app, dst) {
+        return Err(CarryError::NoRoute(NoRoute::Loop));
+    }
     let seat = pod.seat().map_err(CarryError::AcceptLimit)?;
     if pod.share.is_full() {
         return Err(CarryError::MemoryLimit(pod.share.held()));
@@ -102,4 +107,17 @@ async fn reach(
     };
     report.carried();
     Ok((seat, connected))
+}
+
+/// Whether a process of the pod dialled our listener itself. What was redirected has another original destination than
+/// the address that it was accepted at; this one would be accepted here again, without end. By whichever of the pod's
+/// addresses: also those of which nobody has told us.
+fn is_for_our_listener(app: &TcpStream, dst: OriginalDst) -> bool {
+    let OriginalDst(dst) = dst;
+    // The ports alone nearly always spare the system call.
+    PORTS_RESERVED.contains(&dst.port())
+        && app
+            .local_addr()
+            .map(sockets::canonical)
+            .is_ok_and(|own| (own.ip(), own.port()) == (dst.ip(), dst.port()))
 }

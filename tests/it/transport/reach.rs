@@ -1,10 +1,12 @@
 //! Who is reached, as whom, and what a client sees that reaches nobody.
 
-use std::io::{ErrorKind, Read};
-use std::net::{IpAddr, SocketAddr};
+use std::fs;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::time::{Duration, Instant};
 
-use adit_tests::apps::{Behaviour, Server, connect, read_all};
+use adit_proto::admin::Flow;
+use adit_tests::apps::{Behaviour, Server, connect, expect_reset, read_all};
 use adit_tests::mesh::ServiceSpec;
 use adit_tests::netns::Netns;
 use anyhow::{Context, Result, bail};
@@ -141,17 +143,69 @@ fn who_reaches_nobody_is_reset_within_10_ms() -> Result<()> {
     })
 }
 
+/// The link-local address of a pod's `eth0`.
+fn link_local(pod: &Netns) -> Result<SocketAddrV6> {
+    let table = pod.run(|| fs::read_to_string("/proc/thread-self/net/if_inet6"))??;
+    let of_eth0 = |line: &&str| line.starts_with("fe80") && line.ends_with(" eth0");
+    let line = table.lines().find(of_eth0).context("eth0 has a link-local address")?;
+    let mut words = line.split_whitespace();
+    let (ip, index) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    let ip = Ipv6Addr::from(u128::from_str_radix(ip, 16)?);
+    Ok(SocketAddrV6::new(ip, 0, 0, u32::from_str_radix(index, 16)?))
+}
+
 #[test]
-fn the_agents_own_ports_cannot_be_dialled_by_the_pod_that_they_serve() -> Result<()> {
-    with_lanes(|_, places| {
+fn the_agents_own_ports_refuse_the_pod_that_they_serve_at_once_and_say_so_once() -> Result<()> {
+    with_lanes(|mesh, places| {
         let host = &places.server.host;
-        for ip in host.ips() {
-            for port in [15001, 15006, 15008] {
-                let to = SocketAddr::new(ip, port);
-                let read = connect(&host.netns, to).and_then(|mut stream| stream.read(&mut [0]));
-                assert!(matches!(read, Ok(0) | Err(_)), "{to} answers {read:?}");
+        // Addresses that nobody told the agent.
+        host.netns.ip("addr add 10.72.0.1/32 dev lo\naddr add fd72::1/128 dev lo")?;
+        // An agent that dialled itself would be out of ports soon, and not at the machine's limits.
+        host.netns.sysctl("net/ipv4/ip_local_port_range", "61000 61100")?;
+        let mut own: Vec<SocketAddr> = vec![link_local(&host.netns)?.into()];
+        own.extend(host.ips().map(|ip| SocketAddr::new(ip, 0)));
+        for ip in ["127.0.0.1", "127.0.0.2", "::1", "10.72.0.1", "fd72::1"] {
+            own.push(SocketAddr::new(ip.parse()?, 0));
+        }
+        let agent = mesh.agent("n2")?;
+        let first = agent.process().next_line();
+        let mut expected = Vec::new();
+        for mut to in own {
+            for (port, direction, reason) in [
+                (15001, "outbound", "loop"),
+                (
+                    15006,
+                    "inbound",
+                    if to.ip().to_string().starts_with("fe80") { "link_local" } else { "loop" },
+                ),
+            ] {
+                to.set_port(port);
+                let begun = Instant::now();
+                expect_reset(&host.netns, to)?;
+                assert!(begun.elapsed() < Duration::from_secs(2), "{to}: {:?}", begun.elapsed());
+                expected.push((to, direction, reason));
             }
-            // From outside the pod, only tunnels get in.
+            // The agent itself dials this one, where a pod is its own peer. What is no agent gets no further.
+            to.set_port(15008);
+            let mut stream = connect(&host.netns, to)?;
+            stream.write_all(b"GET / HTTP/1.1\r\n\r\n")?;
+            // An alert, at most; never an answer.
+            let _cut = stream.read_to_end(&mut Vec::new());
+            expected.push((to, "inbound", "peer_protocol"));
+        }
+        for (to, direction, reason) in expected {
+            let of_it = |flow: &Flow<'_>| {
+                let said = flow.destination.addr.parse::<SocketAddr>();
+                said.is_ok_and(|said| (said.ip(), said.port()) == (to.ip(), to.port()))
+            };
+            let flow = agent.wait_for_flow(first, "the report", of_it)?;
+            assert_eq!((&*flow.direction, flow.reason.as_deref()), (direction, Some(reason)), "{flow:?}");
+            let lines = agent.process().lines_from(first);
+            let flows = lines.iter().filter_map(|line| serde_json::from_str::<Flow<'_>>(line).ok());
+            assert_eq!(flows.filter(of_it).count(), 1, "reports of {to}");
+        }
+        // From outside the pod, only tunnels get in.
+        for ip in host.ips() {
             for port in [15001, 15006] {
                 let to = SocketAddr::new(ip, port);
                 let refused = connect(&places.stranger.host.netns, to).map_err(|error| error.kind());

@@ -47,7 +47,12 @@ impl Shop {
         let world = self.0.freeze();
         let uid = PodUid(format!("uid-{source}").into());
         let source = Arc::clone(world.workload(&uid).unwrap());
-        outbound(&world, &source, OriginalDst(dst.parse().unwrap()))
+        outbound(
+            &world,
+            &source,
+            &[ip("10.0.0.90"), ip("::ffff:10.0.0.91")],
+            OriginalDst(dst.parse().unwrap()),
+        )
     }
 
     /// Where a connection goes, in words: `service: addr via[ tier]; …`.
@@ -406,6 +411,15 @@ fn the_agents_ports_are_a_loop_on_an_own_address_only() {
             .check(&format!("10.0.0.9:{port}"), own)
             .check(&format!("[::ffff:10.0.0.9]:{port}"), own)
             .check(&format!("[fd00::9]:{port}"), own)
+            // As the runtime told them; the pod's object does not name them yet.
+            .check(&format!("10.0.0.90:{port}"), own)
+            .check(&format!("10.0.0.91:{port}"), own)
+            .check(&format!("127.0.0.1:{port}"), own)
+            .check(&format!("127.8.9.10:{port}"), own)
+            .check(&format!("[::ffff:127.0.0.1]:{port}"), own)
+            .check(&format!("[::1]:{port}"), own)
+            .check(&format!("0.0.0.0:{port}"), own)
+            .check(&format!("[::]:{port}"), own)
             .check(&format!("10.0.0.1:{port}"), &format!("10.0.0.1:{port} {TUNNEL}"))
             .check(&format!("203.0.113.1:{port}"), &format!("outside 203.0.113.1:{port}"));
     }
@@ -450,6 +464,8 @@ fn inbound_is_taken_for_an_own_address_and_an_apps_port() {
         ("10.0.1.2:8080", Err(Reason::NotThisPod)),
         ("10.0.1.2:15008", Err(Reason::NotThisPod)),
         ("127.0.0.1:8080", Err(Reason::NotThisPod)),
+        ("127.0.0.1:15006", Err(Reason::Loop)),
+        ("[::1]:15006", Err(Reason::Loop)),
         ("10.96.0.1:80", Err(Reason::NotThisPod)),
         ("[fe80::1]:8080", Err(Reason::LinkLocal)),
     ]);

@@ -63,6 +63,7 @@ fn an_address_that_only_the_kernel_knows_is_the_pods_unless_it_is_a_loopback_one
             ("10.9.9.9:80", Ok(())),
             ("10.9.9.9:15006", Err(InboundRefusal::Loop)),
             ("127.0.0.1:80", Err(InboundRefusal::NotThisPod)),
+            ("127.0.0.1:15006", Err(InboundRefusal::Loop)),
         ] {
             let dst = OriginalDst(dst.parse().unwrap());
             let client = IpAddr::from([10, 0, 0, 1]);

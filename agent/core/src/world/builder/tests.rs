@@ -301,7 +301,7 @@ fn observe(world: &World) -> Vec<String> {
         for at in &addresses {
             for port in [80, 8080, 15008, 30080] {
                 let dst = SocketAddr::new(*at, port);
-                note(format!("{dst}: {:?}", outbound(world, source, OriginalDst(dst))));
+                note(format!("{dst}: {:?}", outbound(world, source, &[], OriginalDst(dst))));
                 note(format!("{dst}: {:?}", inbound(world, source, &[], *at, dst)));
             }
         }
