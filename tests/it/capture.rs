@@ -1,16 +1,16 @@
 //! Capture stays: what somebody changes in a pod's namespace comes back and is counted; where it cannot, the pod is not
 //! called captured.
 
-use std::io::Read;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::time::{Duration, Instant};
 
-use adit_tests::apps::{Behaviour, Server, connect, read_all};
+use adit_tests::apps::{Behaviour, Server, connect, read_all, read_exactly};
 use adit_tests::mesh::{Enrolment, Mesh, Pod, PodSpec, with_mesh, with_mesh_alone};
 use adit_tests::{WAIT_MAX, has_real_root};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::state::{OWN_PORTS, SYSCTLS, assert_captured, own_listeners, routes, rules, rules_of, sysctls};
 
@@ -399,6 +399,64 @@ fn an_address_that_a_captured_pod_gets_later_is_served_by_whichever_interface() 
         assert!(
             connect(&node, "10.73.0.1:8080".parse()?).and_then(|mut stream| stream.read(&mut [0])).is_err()
         );
+        Ok(())
+    })
+}
+
+/// The connection mark, as the rules have it.
+const CONN_MARK: u32 = 0x0ad1_7ac2;
+
+/// The agent's random mark in a pod, read from its rules.
+fn agents_mark(pod: &Pod) -> Result<u32> {
+    let rules = rules(pod)?;
+    let zoned = rules.lines().find(|line| line.contains("-j CT --zone")).context("the zone's rule")?;
+    let mark = zoned.split("--mark 0x").nth(1).context("it matches a mark")?;
+    Ok(u32::from_str_radix(mark.split(' ').next().unwrap_or_default(), 16)?)
+}
+
+#[test]
+fn an_apps_accepted_socket_has_the_connection_mark_or_its_listeners_and_never_the_agents() -> Result<()> {
+    with_mesh(&["n1", "n2"], |mesh| {
+        start(mesh)?;
+        let client = mesh.add_pod(PodSpec::new("n1", "shop", "client"))?;
+        let stranger = mesh.add_pod(PodSpec::new("n1", "plain", "stranger"))?;
+        let server = mesh.add_pod(PodSpec::new("n2", "shop", "server"))?;
+        mesh.wait_captured(&client)?;
+        mesh.wait_captured(&server)?;
+        mesh.settle()?;
+        let secret = agents_mark(&server)?;
+        assert!(![0, CONN_MARK].contains(&secret));
+        for (port, own, expected) in [(8080, 0, CONN_MARK), (8081, 0x77, 0x77)] {
+            for any in ["0.0.0.0", "::"] {
+                let at = SocketAddr::new(any.parse()?, port);
+                let listener = server.host.netns.run(|| -> std::io::Result<TcpListener> {
+                    let socket = Socket::new(Domain::for_address(at), Type::STREAM, Some(Protocol::TCP))?;
+                    if at.is_ipv6() {
+                        socket.set_only_v6(true)?;
+                    }
+                    socket.set_mark(own)?;
+                    socket.bind(&at.into())?;
+                    socket.listen(8)?;
+                    // Bounds accept, too.
+                    socket.set_read_timeout(Some(WAIT_MAX))?;
+                    Ok(socket.into())
+                })??;
+                for from in [&client, &stranger] {
+                    let to = if at.is_ipv4() { server.at(port) } else { server.at_v6(port) };
+                    let mut near = connect(&from.host.netns, to)?;
+                    let (mut far, _) =
+                        listener.accept().with_context(|| format!("{at} from {}", from.spec.name))?;
+                    let mark = SockRef::from(&far).mark()?;
+                    assert_eq!(mark, expected, "{at} from {}: {mark:#x}", from.spec.name);
+                    assert_ne!(mark, secret);
+                    // And its replies find their way.
+                    near.write_all(b"?")?;
+                    assert_eq!(read_exactly(&mut far, 1)?, b"?");
+                    far.write_all(b"!")?;
+                    assert_eq!(read_exactly(&mut near, 1)?, b"!");
+                }
+            }
+        }
         Ok(())
     })
 }

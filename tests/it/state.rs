@@ -10,8 +10,9 @@ use anyhow::{Context, Result};
 /// The ports of the agent in a pod.
 pub(crate) const OWN_PORTS: [u16; 3] = [15001, 15006, 15008];
 /// The sysctls that capture sets.
-pub(crate) const SYSCTLS: [&str; 3] = [
+pub(crate) const SYSCTLS: [&str; 4] = [
     "net/ipv4/tcp_migrate_req",
+    "net/ipv4/tcp_fwmark_accept",
     "net/netfilter/nf_conntrack_tcp_be_liberal",
     "net/netfilter/nf_conntrack_tcp_timeout_time_wait",
 ];
