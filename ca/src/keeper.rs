@@ -161,6 +161,7 @@ impl Keeper {
         self.note("given", done);
         let done = self.take_steps(now);
         self.note("steps", done);
+        self.look_at_issuer();
         let done = self.renew(now);
         self.note("renewal", done);
         self.write_progress();
@@ -264,6 +265,21 @@ impl Keeper {
             }
         }
         Ok(())
+    }
+
+    /// An issuer of ours that is revoked has been replaced by now; one that was given by hand can only be complained of.
+    fn look_at_issuer(&mut self) {
+        match self.state.revoked_issuer() {
+            Ok(None) => drop(self.complaints.remove("issuer")),
+            Ok(Some(serial)) => self.complain(
+                "issuer",
+                format!(
+                    "{serial} signs leaves or leads them to the root, and is revoked: every new leaf is refused until \
+                     another is given (tls.crt, tls.key, ca.crt)"
+                ),
+            ),
+            Err(error) => self.complain("issuer", crate::report(&error)),
+        }
     }
 
     fn outside(&self, now: Stamp) -> Outside {

@@ -9,9 +9,10 @@ use std::time::Duration;
 use adit_proto::SpiffeId;
 
 use crate::issue::{LIFE_MAX, Life};
-use crate::root::{Authority, Broken, Facts, ROOT_LIFE, RootError};
+use crate::root::{Authority, Broken, Certificate, Facts, ROOT_LIFE, RootError};
+use crate::serial::Serial;
 use crate::stamp::Stamp;
-use crate::state::{REVOKED_MAX, Revocation, Rotation, State, Subject};
+use crate::state::{Former, REVOKED_MAX, Revocation, Rotation, State, Subject};
 
 /// A root with less than a fifth of its life left is replaced without being asked.
 const ROOT_LEFT_MIN: Duration = Duration::from_secs(ROOT_LIFE.as_secs() / 5);
@@ -60,7 +61,8 @@ impl Agents {
 /// A step that has fallen due.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Due {
-    /// The intermediate has lived half its life, or its life has not begun: the clock was ahead when it was made.
+    /// The intermediate has lived half its life, or is revoked; or its life has not begun: the clock was ahead when it
+    /// was made.
     RenewIntermediate,
     /// The root nears its end.
     AnnounceRoot,
@@ -74,6 +76,9 @@ pub enum Due {
     DropOld,
     /// A retired intermediate's leaves have all expired.
     DropRetired,
+    /// A revoked serial is listed for another time than it has to be: an earlier version stored it, or it has turned
+    /// out to be an issuing certificate's.
+    NoteUntil,
     /// A revoked certificate has expired.
     DropRevoked,
     /// Leaves are now given a longer life than before.
@@ -109,6 +114,12 @@ pub enum Declined {
     /// An identity that this CA does not issue.
     #[error("{0} is not in this CA's trust domain")]
     TrustDomain(SpiffeId),
+    /// A serial that agents never ask for: what a root is trusted for, it is by being in the bundle.
+    #[error("{0} is a root's serial: what it signed is trusted until the root is replaced (rotate)")]
+    Root(Serial),
+    /// A certificate that is kept cannot be read.
+    #[error(transparent)]
+    Broken(#[from] Broken),
     /// The new root could not be made.
     #[error("cannot make the new root")]
     Make(#[from] RootError),
@@ -128,11 +139,17 @@ impl State {
         let half = issuing.not_after.since(issuing.not_before) / 2;
         // One that was made while the clock was ahead would make every leaf useless until then.
         let is_early = now < issuing.not_before;
-        if self.authority.root_key.is_some() && (is_early || now >= issuing.not_before.plus(half)) {
+        let is_revoked = self.revoked_issuer()?.is_some();
+        if self.authority.root_key.is_some()
+            && (is_revoked || is_early || now >= issuing.not_before.plus(half))
+        {
             return Ok(Some(Due::RenewIntermediate));
         }
         if self.authorities().flat_map(|authority| &authority.retired).any(|retired| now > retired.until) {
             return Ok(Some(Due::DropRetired));
+        }
+        if self.revoked.iter().map(|revocation| revocation.until).ne(self.revoked_until()?) {
+            return Ok(Some(Due::NoteUntil));
         }
         if self.revoked.iter().any(|revocation| has_expired(revocation, now)) {
             return Ok(Some(Due::DropRevoked));
@@ -195,7 +212,8 @@ impl State {
                 next.longest_leaf_s = outside.leaf_life.duration().as_secs();
                 next.generation += 1;
             }
-            Due::DropRetired => next.drop_retired(now),
+            Due::DropRetired => next.drop_retired(now)?,
+            Due::NoteUntil => next.note_until()?,
             Due::DropRevoked => {
                 next.revoked.retain(|revocation| !has_expired(revocation, now));
                 next.generation += 1;
@@ -225,7 +243,8 @@ impl State {
                 }
                 let mut next = self.clone();
                 let subject = subject.clone();
-                next.revoked.push(Revocation { subject, at: now });
+                next.revoked.push(Revocation { subject, at: now, until: None });
+                next.note_until()?;
                 next.generation += 1;
                 Ok(next)
             }
@@ -284,7 +303,14 @@ impl State {
         now.plus(self.longest_leaf()).plus(LEAF_MARGIN)
     }
 
-    fn drop_retired(&mut self, now: Stamp) {
+    /// The key of what is dropped is gone from here, and may all the same be in other hands.
+    fn drop_retired(&mut self, now: Stamp) -> Result<(), Broken> {
+        let retired = self.authorities().flat_map(|authority| &authority.retired);
+        let dropped =
+            retired.filter(|retired| now > retired.until).map(|retired| former(&retired.certificate));
+        let dropped = dropped.collect::<Result<Vec<_>, _>>()?;
+        self.former.extend(dropped);
+        self.former.retain(|former| now <= former.not_after);
         let keep = |authority: &mut Authority| authority.retired.retain(|retired| now <= retired.until);
         keep(&mut self.authority);
         match &mut self.rotation {
@@ -292,13 +318,48 @@ impl State {
             Rotation::Announced { next, .. } => keep(next),
             Rotation::Overlap { previous, .. } => keep(previous),
         }
+        Ok(())
     }
 
-    fn is_revoked(&self, subject: &Subject) -> bool {
-        self.revoked.iter().any(|revocation| revocation.subject == *subject)
+    /// Until when each entry of the kill list is needed. One of an issuing certificate: to that one's end, as whatever
+    /// its key signs is believed until then. Any other serial is a leaf's, which had been given when it was listed.
+    fn revoked_until(&self) -> Result<Vec<Option<Stamp>>, Broken> {
+        let mut issuing = self.former.clone();
+        if !self.revoked.is_empty() {
+            for authority in self.authorities() {
+                let retired = authority.retired.iter().map(|retired| &retired.certificate);
+                for certificate in authority.chain.iter().chain(retired) {
+                    issuing.push(former(certificate)?);
+                }
+            }
+        }
+        let until = |revocation: &Revocation| match &revocation.subject {
+            Subject::Identity(_) => None,
+            Subject::Serial(serial) => {
+                let listed =
+                    revocation.until.unwrap_or_else(|| revocation.at.plus(LIFE_MAX).plus(LEAF_MARGIN));
+                let ends = issuing.iter().filter(|issuing| issuing.serial == *serial);
+                ends.map(|issuing| issuing.not_after).chain([listed]).max()
+            }
+        };
+        Ok(self.revoked.iter().map(until).collect())
+    }
+
+    fn note_until(&mut self) -> Result<(), Broken> {
+        let until = self.revoked_until()?;
+        for (revocation, until) in self.revoked.iter_mut().zip(until) {
+            revocation.until = until;
+        }
+        Ok(())
     }
 
     fn check_subject(&self, subject: &Subject) -> Result<(), Declined> {
+        for root in self.roots() {
+            let serial = Facts::read(root)?.serial;
+            if *subject == Subject::Serial(serial.clone()) {
+                return Err(Declined::Root(serial));
+            }
+        }
         match subject {
             Subject::Identity(id) if id.trust_domain() != self.trust_domain.as_str() => {
                 Err(Declined::TrustDomain(id.clone()))
@@ -310,10 +371,12 @@ impl State {
 
 /// A serial need not be listed once no certificate of it can be valid. An identity stays until it is restored.
 fn has_expired(revocation: &Revocation, now: Stamp) -> bool {
-    match revocation.subject {
-        Subject::Serial(_) => now > revocation.at.plus(LIFE_MAX).plus(LEAF_MARGIN),
-        Subject::Identity(_) => false,
-    }
+    revocation.until.is_some_and(|until| now > until)
+}
+
+fn former(certificate: &Certificate) -> Result<Former, Broken> {
+    let Facts { serial, not_after, .. } = Facts::read(certificate)?;
+    Ok(Former { serial, not_after })
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use adit_proto::{SpiffeId, TrustDomain};
 use serde::{Deserialize, Serialize};
 
 use crate::issue::Life;
-use crate::root::{Authority, Broken, Certificate, RootError};
+use crate::root::{Authority, Broken, Certificate, Facts, RootError};
 use crate::serial::Serial;
 use crate::stamp::Stamp;
 
@@ -17,8 +17,8 @@ use crate::stamp::Stamp;
 const VERSION: u32 = 1;
 
 /// How many revocations are kept. One takes about 120 bytes in `revoked.json` and 40 in each revocation list; with two
-/// lists the published object stays below the 1 MiB that a ConfigMap may have. Serials leave the list when their leaf
-/// has expired.
+/// lists the published object stays below the 1 MiB that a ConfigMap may have. Serials leave the list when their
+/// certificate has expired.
 pub const REVOKED_MAX: usize = 4096;
 
 /// Everything that outlives the process.
@@ -38,6 +38,9 @@ pub struct State {
     pub longest_leaf_s: u64,
     /// The kill list, oldest first.
     pub revoked: Vec<Revocation>,
+    /// Issuing certificates that are kept no more: should their key leak, they are revoked for as long as they live.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub former: Vec<Former>,
     /// Names of the request files that are done, as far as their files may still be there.
     pub taken: Vec<String>,
 }
@@ -70,6 +73,16 @@ pub enum Rotation {
     },
 }
 
+/// What is remembered of an issuing certificate whose leaves have all expired.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Former {
+    /// Its serial.
+    pub serial: Serial,
+    /// When it ends.
+    pub not_after: Stamp,
+}
+
 /// An entry of the kill list.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Revocation {
@@ -78,6 +91,10 @@ pub struct Revocation {
     pub subject: Subject,
     /// Since when.
     pub at: Stamp,
+    /// When no certificate of the serial can be valid any more. None for an identity, which stays until it is restored;
+    /// and for a serial that an earlier version stored, until the first step after.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<Stamp>,
 }
 
 /// What can be revoked.
@@ -120,6 +137,7 @@ impl State {
             rotation: Rotation::Steady,
             longest_leaf_s: life.duration().as_secs(),
             revoked: Vec::new(),
+            former: Vec::new(),
             taken: Vec::new(),
         }
     }
@@ -151,6 +169,22 @@ impl State {
         std::iter::once(&self.authority).chain(other)
     }
 
+    /// The certificate with which leaves are signed or by which they lead to the root, if one is on the kill list.
+    pub fn revoked_issuer(&self) -> Result<Option<Serial>, Broken> {
+        for certificate in &self.authority.chain {
+            let serial = Facts::read(certificate)?.serial;
+            if self.is_revoked(&Subject::Serial(serial.clone())) {
+                return Ok(Some(serial));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether this is on the kill list.
+    pub fn is_revoked(&self, subject: &Subject) -> bool {
+        self.revoked.iter().any(|revocation| revocation.subject == *subject)
+    }
+
     /// The roots that agents shall trust, each once; the one that leads to today's leaves first.
     pub fn roots(&self) -> Vec<&Certificate> {
         let mut roots: Vec<&Certificate> = Vec::new();
@@ -180,6 +214,6 @@ impl State {
 
     /// The root that signs now, for people.
     pub fn root_serial(&self) -> Result<String, Broken> {
-        crate::root::Facts::read(self.authority.root()?).map(|facts| facts.serial)
+        Facts::read(self.authority.root()?).map(|facts| facts.serial.to_string())
     }
 }

@@ -131,7 +131,7 @@ impl Progress {
 impl Shown {
     fn of(certificate: &Certificate) -> Result<Self, Broken> {
         let Facts { not_after, serial, subject, .. } = Facts::read(certificate)?;
-        Ok(Self { subject, serial, not_after })
+        Ok(Self { subject, serial: serial.to_string(), not_after })
     }
 }
 

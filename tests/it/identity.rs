@@ -385,6 +385,33 @@ fn a_revoked_serial_is_cut_and_refused_and_a_new_certificate_is_not() -> Result<
     })
 }
 
+#[test]
+fn a_revoked_intermediate_is_cut_from_under_live_connections_and_the_mesh_goes_on_with_the_next() -> Result<()>
+{
+    with_mesh(&["n1", "n2"], |mesh| {
+        let (client, server, _echo) = pair(mesh, &Value::Null)?;
+        let mut live = connect(&client.host.netns, server.at(8080))?;
+        talk(&mut live)?;
+        let issuing = |mesh: &Mesh| -> Result<String> {
+            let status = ca_status(mesh)?;
+            Ok(status["issuing"]["serial"].as_str().context("the intermediate's serial")?.to_owned())
+        };
+        let leaked = issuing(mesh)?;
+        let first = mesh.agent("n2")?.process().next_line();
+
+        mesh.ca()?.command("revoke", &["--serial", &leaked])?;
+        let error = live.read(&mut [0]).expect_err("what rests on it is reset");
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+        let failed = |flow: &Flow<'_>| flow.state == "failed";
+        let flow = mesh.agent("n2")?.wait_for_flow(first, "the server's report", failed)?;
+        assert!(["identity_revoked", "tunnel_lost"].contains(&reason(&flow)), "{flow:?}");
+
+        until("that both have certificates of the next", || Ok(call(&client, server.at(8080)).ok()))?;
+        assert_ne!(issuing(mesh)?, leaked);
+        Ok(())
+    })
+}
+
 fn serial(mesh: &Mesh, node: &str, identity: &str) -> Result<Option<String>> {
     let status = mesh.agent(node)?.status()?;
     Ok(status.certificates.into_iter().find(|held| held.identity == identity).and_then(|held| held.serial))

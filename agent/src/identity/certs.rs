@@ -98,15 +98,15 @@ impl CertSource {
         self.shared.current.load().served.get(id).map_or(0, |served| served.generation)
     }
 
-    /// Why a peer that was verified at its handshake is not trusted any more, if so: its serial or identity is on the kill
-    /// list, or its whole trust domain is revoked or gone (`identity_revoked`); or the root to which its certificate leads
-    /// is gone (`peer_untrusted`).
+    /// Why a peer that was verified at its handshake is not trusted any more, if so: its identity, its serial or that of a
+    /// certificate above it is on the kill list, or its whole trust domain is revoked or gone (`identity_revoked`); or the
+    /// root to which its certificate leads is gone (`peer_untrusted`).
     ///
     /// A root is not missed once the certificate has expired: a connection outlives its certificate, and so the orderly
     /// end of a root.
     pub fn distrusts(&self, peer: &Peer) -> Option<Reason> {
         let trust = &self.shared.current.load().trust;
-        if trust.is_revoked(&peer.id, &peer.serial) {
+        if trust.is_revoked(&peer.id, std::iter::once(&peer.serial).chain(&*peer.above)) {
             return Some(Reason::IdentityRevoked);
         }
         let leads = trust.still_leads_to_a_root(&peer.id, &peer.serial);

@@ -149,11 +149,16 @@ impl Trust {
         Ok(read)
     }
 
-    /// Whether a peer verified before is on the kill list now, or its whole trust domain is revoked or gone.
-    pub(crate) fn is_revoked(&self, id: &SpiffeId, serial: &str) -> bool {
+    /// Whether a peer verified before is on the kill list now: itself, its certificate or one that led to its root
+    /// (`serials` are of all these); or its whole trust domain is revoked or gone.
+    pub(crate) fn is_revoked<'s>(
+        &self,
+        id: &SpiffeId,
+        mut serials: impl Iterator<Item = &'s Arc<str>>,
+    ) -> bool {
         self.anchors_of(id).is_err()
             || self.bundle.revoked_identities.contains(id)
-            || self.revoked_serials.contains(serial)
+            || serials.any(|serial| self.revoked_serials.contains(serial))
     }
 
     /// Whether the root is still there by which a peer's certificate was proven, as long as that has not expired.

@@ -168,7 +168,7 @@ fn a_full_kill_list_fits_a_config_map() {
                 format!("spiffe://cluster.local/ns/{}/sa/{n:063}", "n".repeat(63)).parse().unwrap(),
             )
         };
-        state.revoked.push(crate::state::Revocation { subject, at: now() });
+        state.revoked.push(crate::state::Revocation { subject, at: now(), until: None });
     }
     let state = state.asked(&Request::RotateRoot, now()).unwrap();
     let manifest = Bundle::of(&state, now()).unwrap().manifest();

@@ -163,6 +163,23 @@ fn a_revocation_reaches_the_bundle_and_the_service_and_can_be_taken_back() {
 }
 
 #[test]
+fn a_leaked_intermediate_signs_no_more_once_it_is_revoked() {
+    let world = World::new();
+    let (mut keeper, shown) = world.keeper(Disk::real(), at(1)).unwrap();
+    let leaked = shown.signing.borrow().issuer.chain[0].clone();
+    let (_, parsed) = x509_parser::parse_x509_certificate(&leaked).unwrap();
+    let serial = crate::serial::Serial::from_octets(parsed.raw_serial()).unwrap();
+    world.leave(Request::Revoke(Subject::Serial(serial.clone())));
+    keeper.tick(at(2));
+    assert!(!shown.signing.borrow().issuer.chain.contains(&leaked));
+    assert_trusted(&world, &shown);
+    for later in [2, 100 * 24 * 3600] {
+        keeper.tick(at(later));
+        assert!(world.published().contains(&format!("\"serial\":\"{serial}\"")), "{later}");
+    }
+}
+
+#[test]
 fn a_request_that_makes_no_sense_is_refused_shown_and_removed() {
     let world = World::new();
     let (mut keeper, _shown) = world.keeper(Disk::real(), at(1)).unwrap();

@@ -183,6 +183,88 @@ fn a_revocation_counts_once_and_a_serial_leaves_the_list_when_its_leaf_has_expir
     assert!(matches!(restored.asked(&Request::Revoke(foreign), at(0)), Err(Declined::TrustDomain(_))));
 }
 
+fn serial_of(certificate: &Certificate) -> Subject {
+    Subject::Serial(Facts::read(certificate).unwrap().serial)
+}
+
+#[test]
+fn the_intermediate_that_signs_is_replaced_at_once_when_revoked_and_stays_listed_to_its_own_end() {
+    let first = state();
+    let leaked = serial_of(&first.authority.chain[0]);
+    let revoked = restarted(&first.asked(&Request::Revoke(leaked.clone()), at(10)).unwrap());
+    let renewed = step(&revoked, Due::RenewIntermediate, &outside(at(10), Some(2), &[]));
+    assert_ne!(serial_of(&renewed.authority.chain[0]), leaked);
+    nothing(&renewed, &outside(at(11), Some(2), &[]));
+    // Its leaves have expired, and so has what a leaf's serial would be listed for; it goes on being believed.
+    let dropped = step(&renewed, Due::DropRetired, &outside(at(10 + 2 * DAY_S), Some(2), &[]));
+    nothing(&dropped, &outside(at(100 * DAY_S), Some(2), &[]));
+    let end = at(INTERMEDIATE_LIFE.as_secs());
+    let mut old = dropped;
+    old.authority = old.authority.renewed(&old.trust_domain, end, end).unwrap();
+    old.authority.retired.clear();
+    nothing(&old, &outside(end, Some(2), &[]));
+    let left = step(&old, Due::DropRevoked, &outside(end.plus(Duration::from_secs(1)), Some(2), &[]));
+    assert!(left.revoked.is_empty());
+}
+
+#[test]
+fn an_intermediate_that_signs_no_more_can_be_revoked_for_as_long_as_it_lives() {
+    let half = INTERMEDIATE_LIFE.as_secs() / 2;
+    let first = state();
+    let (leaked, end) = (serial_of(&first.authority.chain[0]), at(INTERMEDIATE_LIFE.as_secs()));
+    let renewed = step(&first, Due::RenewIntermediate, &outside(at(half), Some(1), &[]));
+    let dropped = step(&renewed, Due::DropRetired, &outside(at(half + 2 * DAY_S), Some(1), &[]));
+    for (state, now) in [(renewed, half + 1), (dropped, half + 3 * DAY_S)] {
+        let revoked = restarted(&state.asked(&Request::Revoke(leaked.clone()), at(now)).unwrap());
+        assert_eq!(revoked.revoked[0].until, Some(end));
+        assert_eq!(revoked.authority.chain, state.authority.chain, "another signs");
+    }
+}
+
+#[test]
+fn a_kill_list_stored_without_ends_is_taken_up_and_each_entry_given_its_own() {
+    let first = state();
+    let leaf = Subject::Serial(Serial::draw().unwrap());
+    let identity = Subject::Identity("spiffe://cluster.local/ns/shop/sa/web".parse().unwrap());
+    let mut stored = first.clone();
+    for subject in [serial_of(&first.authority.chain[0]), leaf, identity] {
+        stored = stored.asked(&Request::Revoke(subject), at(0)).unwrap();
+    }
+    let mut json = serde_json::to_value(&stored).unwrap();
+    for entry in json["revoked"].as_array_mut().unwrap() {
+        entry.as_object_mut().unwrap().remove("until");
+    }
+    let old: State = serde_json::from_value(json).unwrap();
+    assert!(old.revoked.iter().all(|entry| entry.until.is_none()));
+    let renewed = step(&old, Due::RenewIntermediate, &outside(at(2 * DAY_S), Some(4), &[]));
+    let noted = step(&renewed, Due::NoteUntil, &outside(at(2 * DAY_S), Some(4), &[]));
+    let ends: Vec<_> = noted.revoked.iter().map(|entry| entry.until).collect();
+    assert_eq!(ends, [Some(at(INTERMEDIATE_LIFE.as_secs())), Some(at(DAY_S + 1)), None]);
+    let left = step(&noted, Due::DropRevoked, &outside(at(2 * DAY_S), Some(4), &[]));
+    assert_eq!(left.revoked.len(), 2);
+}
+
+#[test]
+fn an_intermediate_given_by_hand_is_revoked_and_goes_on_signing_until_another_is_given() {
+    let domain = "cluster.local".parse().unwrap();
+    let theirs = Authority::make(&domain, at(0)).unwrap();
+    let own = State::first(domain.clone(), given_from(&theirs, false), Life::DEFAULT);
+    let leaked = serial_of(&theirs.chain[0]);
+    let revoked = own.asked(&Request::Revoke(leaked.clone()), at(5)).unwrap();
+    nothing(&revoked, &outside(at(5), Some(2), &[]));
+    assert_eq!(revoked.revoked_issuer().unwrap().map(Subject::Serial), Some(leaked));
+    let next = given_from(&theirs.renewed(&domain, at(6), at(0)).unwrap(), false);
+    let replaced = restarted(&revoked.adopting(&next, at(6)).unwrap());
+    assert_eq!(replaced.revoked_issuer().unwrap(), None);
+}
+
+#[test]
+fn a_roots_serial_is_not_taken_for_revoked() {
+    let first = state();
+    let root = serial_of(&first.authority.roots[0]);
+    assert!(matches!(first.asked(&Request::Revoke(root), at(0)), Err(Declined::Root(_))));
+}
+
 /// A root of our own making, as if a user had given it: with its intermediate, or to sign with directly.
 fn given_from(made: &Authority, directly: bool) -> Authority {
     let (chain, key) = if directly {

@@ -53,7 +53,7 @@ pub struct Facts {
     /// Last instant of its life.
     pub not_after: Stamp,
     /// Its serial.
-    pub serial: String,
+    pub serial: Serial,
     /// Its subject, for people.
     pub subject: String,
 }
@@ -66,9 +66,7 @@ impl Facts {
         Ok(Self {
             not_before: Stamp::of(validity.not_before.to_datetime().into()),
             not_after: Stamp::of(validity.not_after.to_datetime().into()),
-            serial: Serial::from_octets(certificate.raw_serial())
-                .map(|serial| serial.to_string())
-                .map_err(|_| Broken::Unreadable)?,
+            serial: Serial::from_octets(certificate.raw_serial()).map_err(|_| Broken::Unreadable)?,
             subject: certificate.subject().to_string(),
         })
     }

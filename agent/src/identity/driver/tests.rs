@@ -281,6 +281,7 @@ async fn a_changed_bundle_is_used_then_acknowledged_and_replaces_what_it_revokes
     let peer = |serial: &str, of: &str| super::super::Peer {
         id: of.parse().unwrap(),
         serial: serial.into(),
+        above: [].into(),
         not_after: SystemTime::UNIX_EPOCH,
         tls: super::super::TlsFacts { version: "", suite: "", group: "" },
     };

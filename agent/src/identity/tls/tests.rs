@@ -91,7 +91,13 @@ async fn a_handshake_proves_both_identities_and_is_post_quantum() {
     let (web_end, api_end) = shake(client, api.certs.server(&id("api")).unwrap()).await;
     let facts = TlsFacts { version: "TLSv1.3", suite: "TLS13_AES_128_GCM_SHA256", group: "X25519MLKEM768" };
     let not_after = wall() + Duration::from_secs(24 * 3600);
-    let expected = |name: &str| Peer { id: id(name), serial: "abc".into(), not_after, tls: facts };
+    let expected = |name: &str| Peer {
+        id: id(name),
+        serial: "abc".into(),
+        above: ["7".into()].into(),
+        not_after,
+        tls: facts,
+    };
     assert_eq!(peer_of(web_end.unwrap().get_ref().1).unwrap(), expected("api"));
     assert_eq!(peer_of(api_end.unwrap().get_ref().1).unwrap(), expected("web"));
 }
@@ -249,6 +255,35 @@ async fn a_revoked_serial_identity_intermediate_or_trust_domain_is_refused_on_bo
         let (web_end, api_end) = shake(client, api.certs.server(&id("api")).unwrap()).await;
         assert_eq!(reason_of(&api_end.unwrap_err()), Reason::PeerRevoked, "{list:?}");
         assert_eq!(reason_of(&web_end.unwrap_err()), Reason::IdentityRevoked, "{list:?}");
+    }
+}
+
+#[tokio::test]
+async fn who_is_connected_is_distrusted_once_any_certificate_of_its_chain_is_revoked() {
+    let root = Authority::root("root");
+    let issuing = root.intermediate("above", &[8]).intermediate("issuing", &[7]);
+    let node = |name: &str| Node::with(bundle(1, &[&root]), &id(name), &Spec::of(&id(name)), &issuing);
+    let (web, api) = (node("web"), node("api"));
+    let client = web.certs.client(&id("web"), &id("api")).unwrap();
+    let (web_end, api_end) = shake(client, api.certs.server(&id("api")).unwrap()).await;
+    let peers =
+        [peer_of(web_end.unwrap().get_ref().1).unwrap(), peer_of(api_end.unwrap().get_ref().1).unwrap()];
+    for (serial, expected) in [
+        ("abc", Some(Reason::IdentityRevoked)),
+        ("7", Some(Reason::IdentityRevoked)),
+        ("8", Some(Reason::IdentityRevoked)),
+        ("9", None),
+    ] {
+        let mut trust = bundle(2, &[&root]);
+        trust.revoked_serials.insert(serial.into());
+        let revoking = Arc::new(trust);
+        // Whether the leaves have expired meanwhile or not: a connection outlives its certificate.
+        let now = wall() + Duration::from_secs(25 * 3600);
+        for (node, peer) in [&web, &api].into_iter().zip(&peers) {
+            let trust = Trust::new(revoking.clone(), node.tls.algorithms()).unwrap();
+            node.publish.trust_in(&Arc::new(trust.after(&node.publish.trust(), now)), now);
+            assert_eq!(node.certs.distrusts(peer), expected, "{serial}: {peer:?}");
+        }
     }
 }
 
