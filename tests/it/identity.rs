@@ -487,6 +487,33 @@ fn without_the_ca_identities_go_on_to_their_expiry_and_come_back_with_it() -> Re
     })
 }
 
+#[test]
+fn a_new_pod_waits_for_a_certificate_if_that_of_its_identity_has_expired() -> Result<()> {
+    with_mesh(&["n1"], |mesh| {
+        let ca = json!({ "leaf-life": "10s" });
+        mesh.namespace("shop", Enrolment::Enabled)?;
+        mesh.start_ca(&ca)?;
+        mesh.start_agent("n1", &json!({ "pods": { "add-deadline": "3s" } }))?;
+        let first = mesh.add_pod(PodSpec::new("n1", "shop", "web"))?;
+        mesh.wait_captured(&first)?;
+        mesh.kill_ca()?;
+        until("that the certificate expires", || {
+            Ok(serial(mesh, "n1", &first.identity())?.is_none().then_some(()))
+        })?;
+        let _agent = mesh.take_agent("n1")?;
+        let mut twin = PodSpec::new("n1", "shop", "web-2");
+        "web".clone_into(&mut twin.account);
+        let twin = mesh.add_pod(twin)?;
+        assert_eq!(twin.identity(), first.identity());
+        let answer = mesh.cni(&twin)?.add()?;
+        assert_eq!(answer.printed["code"], 11, "{answer:?}");
+        assert!(answer.printed.to_string().contains("no certificate"), "{answer:?}");
+        mesh.start_ca(&ca)?;
+        // As the kubelet does.
+        until("that the pod starts", || Ok((mesh.cni(&twin)?.add()?.code == Some(0)).then_some(())))
+    })
+}
+
 /// Load until told to end, in slices of a second; what all of them said together.
 fn load_until(client: &Pod, to: SocketAddr, end: &AtomicBool) -> Result<LoadReport> {
     let load = Load {

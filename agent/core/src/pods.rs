@@ -80,6 +80,12 @@ impl Pods {
                 }
             }
             Event::IdentityReady(id) => self.identity_ready(now, &id, &mut out),
+            Event::IdentityLost(id) => {
+                // No step follows for anyone: each waits where it is.
+                if let Some(identity) = self.identities.get_mut(&id) {
+                    identity.ready = false;
+                }
+            }
             Event::Done { key, ticket, outcome } => {
                 let limits = self.limits;
                 self.with(now, &key, &mut out, |pod, out| pod.done(now, &limits, &key, ticket, outcome, out));

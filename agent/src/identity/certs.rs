@@ -125,6 +125,12 @@ impl CertSource {
         let _ = published.wait_for(|_| self.shared.current.load().served.contains_key(id)).await;
     }
 
+    /// Returns once there is no certificate for `id`. Cancel-safe.
+    pub async fn wait_for_loss(&self, id: &SpiffeId) {
+        let mut published = self.shared.published.subscribe();
+        let _ = published.wait_for(|_| !self.shared.current.load().served.contains_key(id)).await;
+    }
+
     /// Returns once the bundle or the kill list has changed since this clone last returned from here, or was made.
     /// Cancel-safe.
     pub async fn trust_changed(&mut self) {

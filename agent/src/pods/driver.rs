@@ -98,9 +98,16 @@ struct Waiting {
 /// What a task came to.
 enum Ended {
     Operation(Performed),
-    Certificate(SpiffeId),
+    Certificate(SpiffeId, Watched),
     /// The cluster knows that a sandbox is gone.
     Forgotten,
+}
+
+/// What of a certificate is waited for.
+#[derive(Clone, Copy)]
+enum Watched {
+    Arrival,
+    Loss,
 }
 
 /// What the watch over one sandbox found.
@@ -306,10 +313,7 @@ impl Driver {
 
     fn ended(&mut self, ended: Result<(Id, Ended), JoinError>) {
         let (key, ticket, outcome) = match ended {
-            Ok((_, Ended::Certificate(id))) => {
-                self.certificates.remove(&id);
-                return self.feed(Event::IdentityReady(id));
-            }
+            Ok((task, Ended::Certificate(id, now))) => return self.certificate(task, id, now),
             Ok((_, Ended::Forgotten)) => return,
             Ok((id, Ended::Operation(performed))) => {
                 self.operations.remove(&id);

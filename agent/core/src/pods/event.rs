@@ -127,6 +127,8 @@ pub enum Event {
     },
     /// There is a certificate for an identity that was needed.
     IdentityReady(SpiffeId),
+    /// There is a certificate no more. What is captured stays so, and fails closed; nothing new is.
+    IdentityLost(SpiffeId),
     /// An operation has ended.
     Done {
         /// Whose.

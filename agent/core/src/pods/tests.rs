@@ -208,6 +208,27 @@ fn an_add_at_its_deadline_ends_with_what_was_lacking_and_is_undone() {
 }
 
 #[test]
+fn an_identity_whose_certificate_is_lost_captures_nobody_new_and_leaves_what_is_captured() {
+    let mut story = Story::live(&web());
+    assert_eq!(story.on(Event::IdentityLost(id("web"))), [""; 0], "its rules stay: it fails closed");
+    assert_eq!(story.state(&web()), State::Redirected);
+    let second = key("web-2", "s2");
+    assert_eq!(story.add(second.clone(), 2, Wish::In(want("web"))), ["write", "write captured", "open"]);
+    assert_eq!(story.ok(&second), [""; 0], "no rules without a certificate");
+    let refused = story.pass(Limits::default().add);
+    assert_eq!(
+        refused[0],
+        "2 not captured in time: no certificate for spiffe://cluster.local/ns/shop/sa/web"
+    );
+    let third = key("web-3", "s3");
+    story.add(third.clone(), 3, Wish::In(want("web")));
+    story.ok(&third);
+    assert_eq!(story.on(Event::IdentityReady(id("web"))), ["redirect"]);
+    assert_eq!(story.state(&web()), State::Live);
+    assert_eq!(story.on(Event::IdentityLost(id("nobody"))), [""; 0]);
+}
+
+#[test]
 fn a_failed_step_refuses_the_add_and_undoes_all_that_may_stand() {
     let mut story = Story::new();
     story.add(web(), 1, Wish::In(want("web")));
@@ -611,6 +632,7 @@ fn history(seed: u64, steps: usize) -> BTreeSet<String> {
             4 | 5 => Some(Event::Wanted { uid, want: want(account) }),
             6 => Some(Event::Unwanted { uid }),
             7 if chance.is_multiple_of(8) => Some(Event::Terminating { uid }),
+            8 if chance.is_multiple_of(4) => Some(Event::IdentityLost(id(account))),
             8 => Some(Event::IdentityReady(id(account))),
             9 => Some(Event::Drifted {
                 key,

@@ -44,14 +44,20 @@ fn a_new_bundle_makes_new_configurations_of_the_same_certificate() {
 }
 
 #[tokio::test]
-async fn waiting_ends_with_the_certificate_and_not_with_anothers() {
+async fn waiting_ends_with_the_certificate_or_its_loss_and_not_with_anothers() {
     let (publish, certs) = serving("web");
     certs.wait_for(&id("web")).await;
     let api = id("api");
     let waiting = certs.wait_for(&api);
     tokio::pin!(waiting);
     assert!(futures_util::poll!(&mut waiting).is_pending());
+    let web = id("web");
+    let losing = certs.wait_for_loss(&web);
+    tokio::pin!(losing);
+    assert!(futures_util::poll!(&mut losing).is_pending());
     publish.withdraw(&id("web"));
+    assert!(futures_util::poll!(&mut losing).is_ready());
+    certs.wait_for_loss(&web).await;
     assert!(futures_util::poll!(&mut waiting).is_pending());
     let root = Authority::root("root");
     publish.publish(&unchecked(&id("api"), &Spec::of(&id("api")), &root, &publish.shared.tls));

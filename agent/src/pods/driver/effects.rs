@@ -1,13 +1,14 @@
 //! What the machine wants, started: tasks, watches, files, answers.
 
 use adit_core::net::{PodKey, SandboxId};
-use adit_core::pods::{Effect, Op, Ticket, Want};
+use adit_core::pods::{Effect, Event, Op, Ticket, Want};
 use adit_core::redirect::Wanted;
 use adit_proto::SpiffeId;
 use tokio::sync::mpsc;
+use tokio::task::Id;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{Driver, Ended, Found};
+use super::{Driver, Ended, Found, Watched};
 use crate::pods::journal::Captured;
 use crate::pods::perform::words;
 use crate::pods::sandbox::Keeping;
@@ -36,13 +37,35 @@ impl Driver {
 
     fn need(&mut self, id: SpiffeId) {
         self.needs.need(id.clone());
-        let certs = self.certs.clone();
-        let needed = id.clone();
-        let wait = self.tasks.spawn(async move {
-            certs.wait_for(&needed).await;
-            Ended::Certificate(needed)
+        self.watch_certificate(id, Watched::Arrival);
+    }
+
+    /// Tells when there is a certificate, or none any more; until the identity is forgotten.
+    fn watch_certificate(&mut self, id: SpiffeId, what: Watched) {
+        let (certs, needed) = (self.certs.clone(), id.clone());
+        let watch = self.tasks.spawn(async move {
+            match what {
+                Watched::Arrival => certs.wait_for(&needed).await,
+                Watched::Loss => certs.wait_for_loss(&needed).await,
+            }
+            Ended::Certificate(needed, what)
         });
-        self.certificates.insert(id, wait);
+        self.certificates.insert(id, watch);
+    }
+
+    /// What was waited for has come; the contrary is waited for next.
+    pub(super) fn certificate(&mut self, task: Id, id: SpiffeId, came: Watched) {
+        // It may have ended in the moment in which its identity was forgotten.
+        if self.certificates.get(&id).is_none_or(|watch| watch.id() != task) {
+            return;
+        }
+        self.changed = true;
+        let (next, event) = match came {
+            Watched::Arrival => (Watched::Loss, Event::IdentityReady(id.clone())),
+            Watched::Loss => (Watched::Arrival, Event::IdentityLost(id.clone())),
+        };
+        self.watch_certificate(id, next);
+        self.feed(event);
     }
 
     fn start(&mut self, key: &PodKey, ticket: Ticket, op: Op) {
