@@ -31,7 +31,8 @@ const STREAMS_MAX: u32 = 16;
 const HEADERS_LEN_MAX: u32 = 16 * 1024;
 /// How long one request may take, from its headers to its reply, body included.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a connection is kept; then the agent opens a new one. Frees what idle peers hold.
+/// How long a connection is kept; then the agent opens a new one. Frees what idle callers hold (see also
+/// [`server::UNKNOWN_FOR_MAX`]).
 const CONNECTION_AGE_MAX: Duration = Duration::from_secs(3600);
 /// A peer that is silent for so long is asked whether it is there, and dropped if it does not answer as long again.
 const KEEPALIVE: Duration = Duration::from_secs(30);

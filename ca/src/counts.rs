@@ -15,7 +15,7 @@ pub struct Counts {
     dropped: [AtomicU64; Dropped::ALL.len()],
 }
 
-/// Why a connection was dropped before it could ask anything.
+/// Why a connection was dropped before anybody known asked anything on it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Dropped {
     /// As many as there may be are open.
@@ -26,10 +26,13 @@ pub enum Dropped {
     HandshakeTimeout,
     /// The TLS handshake failed.
     Handshake,
+    /// No known caller asked for anything in time.
+    Unknown,
 }
 
 impl Dropped {
-    const ALL: [Self; 4] = [Self::TooMany, Self::TooManyOfOne, Self::HandshakeTimeout, Self::Handshake];
+    const ALL: [Self; 5] =
+        [Self::TooMany, Self::TooManyOfOne, Self::HandshakeTimeout, Self::Handshake, Self::Unknown];
 
     /// One word for log and status.
     pub fn word(self) -> &'static str {
@@ -38,6 +41,7 @@ impl Dropped {
             Self::TooManyOfOne => "too_many_of_one",
             Self::HandshakeTimeout => "handshake_timeout",
             Self::Handshake => "handshake",
+            Self::Unknown => "unknown",
         }
     }
 }

@@ -5,9 +5,11 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::future::Future as _;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -16,6 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
+use tokio::time::Sleep;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
@@ -31,12 +34,26 @@ pub const CONNECTIONS_PER_SOURCE_MAX: usize = 256;
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How many finished handshakes may wait for tonic to take them; it takes them at once.
 const READY_MAX: usize = 64;
+/// How long a connection may be open before its first request of a known caller. An agent connects in order to ask, and
+/// its call ends within 10 s; whoever has no token holds a place for no longer than this.
+pub const UNKNOWN_FOR_MAX: Duration = Duration::from_secs(30);
 /// How long to wait after accept() failed for want of file descriptors, so that the loop does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Where a request came from.
-#[derive(Clone, Copy, Debug)]
-pub struct Peer(pub SocketAddr);
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// The address.
+    pub from: SocketAddr,
+    known: Arc<AtomicBool>,
+}
+
+impl Peer {
+    /// Notes that a request on its connection came from a known caller: it may stay open.
+    pub(crate) fn is_known(&self) {
+        self.known.store(true, Ordering::Relaxed);
+    }
+}
 
 /// Accepts connections for as long as the receiver of `ready` lives.
 pub(crate) async fn accept(
@@ -74,7 +91,7 @@ pub(crate) async fn accept(
         handshakes.spawn(async move {
             match handshake(acceptor, stream).await {
                 // The receiver goes only when the server stops.
-                Ok(stream) => drop(ready.send(Ok(Connection { stream, from, _place: place })).await),
+                Ok(stream) => drop(ready.send(Ok(Connection::new(stream, from, place, counts))).await),
                 Err((why, error)) => drop_connection(&counts, from, why, error),
             }
         });
@@ -149,13 +166,38 @@ pub(crate) struct Connection {
     stream: TlsStream<TcpStream>,
     from: SocketAddr,
     _place: Place,
+    counts: Arc<Counts>,
+    known: Arc<AtomicBool>,
+    /// When it ends if nobody known has asked by then; none once that is settled.
+    unknown_until: Option<Pin<Box<Sleep>>>,
+}
+
+impl Connection {
+    fn new(stream: TlsStream<TcpStream>, from: SocketAddr, place: Place, counts: Arc<Counts>) -> Self {
+        let unknown_until = Some(Box::pin(tokio::time::sleep(UNKNOWN_FOR_MAX)));
+        Self { stream, from, _place: place, counts, known: Arc::default(), unknown_until }
+    }
+
+    /// Whether it has been open for too long without a request of a known caller; else wakes the reader when it has.
+    fn poll_overdue(&mut self, cx: &mut Context<'_>) -> bool {
+        let over = self.unknown_until.as_mut().is_some_and(|until| until.as_mut().poll(cx).is_ready());
+        if !over {
+            return false;
+        }
+        self.unknown_until = None;
+        let is_known = self.known.load(Ordering::Relaxed);
+        if !is_known {
+            drop_connection(&self.counts, self.from, Dropped::Unknown, None);
+        }
+        !is_known
+    }
 }
 
 impl Connected for Connection {
     type ConnectInfo = Peer;
 
     fn connect_info(&self) -> Peer {
-        Peer(self.from)
+        Peer { from: self.from, known: Arc::clone(&self.known) }
     }
 }
 
@@ -165,6 +207,10 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        // HTTP/2 always waits for what comes next, so this is asked when the time is over.
+        if self.poll_overdue(cx) {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }

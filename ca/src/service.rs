@@ -57,6 +57,9 @@ impl Service {
         let _room = self.room.try_acquire().map_err(|_| Refusal::Busy)?;
         let signing = Arc::clone(&self.signing.borrow());
         let caller = self.authenticate(asked)?;
+        if let Some(peer) = asked.peer {
+            peer.is_known();
+        }
         trace.node = Some(Arc::clone(&caller.node));
         let wanted = wanted(asked.message)?;
         trace.identity = Some(wanted.clone());
@@ -101,6 +104,7 @@ struct Asked<'a> {
     authorization: Option<&'a [u8]>,
     message: &'a IstioCertificateRequest,
     now: SystemTime,
+    peer: Option<&'a Peer>,
 }
 
 /// What the log line says beside the result.
@@ -117,17 +121,18 @@ impl IstioCertificateService for Service {
         request: Request<IstioCertificateRequest>,
     ) -> Result<Response<IstioCertificateResponse>, Status> {
         let began = Instant::now();
-        let peer = request.extensions().get::<Peer>().map(|peer| peer.0);
+        let peer = request.extensions().get::<Peer>().cloned();
         let authorization = request.metadata().get("authorization").cloned();
         let message = request.into_inner();
         let asked = Asked {
             authorization: authorization.as_ref().map(|value| value.as_bytes()),
             message: &message,
             now: SystemTime::now(),
+            peer: peer.as_ref(),
         };
         let mut trace = Trace::default();
         let result = self.answer(&asked, &mut trace);
-        log(peer, &trace, &result, began);
+        log(peer.map(|peer| peer.from), &trace, &result, began);
         self.counts.request(&result);
         match result {
             Ok((leaf, signing)) => Ok(Response::new(signing.reply(&leaf))),

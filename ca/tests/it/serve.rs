@@ -357,6 +357,40 @@ async fn a_silent_connection_is_dropped_at_the_handshake_deadline() {
 }
 
 #[tokio::test]
+async fn a_connection_on_which_nobody_known_asks_is_dropped_and_a_callers_stays() {
+    let files = Files::new();
+    let mut config = files.config();
+    config.poll = Duration::from_secs(60);
+    with(&files, config, |address, counts| {
+        let files = &files;
+        async move {
+            let config = tls(&files.roots());
+            let caller = connect(address, config.clone()).await.unwrap();
+            Ask::good().of(&caller).await.unwrap();
+            let stranger = connect(address, config.clone()).await.unwrap();
+            let refused = Ask { authorization: None, ..Ask::good() }.of(&stranger).await.unwrap_err();
+            assert_eq!(refused.code(), Code::Unauthenticated);
+            let connector = tokio_rustls::TlsConnector::from(std::sync::Arc::new(config));
+            let name = "adit-ca.adit-system.svc".try_into().unwrap();
+            let mut silent =
+                connector.connect(name, TcpStream::connect(address).await.unwrap()).await.unwrap();
+            // From here on time passes as fast as nothing else is to be done.
+            tokio::time::pause();
+            let began = tokio::time::Instant::now();
+            let _ = silent.read_to_end(&mut Vec::new()).await;
+            let waited = began.elapsed();
+            let bound = adit_ca::server::UNKNOWN_FOR_MAX;
+            assert!((bound / 2..=bound + Duration::from_secs(1)).contains(&waited), "{waited:?}");
+            until(|| (counts().dropped["unknown"] == 2).then_some(())).await;
+            tokio::time::resume();
+            Ask::good().of(&caller).await.unwrap();
+            assert_eq!(counts().dropped.len(), 1);
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_restarted_ca_has_the_same_root_and_what_it_issued_stays_good() {
     let files = Files::new();
     let mut first = Vec::new();
