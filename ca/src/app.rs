@@ -19,6 +19,7 @@ use crate::config::{Config, SERVER_NAME};
 use crate::counts::{Counted, Counts};
 use crate::disk::{Access, Disk};
 use crate::keeper::{self, KeepError, Keeper, Settings};
+use crate::page::{self, Page};
 use crate::publish::Mesh;
 use crate::server;
 use crate::service::Service;
@@ -50,6 +51,7 @@ pub struct App {
     counts: Arc<Counts>,
     poll: Duration,
     ready_file: Option<PathBuf>,
+    metrics: Option<(TcpListener, Page)>,
 }
 
 /// Why a CA cannot start.
@@ -99,14 +101,16 @@ impl App {
     /// Opens the store, reads the token file, makes or loads the root, publishes the bundle and listens.
     ///
     /// The work is short and is done on the calling thread, disk included.
-    pub async fn bind(config: Config) -> Result<Self, StartError> {
+    pub async fn bind(config: Config, version: &'static str) -> Result<Self, StartError> {
         let now = Stamp::of(SystemTime::now());
         let store = Store::open(&config.store, Disk::real())?;
         let callers = Callers::open(&config.tokens)?;
         let state = keeper::open_state(&store, &config.trust_domain, config.leaf_life, now)?;
-        let listen = |source| StartError::Listen { address: config.listen, source };
-        let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
-        let address = listener.local_addr().map_err(listen)?;
+        let (listener, address) = listen(config.listen).await?;
+        let metrics = match config.metrics_address {
+            Some(address) => Some(listen(address).await?.0),
+            None => None,
+        };
         let mut names = config.server_names;
         names.dns.insert(0, SERVER_NAME.to_owned());
         let settings = Settings { leaf_life: config.leaf_life, patience: config.acknowledge_within, names };
@@ -114,6 +118,7 @@ impl App {
         let mesh = config.publish.map(|dir| Mesh::new(dir, Disk::real()));
         let (keeper, shown) =
             Keeper::new(settings, store, state, mesh, callers.clone(), Arc::clone(&counts), now)?;
+        let page = Page { version, counts: Arc::clone(&counts), signing: shown.signing.clone() };
         Ok(Self {
             listener,
             address,
@@ -123,6 +128,7 @@ impl App {
             counts,
             poll: config.poll,
             ready_file: config.ready_file,
+            metrics: metrics.map(|listener| (listener, page)),
         })
     }
 
@@ -144,6 +150,9 @@ impl App {
         // Its tasks are aborted when this function returns.
         let mut tasks = JoinSet::new();
         tasks.spawn(server::accept(self.listener, self.tls, self.counts, sender));
+        if let Some((listener, page)) = self.metrics {
+            tasks.spawn(page::serve(listener, page));
+        }
         let serving = Server::builder()
             .max_concurrent_streams(STREAMS_MAX)
             .http2_max_header_list_size(HEADERS_LEN_MAX)
@@ -178,6 +187,13 @@ impl App {
             Err(_) => Ok(()),
         }
     }
+}
+
+async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
+    let failed = |source| StartError::Listen { address, source };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let bound = listener.local_addr().map_err(failed)?;
+    Ok((listener, bound))
 }
 
 /// Ticks until `stopped`, off the runtime's thread: ticks write to disk. Fails only if a tick panicked.

@@ -54,6 +54,8 @@ pub struct Config {
     pub poll: Duration,
     /// `ready-file`: written, holding the address, once the CA serves. Default: none.
     pub ready_file: Option<PathBuf>,
+    /// `metrics-address`: where Prometheus reads `/metrics`, over plain HTTP. Default: none, and no such page.
+    pub metrics_address: Option<SocketAddr>,
     /// `log-level`: `tracing` filter. Default `info`.
     pub log_level: String,
     /// `log-format`: `text` or `json`. Default `text`.
@@ -102,6 +104,7 @@ impl Config {
             acknowledge_within: Duration::from_secs(24 * 3600),
             poll: Duration::from_secs(1),
             ready_file: None,
+            metrics_address: None,
             log_level: "info".to_owned(),
             log_format: LogFormat::Text,
         }
@@ -137,6 +140,7 @@ impl Config {
         entries.optional("acknowledge-within", duration, |within| config.acknowledge_within = within);
         entries.optional("poll", poll, |poll| config.poll = poll);
         entries.optional("ready-file", path, |file| config.ready_file = Some(file));
+        entries.optional("metrics-address", parsed, |address| config.metrics_address = Some(address));
         entries.optional("log-level", log_level, |level| config.log_level = level);
         entries.optional("log-format", log_format, |format| config.log_format = format);
         entries.each("server-names", server_name, |name| match name {

@@ -82,18 +82,29 @@ impl Counts {
         }
     }
 
+    /// Requests by result: `issued`, and every word of a refusal.
+    pub(crate) fn requests(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        std::iter::once(("issued", self.issued.load(Ordering::Relaxed))).chain(self.refusals())
+    }
+
+    /// Dropped connections by every cause.
+    pub(crate) fn drops(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let drops = Dropped::ALL.iter().zip(&self.dropped);
+        drops.map(|(why, count)| (why.word(), count.load(Ordering::Relaxed)))
+    }
+
+    fn refusals(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let refusals = Refusal::WORDS.iter().zip(&self.refused);
+        refusals.map(|(word, count)| (*word, count.load(Ordering::Relaxed)))
+    }
+
     /// All counters now.
     pub fn now(&self) -> Counted {
-        let some = |word: &str, count: &AtomicU64| {
-            let count = count.load(Ordering::Relaxed);
-            (count > 0).then(|| (word.to_owned(), count))
-        };
-        let refused = Refusal::WORDS.iter().zip(&self.refused);
-        let dropped = Dropped::ALL.iter().zip(&self.dropped);
+        let some = |(word, count): (&str, u64)| (count > 0).then(|| (word.to_owned(), count));
         Counted {
             issued: self.issued.load(Ordering::Relaxed),
-            refused: refused.filter_map(|(word, count)| some(word, count)).collect(),
-            dropped: dropped.filter_map(|(why, count)| some(why.word(), count)).collect(),
+            refused: self.refusals().filter_map(some).collect(),
+            dropped: self.drops().filter_map(some).collect(),
         }
     }
 }

@@ -3,7 +3,7 @@
 //! The line of a request: [`server`] takes the connection, [`service`] the request, [`caller`] says who asks, [`csr`]
 //! reads the public key, [`attest`] says whether they may, [`issue`] signs. Beside it: [`root`] and [`state`] are what
 //! signs, [`lifecycle`] decides what comes next, [`store`] keeps it, [`bundle`] and [`publish`] tell the agents, and
-//! [`keeper`] drives these. [`app`] joins all.
+//! [`keeper`] drives these; `page` shows to Prometheus. [`app`] joins all.
 //!
 //! What it never does: copy anything but the public key out of a certificate request; make a new root where a store was
 //! begun; sign or publish with a state that is not on disk.
@@ -19,6 +19,7 @@ pub mod disk;
 pub mod issue;
 pub mod keeper;
 pub mod lifecycle;
+mod page;
 pub mod publish;
 pub mod refusal;
 pub mod root;

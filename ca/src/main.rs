@@ -16,7 +16,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// The certificate authority of an Adit mesh.
 #[derive(Parser)]
-#[command(name = "adit-ca", version = adit_version::version!())]
+#[command(name = "adit-ca", version = VERSION)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -76,6 +76,9 @@ struct SubjectArguments {
     identity: Option<adit_proto::SpiffeId>,
 }
 
+/// Release and commit.
+const VERSION: &str = adit_version::version!();
+
 /// Exit code for bad usage or configuration (sysexits.h, EX_USAGE).
 const BAD_USAGE: u8 = 64;
 
@@ -124,7 +127,7 @@ fn run(config: Config) -> anyhow::Result<()> {
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
-        let app = App::bind(config).await?;
+        let app = App::bind(config, VERSION).await?;
         say(&format!("adit-ca ready on {}", app.address()))?;
         app.run(async move {
             tokio::select! {

@@ -38,7 +38,7 @@ const READY_MAX: usize = 64;
 /// its call ends within 10 s; whoever has no token holds a place for no longer than this.
 pub const UNKNOWN_FOR_MAX: Duration = Duration::from_secs(30);
 /// How long to wait after accept() failed for want of file descriptors, so that the loop does not spin.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Where a request came from.
 #[derive(Clone, Debug)]

@@ -9,7 +9,7 @@ use rcgen::KeyPair;
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 
 use crate::issue::{self, Issuer, Leaf, Life, ServerNames};
-use crate::root::{RootError, pem_text};
+use crate::root::{Facts, RootError, pem_text};
 use crate::serial::Serial;
 use crate::stamp::Stamp;
 use crate::state::State;
@@ -26,6 +26,10 @@ pub struct Signing {
     pub(crate) revoked: BTreeSet<SpiffeId>,
     /// The life of a leaf whose request does not shorten it.
     pub(crate) leaf_life: Life,
+    /// When the root that it leads to ends.
+    pub(crate) root_not_after: Stamp,
+    /// The bundle's, as of this state.
+    pub(crate) generation: u64,
     /// What follows the leaf in a reply.
     tail: Vec<String>,
 }
@@ -43,6 +47,8 @@ impl Signing {
             issuer,
             revoked: state.revoked_identities(),
             leaf_life,
+            root_not_after: Facts::read(state.authority.root()?)?.not_after,
+            generation: state.generation,
             tail,
         })
     }

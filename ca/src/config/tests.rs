@@ -8,6 +8,7 @@ fn three_lines_are_enough_and_the_rest_are_defaults() {
     assert_eq!(config.leaf_life, Life::DEFAULT);
     assert_eq!(config.acknowledge_within, Duration::from_secs(86_400));
     assert_eq!((config.poll, config.ready_file), (Duration::from_secs(1), None));
+    assert_eq!(config.metrics_address, None);
 }
 
 #[test]
@@ -15,7 +16,7 @@ fn every_key_is_read() {
     let config = Config::parse(
         "store: /s\ntokens: /t\ntrust-domain: Example.ORG\nlisten: '[::1]:0'\nleaf-life: 10s\n\
          server-names: [ca.example, 127.0.0.1, '::1']\nacknowledge-within: 5m\npoll: 20ms\nready-file: /r\n\
-         log-level: warn,access=info\nlog-format: json\n",
+         metrics-address: 127.0.0.1:15022\nlog-level: warn,access=info\nlog-format: json\n",
     )
     .unwrap();
     assert_eq!(config.trust_domain.as_str(), "example.org");
@@ -25,6 +26,7 @@ fn every_key_is_read() {
     assert_eq!(config.server_names.ips, ["127.0.0.1".parse::<IpAddr>().unwrap(), "::1".parse().unwrap()]);
     assert_eq!(config.acknowledge_within, Duration::from_secs(300));
     assert_eq!((config.poll, config.ready_file), (Duration::from_millis(20), Some("/r".into())));
+    assert_eq!(config.metrics_address, Some("127.0.0.1:15022".parse().unwrap()));
     assert_eq!((config.log_level.as_str(), config.log_format), ("warn,access=info", LogFormat::Json));
 }
 

@@ -33,9 +33,19 @@ impl Drop for Ca {
 
 impl Ca {
     fn start(files: &Files) -> Self {
+        Self::run(&config(files))
+    }
+
+    fn start_with(files: &Files, settings: &str) -> Self {
+        let path = files.path("other.yaml");
+        std::fs::write(&path, settings).unwrap();
+        Self::run(&path)
+    }
+
+    fn run(config: &Path) -> Self {
         let mut child = program()
             .args(["run", "--config"])
-            .arg(config(files))
+            .arg(config)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -131,6 +141,51 @@ async fn it_serves_says_where_logs_without_secrets_and_ends_at_sigterm() {
     for secret in [crate::common::TOKEN, "a-token-that-nobody-has", "PRIVATE", "BEGIN"] {
         assert!(!log.contains(secret), "{secret} is in the log: {log}");
     }
+}
+
+#[tokio::test]
+async fn its_page_counts_each_request_by_its_result_and_says_when_the_issuer_ends() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let files = Files::new();
+    // An address that no other process of tests uses: all of 127/8 is loopback.
+    let [_, a, b, c] = std::process::id().to_be_bytes();
+    let page = SocketAddr::from(([127, a, b, c], 15022));
+    let mut settings = std::fs::read_to_string(config(&files)).unwrap();
+    settings.push_str(&format!("metrics-address: {page}\n"));
+    let mut ca = Ca::start_with(&files, &settings);
+    let channel = connect(ca.address(), tls(&files.roots())).await.unwrap();
+    Ask::good().of(&channel).await.unwrap();
+    Ask { validity: -1, ..Ask::good() }.of(&channel).await.unwrap_err();
+    let get = async |path: &str| {
+        let mut stream = tokio::net::TcpStream::connect(page).await.unwrap();
+        stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: ca\r\n\r\n").as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    };
+    let answer = get("/metrics").await;
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    assert!(answer.contains("content-type: text/plain; version=0.0.4"), "{answer}");
+    for line in [
+        "# TYPE adit_ca_requests_total counter",
+        "adit_ca_requests_total{result=\"issued\"} 1",
+        "adit_ca_requests_total{result=\"bad_validity\"} 1",
+        "adit_ca_requests_total{result=\"busy\"} 0",
+        "adit_ca_connections_dropped_total{cause=\"handshake\"} 0",
+        "adit_ca_bundle_generation 1",
+    ] {
+        assert!(answer.lines().any(|found| found == line), "no {line}: {answer}");
+    }
+    assert!(answer.contains("\nadit_build_info{version=\""), "{answer}");
+    let seconds = |name: &str| -> u64 {
+        let line = answer.lines().find(|line| line.starts_with(name)).unwrap();
+        line.split(' ').nth(1).unwrap().parse().unwrap()
+    };
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let days = |name| (seconds(name) - now + 60) / 86_400;
+    assert_eq!(days("adit_ca_issuer_expiry_timestamp_seconds"), 365);
+    assert_eq!(days("adit_ca_root_expiry_timestamp_seconds"), 3650);
+    assert!(get("/").await.starts_with("HTTP/1.1 404 "));
 }
 
 #[test]

@@ -22,7 +22,7 @@ async fn with<F: Future<Output = ()>>(
     config: adit_ca::Config,
     test: impl FnOnce(SocketAddr, Box<dyn Fn() -> adit_ca::counts::Counted>) -> F,
 ) {
-    let app = App::bind(config).await.unwrap();
+    let app = App::bind(config, "test").await.unwrap();
     let (address, counts) = (app.address(), app.counts());
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let running = app.run(async {
