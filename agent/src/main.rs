@@ -28,6 +28,7 @@ const VERSION: &str = adit_version::version!();
 const BAD_CONFIG: u8 = 64;
 
 fn main() -> ExitCode {
+    without_core_files();
     without_huge_pages();
     let args = match Args::try_parse() {
         Ok(args) => args,
@@ -61,6 +62,14 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Has the kernel write no core file of this process: the pods' private keys would be in it. The limit alone does not
+/// bind where core files go to a program (core(5)); children get back what the flag takes away, and keep the limit.
+fn without_core_files() {
+    // Less than was allowed is always allowed.
+    let _ = nix::sys::prctl::set_dumpable(false);
+    let _ = nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_CORE, 0, 0);
 }
 
 /// Has the kernel give memory in pages of 4 KiB. The allocator asks for pages of 2 MiB, which count whole while something

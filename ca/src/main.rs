@@ -83,6 +83,7 @@ const VERSION: &str = adit_version::version!();
 const BAD_USAGE: u8 = 64;
 
 fn main() -> ExitCode {
+    without_core_files();
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => {
@@ -99,6 +100,14 @@ fn main() -> ExitCode {
         Command::Status { store, json } => status(store.store, json),
     };
     exit(done)
+}
+
+/// Has the kernel write no core file of this process: the mesh's private keys would be in it. The limit alone does not
+/// bind where core files go to a program (core(5)).
+fn without_core_files() {
+    // Less than was allowed is always allowed.
+    let _ = nix::sys::prctl::set_dumpable(false);
+    let _ = nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_CORE, 0, 0);
 }
 
 fn exit(done: anyhow::Result<()>) -> ExitCode {

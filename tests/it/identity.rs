@@ -514,6 +514,21 @@ fn a_new_pod_waits_for_a_certificate_if_that_of_its_identity_has_expired() -> Re
     })
 }
 
+#[test]
+fn no_core_file_of_agent_or_ca_is_written_as_keys_would_be_in_it() -> Result<()> {
+    with_mesh(&["n1"], |mesh| {
+        mesh.start_ca(&Value::Null)?;
+        mesh.start_agent("n1", &Value::Null)?;
+        for process in [mesh.agent("n1")?.process(), mesh.ca()?.process()] {
+            let limits = std::fs::read_to_string(format!("/proc/{}/limits", process.id()))?;
+            let core = limits.lines().find(|line| line.starts_with("Max core file size"));
+            let core: Vec<_> = core.context("the limit")?.split_whitespace().skip(4).collect();
+            assert_eq!(core, ["0", "0", "bytes"], "{limits}");
+        }
+        Ok(())
+    })
+}
+
 /// Load until told to end, in slices of a second; what all of them said together.
 fn load_until(client: &Pod, to: SocketAddr, end: &AtomicBool) -> Result<LoadReport> {
     let load = Load {

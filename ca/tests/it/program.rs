@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::sync::mpsc;
@@ -186,6 +187,19 @@ async fn its_page_counts_each_request_by_its_result_and_says_when_the_issuer_end
     assert_eq!(days("adit_ca_issuer_expiry_timestamp_seconds"), 365);
     assert_eq!(days("adit_ca_root_expiry_timestamp_seconds"), 3650);
     assert!(get("/").await.starts_with("HTTP/1.1 404 "));
+}
+
+#[test]
+fn no_core_file_of_it_is_written_as_its_keys_would_be_in_it() {
+    let files = Files::new();
+    let mut ca = Ca::start(&files);
+    ca.address();
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", ca.child.id())).unwrap();
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+    assert_eq!(core.split_whitespace().skip(4).collect::<Vec<_>>(), ["0", "0", "bytes"], "{limits}");
+    ca.signal(Signal::SIGABRT);
+    let ended = ca.child.wait().unwrap();
+    assert!(ended.signal() == Some(6) && !ended.core_dumped(), "{ended}");
 }
 
 #[test]
