@@ -100,6 +100,15 @@ async fn every_refusal_has_its_code_its_step_and_its_word_and_is_counted() {
                 rcgen::CertificateParams::default().serialize_request(&key).unwrap().pem().unwrap()
             };
             let rsa = csr_of(&rcgen::PKCS_RSA_SHA256);
+            let pem = |der: &[u8]| {
+                let text = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, der);
+                format!("-----BEGIN CERTIFICATE REQUEST-----\n{text}\n-----END CERTIFICATE REQUEST-----\n")
+            };
+            // The signature's last byte is another.
+            let signed = csr_of(&rcgen::PKCS_ECDSA_P256_SHA256);
+            let signed = rustls_pki_types::CertificateSigningRequestDer::from_pem_slice(signed.as_bytes());
+            let mut unsigned = signed.unwrap().to_vec();
+            *unsigned.last_mut().unwrap() ^= 1;
             let good = Ask::good;
             let cases = [
                 (
@@ -138,6 +147,8 @@ async fn every_refusal_has_its_code_its_step_and_its_word_and_is_counted() {
                 (Ask { csr: "x".repeat(9000), ..good() }, Code::InvalidArgument, "csr", "csr_too_long"),
                 (Ask { csr: String::new(), ..good() }, Code::InvalidArgument, "csr", "csr_not_pem"),
                 (Ask { csr: rsa, ..good() }, Code::InvalidArgument, "csr", "csr_key"),
+                (Ask { csr: pem(b"no DER"), ..good() }, Code::InvalidArgument, "csr", "csr_malformed"),
+                (Ask { csr: pem(&unsigned), ..good() }, Code::InvalidArgument, "csr", "csr_signature"),
                 (
                     Ask { identity: Some(text("spiffe://cluster.local/ns/shop/sa/other")), ..good() },
                     Code::PermissionDenied,
@@ -168,6 +179,55 @@ async fn every_refusal_has_its_code_its_step_and_its_word_and_is_counted() {
         }
     })
     .await;
+}
+
+#[tokio::test]
+async fn an_issuer_given_by_hand_that_ends_refuses_and_says_when() {
+    let files = Files::new();
+    // Enough for the CA's own certificate; a few seconds later not enough for any other.
+    let ends = SystemTime::now() + Duration::from_secs(13);
+    give_issuer(&files.path("store"), ends);
+    with(&files, files.config(), |address, counts| {
+        let files = &files;
+        async move {
+            let channel = connect(address, tls(&files.roots())).await.unwrap();
+            let mut ticks = tokio::time::interval(Duration::from_millis(100));
+            let refused = loop {
+                ticks.tick().await;
+                if let Err(refused) = Ask::good().of(&channel).await {
+                    break refused;
+                }
+            };
+            assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
+            assert!(refused.message().starts_with("issue: "), "{refused:?}");
+            assert_eq!(refused.metadata().get("adit-refusal").unwrap(), "issuer_ends");
+            assert_eq!(counts().refused["issuer_ends"], 1);
+        }
+    })
+    .await;
+}
+
+/// Leaves a root, and an intermediate that ends then, as if a user had.
+fn give_issuer(store: &std::path::Path, ends: SystemTime) {
+    let params = |name: &str| {
+        let mut params = rcgen::CertificateParams::default();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign, rcgen::KeyUsagePurpose::CrlSign];
+        params
+    };
+    let key = || rcgen::KeyPair::generate().unwrap();
+    let root = rcgen::CertifiedIssuer::self_signed(params("root"), key()).unwrap();
+    let mut issuing = params("issuing");
+    issuing.not_before = (ends - Duration::from_secs(3600)).into();
+    issuing.not_after = ends.into();
+    let issuing = rcgen::CertifiedIssuer::signed_by(issuing, key(), &root).unwrap();
+    std::fs::create_dir_all(store).unwrap();
+    std::fs::set_permissions(store, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+    crate::common::replace(&store.join("tls.crt"), &issuing.pem());
+    crate::common::replace(&store.join("tls.key"), &issuing.key().serialize_pem());
+    crate::common::replace(&store.join("ca.crt"), &root.pem());
 }
 
 #[tokio::test]
