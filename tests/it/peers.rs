@@ -8,7 +8,9 @@ use std::thread;
 use adit_proto::admin::Flow;
 use adit_tests::apps::{Behaviour, End, Pattern, Server, connect, expect_reset, read_exactly};
 use adit_tests::mesh::{Enrolment, Mesh, Pod, PodSpec, TRUST_DOMAIN, with_mesh};
-use adit_tests::peers::{Authority, Credentials, Peer, Tunnel, play_agent, read_bundle, write_bundle};
+use adit_tests::peers::{
+    Authority, Credentials, Peer, Tunnel, copy_bundle, play_agent, read_bundle, write_bundle,
+};
 use adit_tests::topology::Host;
 use anyhow::{Context, Result, anyhow};
 use serde_json::{Value, json};
@@ -266,8 +268,11 @@ fn a_go_client_gets_certificates_that_go_spiffe_verifies_and_typed_refusals() ->
         let prefix = mesh.folder().join("go");
         let identity = "spiffe://cluster.local/ns/shop/sa/web";
         let credentials = authority.issue(&host.netns, identity, 600, &prefix)?;
-        let verified = credentials.verify(&host.netns, &authority.roots, identity)?;
-        assert_eq!((&verified["id"], &verified["chains"]), (&json!(identity), &json!(1)), "{verified}");
+        let bundle = mesh.folder().join("bundle.json");
+        copy_bundle(mesh, &bundle)?;
+        let said = credentials.verify(&host.netns, &bundle, identity)?;
+        assert_eq!(said[0], json!({ "roots": 1, "sequence": 1, "refresh_hint_s": 300 }));
+        assert_eq!((&said[1]["id"], &said[1]["chains"]), (&json!(identity), &json!(1)), "{said:?}");
 
         let with = |token: &str| Authority { token: token.to_owned(), ..authority.clone() };
         let refused = |authority: &Authority, identity: &str, seconds: i64| -> Result<Value> {

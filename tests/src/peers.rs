@@ -110,10 +110,12 @@ impl Credentials {
         ["--cert".to_owned(), cert, "--key".to_owned(), key, "--bundle".to_owned(), text(bundle)]
     }
 
-    /// What go-spiffe says of it: its fields, or an error.
-    pub fn verify(&self, netns: &Netns, bundle: &Path, expected: &str) -> Result<Value> {
+    /// What go-spiffe says of it: its fields, or an error. Before that, where `bundle` is a SPIFFE bundle (`.json`), what
+    /// is in that.
+    pub fn verify(&self, netns: &Netns, bundle: &Path, expected: &str) -> Result<Vec<Value>> {
         let said = command(netns, "verify")?.args(self.flags(bundle)).args(["--expect", expected]).ok()?;
-        serde_json::from_str(&said).with_context(|| format!("`verify` says {said}"))
+        let lines = said.lines().map(serde_json::from_str);
+        lines.collect::<Result<_, _>>().with_context(|| format!("`verify` says {said}"))
     }
 }
 
@@ -245,11 +247,7 @@ pub fn play_agent(mesh: &Mesh, node: &str, captured: &[&Pod]) -> Result<()> {
 
 /// Writes the roots of the mesh's own trust domain as they are published now, as PEM.
 pub fn read_bundle(mesh: &Mesh, pem: &Path) -> Result<()> {
-    let file = mesh.directory().join("trust-bundle.yaml");
-    let yaml = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
-    let config: Value = serde_saphyr::from_str(&yaml).context("the bundle is no YAML")?;
-    let bundle = config["data"]["bundle.json"].as_str().context("no bundle.json")?;
-    let bundle: Value = serde_json::from_str(bundle).context("bundle.json")?;
+    let bundle = published(mesh)?;
     let keys = bundle["trust_domains"][TRUST_DOMAIN]["keys"].as_array().context("no keys")?;
     let roots: String = keys
         .iter()
@@ -257,6 +255,20 @@ pub fn read_bundle(mesh: &Mesh, pem: &Path) -> Result<()> {
         .map(|der| format!("-----BEGIN CERTIFICATE-----\n{der}\n-----END CERTIFICATE-----\n"))
         .collect();
     fs::write(pem, roots).with_context(|| format!("cannot write {}", pem.display()))
+}
+
+/// Copies the mesh's own SPIFFE bundle out of what its CA has published, as it stands there.
+pub fn copy_bundle(mesh: &Mesh, json: &Path) -> Result<()> {
+    let bundle = published(mesh)?["trust_domains"][TRUST_DOMAIN].to_string();
+    fs::write(json, bundle).with_context(|| format!("cannot write {}", json.display()))
+}
+
+fn published(mesh: &Mesh) -> Result<Value> {
+    let file = mesh.directory().join("trust-bundle.yaml");
+    let yaml = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+    let config: Value = serde_saphyr::from_str(&yaml).context("the bundle is no YAML")?;
+    let bundle = config["data"]["bundle.json"].as_str().context("no bundle.json")?;
+    serde_json::from_str(bundle).context("bundle.json")
 }
 
 /// Writes the mesh's trust bundle as its CA would, with these PEM roots, one trust domain each.

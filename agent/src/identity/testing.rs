@@ -48,6 +48,8 @@ pub(super) struct Spec {
     pub(super) extended_key_usages: Vec<ExtendedKeyUsagePurpose>,
     pub(super) san_critical: bool,
     pub(super) common_name: Option<&'static str>,
+    /// Beside those that follow from the other fields.
+    pub(super) extensions: Vec<CustomExtension>,
 }
 
 impl Spec {
@@ -66,6 +68,7 @@ impl Spec {
             ],
             san_critical: true,
             common_name: None,
+            extensions: Vec::new(),
         }
     }
 }
@@ -141,6 +144,7 @@ impl Authority {
         }
         let san = san_extension(&spec.uris, spec.san_critical);
         params.custom_extensions.extend((!spec.uris.is_empty()).then_some(san));
+        params.custom_extensions.extend(spec.extensions.iter().cloned());
         params.not_before = at(spec.from);
         params.not_after = at(spec.to);
         params.serial_number = Some(SerialNumber::from_slice(&spec.serial));

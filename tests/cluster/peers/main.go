@@ -9,7 +9,9 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"strings"
 
+	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
@@ -37,7 +39,7 @@ func main() {
 	set.StringVar(&f.mode, "mode", "echo", "what to do")
 	set.StringVar(&f.cert, "cert", "", "own certificate chain, PEM")
 	set.StringVar(&f.key, "key", "", "own private key, PEM")
-	set.StringVar(&f.bundle, "bundle", "", "roots of the trust domain, PEM")
+	set.StringVar(&f.bundle, "bundle", "", "roots of the trust domain, PEM, or a SPIFFE bundle where the name ends in .json")
 	set.StringVar(&f.token, "token", "", "bearer token")
 	set.StringVar(&f.id, "id", "", "the SPIFFE ID to ask for")
 	set.StringVar(&f.out, "out", "", "file prefix for what is issued")
@@ -62,6 +64,16 @@ func (f *flags) load() (*x509svid.SVID, *x509bundle.Bundle, error) {
 	svid, err := x509svid.Load(f.cert, f.key)
 	if err != nil {
 		return nil, nil, err
+	}
+	if strings.HasSuffix(f.bundle, ".json") {
+		published, err := spiffebundle.Load(svid.ID.TrustDomain(), f.bundle)
+		if err != nil {
+			return nil, nil, err
+		}
+		sequence, _ := published.SequenceNumber()
+		hint, _ := published.RefreshHint()
+		say(map[string]any{"roots": len(published.X509Authorities()), "sequence": sequence, "refresh_hint_s": hint.Seconds()})
+		return svid, published.X509Bundle(), nil
 	}
 	bundle, err := x509bundle.Load(svid.ID.TrustDomain(), f.bundle)
 	return svid, bundle, err

@@ -74,7 +74,7 @@ struct Case {
 async fn check(root: &Authority, by: &Authority, case: Case) {
     let trust = || bundle(1, &[root]);
     let web = Node::with(trust(), &id("web"), &case.client, by);
-    let api = Node::with(trust(), &id("api"), &case.server, by);
+    let api = Node::with(trust(), &id("api"), &case.server, root);
     let client = web.certs.client(&id("web"), &id("api")).unwrap();
     let (web_end, api_end) = shake(client, api.certs.server(&id("api")).unwrap()).await;
     assert_eq!(reason_of(&web_end.unwrap_err()), case.web_says, "{}: web", case.rule);
@@ -110,7 +110,7 @@ async fn each_broken_rule_of_a_servers_certificate_has_its_reason() {
     let sound = Spec::of(&api);
     let foreign = SpiffeId::of_service_account(&"other.local".parse().unwrap(), "shop", "api").unwrap();
     let signing = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyCertSign];
-    let cases: [(&str, &Authority, Spec, Reason, Reason); 12] = [
+    let cases: [(&str, &Authority, Spec, Reason, Reason); 14] = [
         ("another identity", &root, Spec::of(&id("cart")), Reason::PeerIdentity, Reason::PeerUntrusted),
         ("another trust domain", &root, Spec::of(&foreign), Reason::PeerUntrusted, Reason::PeerUntrusted),
         (
@@ -164,6 +164,23 @@ async fn each_broken_rule_of_a_servers_certificate_has_its_reason() {
             Reason::PeerUntrusted,
         ),
         (
+            "a key that signs revocation lists",
+            &root,
+            Spec {
+                key_usages: vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::CrlSign],
+                ..sound.clone()
+            },
+            Reason::PeerUntrusted,
+            Reason::PeerUntrusted,
+        ),
+        (
+            "a URI of another scheme",
+            &root,
+            Spec { uris: vec!["https://cluster.local/ns/shop/sa/api".into()], ..sound.clone() },
+            Reason::PeerUntrusted,
+            Reason::PeerUntrusted,
+        ),
+        (
             "a client's purpose only",
             &root,
             Spec { extended_key_usages: vec![ExtendedKeyUsagePurpose::ClientAuth], ..sound.clone() },
@@ -191,8 +208,10 @@ async fn each_broken_rule_of_a_servers_certificate_has_its_reason() {
 
 #[tokio::test]
 async fn each_broken_rule_of_a_clients_certificate_has_its_reason() {
-    let root = Authority::root("root");
+    let (root, other) = (Authority::root("root"), Authority::root("other"));
     let sound = Spec::of(&id("web"));
+    let usages = |signing| vec![KeyUsagePurpose::DigitalSignature, signing];
+    let uris = |uri: &str| Spec { uris: vec![uri.into()], ..Spec::of(&id("web")) };
     let foreign = SpiffeId::of_service_account(&"other.local".parse().unwrap(), "shop", "web").unwrap();
     let case = |rule, client: Spec, api_says, web_says| Case {
         rule,
@@ -203,23 +222,52 @@ async fn each_broken_rule_of_a_clients_certificate_has_its_reason() {
     };
     let distrust = (Reason::PeerUntrusted, Reason::PeerUntrusted);
     let age = (Reason::PeerExpired, Reason::OwnCertificateMissing);
-    for (rule, client, (api_says, web_says)) in [
-        ("another trust domain", Spec::of(&foreign), distrust),
-        ("expired", Spec { to: -1, ..sound.clone() }, age),
-        ("not yet valid", Spec { from: 60, ..sound.clone() }, age),
+    for (rule, by, client, (api_says, web_says)) in [
+        ("another trust domain", &root, Spec::of(&foreign), distrust),
+        ("expired", &root, Spec { to: -1, ..sound.clone() }, age),
+        ("not yet valid", &root, Spec { from: 60, ..sound.clone() }, age),
+        ("another root", &other, sound.clone(), distrust),
+        ("no URI SAN", &root, Spec { uris: vec![], ..sound.clone() }, distrust),
+        ("no workload's identity", &root, uris("spiffe://cluster.local"), distrust),
+        ("a URI of another scheme", &root, uris("https://cluster.local/ns/shop/sa/web"), distrust),
+        (
+            "a signing key",
+            &root,
+            Spec { key_usages: usages(KeyUsagePurpose::KeyCertSign), ..sound.clone() },
+            distrust,
+        ),
+        (
+            "a key that signs revocation lists",
+            &root,
+            Spec { key_usages: usages(KeyUsagePurpose::CrlSign), ..sound.clone() },
+            distrust,
+        ),
+        (
+            "no subject and a SAN that is not critical",
+            &root,
+            Spec { san_critical: false, ..sound.clone() },
+            distrust,
+        ),
         (
             "two URI SANs",
+            &root,
             Spec { uris: vec![id("web").to_string(), id("api").to_string()], ..sound.clone() },
             distrust,
         ),
-        ("a CA's", Spec { is_ca: IsCa::Ca(BasicConstraints::Unconstrained), ..sound.clone() }, distrust),
+        (
+            "a CA's",
+            &root,
+            Spec { is_ca: IsCa::Ca(BasicConstraints::Unconstrained), ..sound.clone() },
+            distrust,
+        ),
         (
             "a server's purpose only",
+            &root,
             Spec { extended_key_usages: vec![ExtendedKeyUsagePurpose::ServerAuth], ..sound.clone() },
             distrust,
         ),
     ] {
-        check(&root, &root, case(rule, client, api_says, web_says)).await;
+        check(&root, by, case(rule, client, api_says, web_says)).await;
     }
 }
 

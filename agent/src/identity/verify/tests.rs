@@ -75,6 +75,27 @@ fn an_intermediate_may_be_revoked_and_may_not_be_a_leaf() {
 }
 
 #[test]
+fn key_usage_must_forbid_nothing_and_must_not_allow_signing() {
+    use rcgen::KeyUsagePurpose;
+    let root = Authority::root("root");
+    let sound = Spec::of(&id("web"));
+    let trust = trust(bundle(1, &[&root])).unwrap();
+    let found = |spec: &Spec| verify(&trust, &root.leaf(spec).0);
+    // An issuer must set it and mark it critical (X509-SVID.md, 4.3); who verifies is told only what it must not say (5.2).
+    let absent = Spec { key_usages: vec![], ..sound.clone() };
+    let mut uncritical = rcgen::CustomExtension::from_oid_content(&[2, 5, 29, 15], vec![3, 2, 7, 0x80]);
+    uncritical.set_criticality(false);
+    let uncritical = Spec { extensions: vec![uncritical], ..absent.clone() };
+    for spec in [&sound, &absent, &uncritical] {
+        assert_eq!(found(spec).unwrap(), id("web"));
+    }
+    for signing in [KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign] {
+        let spec = Spec { key_usages: vec![KeyUsagePurpose::DigitalSignature, signing], ..sound.clone() };
+        assert!(matches!(found(&spec), Err(VerifyError::SigningKeyUsage)));
+    }
+}
+
+#[test]
 fn no_bytes_make_reading_a_leaf_panic() {
     use adit_core::draw::Seed;
     let root = Authority::root("root");
