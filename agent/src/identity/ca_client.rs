@@ -1,7 +1,7 @@
 //! Asks the CA for one certificate: gRPC over TLS, Istio's wire, a bearer token.
 //!
 //! The CA's server certificate is checked by name, against the bundle of the own trust domain or a configured PEM
-//! file. Makes no key and checks no answer: see [`super::csr`] and [`super::cert`].
+//! file, and against the kill list. Makes no key and checks no answer: see [`super::csr`] and [`super::cert`].
 
 use std::collections::BTreeMap;
 use std::io;
@@ -25,6 +25,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Request, Status};
 use zeroize::Zeroizing;
 
+use super::leaf::serials;
 use super::stub::IstioCertificateRequest;
 use super::stub::istio_certificate_service_client::IstioCertificateServiceClient;
 use super::tls::Tls;
@@ -77,6 +78,8 @@ enum ConnectError {
     Tcp { address: Arc<str>, source: io::Error },
     #[error("TLS handshake with {address}")]
     Handshake { address: Arc<str>, source: io::Error },
+    #[error("{address} shows a revoked certificate: {serial}")]
+    Revoked { address: Arc<str>, serial: Arc<str> },
     #[error("CA root file {path:?} cannot be read")]
     RootFile { path: PathBuf, source: io::Error },
     #[error("no usable root certificate for the CA")]
@@ -232,10 +235,17 @@ async fn connect(
     // Without keep-alive a dead connection costs one time-out, no more: an error here is no reason to fail.
     let _ = socket2::SockRef::from(&stream).set_tcp_keepalive(&keepalive);
     let _ = stream.set_nodelay(true);
-    TlsConnector::from(Arc::new(config))
+    let stream = TlsConnector::from(Arc::new(config))
         .connect(ca.server_name.clone(), stream)
         .await
-        .map_err(|source| ConnectError::Handshake { address: ca.address.clone(), source })
+        .map_err(|source| ConnectError::Handshake { address: ca.address.clone(), source })?;
+    let shown = stream.get_ref().1.peer_certificates().unwrap_or_default();
+    // Before anything is sent: who holds a leaked intermediate's key can be the CA to whoever does not ask.
+    let revoked = serials(shown).find(|serial| bundle.revoked_serials.contains(serial));
+    match revoked {
+        Some(serial) => Err(ConnectError::Revoked { address: ca.address.clone(), serial }),
+        None => Ok(stream),
+    }
 }
 
 async fn roots(ca: &Ca, bundle: &TrustBundle) -> Result<RootCertStore, ConnectError> {

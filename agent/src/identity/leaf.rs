@@ -8,7 +8,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use adit_core::time::Validity;
 use adit_proto::SpiffeId;
 use adit_proto::spiffe::SpiffeIdError;
-use rustls_pki_types::UnixTime;
+use rustls_pki_types::{CertificateDer, UnixTime};
+use webpki::EndEntityCert;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
@@ -77,6 +78,12 @@ pub(crate) fn serial_hex(octets: &[u8]) -> Arc<str> {
         "" => "0".into(),
         digits => digits.into(),
     }
+}
+
+/// The serials of these certificates, but for what cannot be read: that proves nothing.
+pub(crate) fn serials<'c>(chain: &'c [CertificateDer<'_>]) -> impl Iterator<Item = Arc<str>> + 'c {
+    let read = chain.iter().filter_map(|der| EndEntityCert::try_from(der).ok());
+    read.map(|certificate| serial_hex(certificate.serial()))
 }
 
 fn system_time(unix_secs: i64) -> SystemTime {

@@ -20,9 +20,8 @@ use rustls::{
     ProtocolVersion, ServerConfig,
 };
 use rustls_pki_types::UnixTime;
-use webpki::EndEntityCert;
 
-use super::leaf::{Leaf, serial_hex, unix_time};
+use super::leaf::{Leaf, serials, unix_time};
 use super::missing::NoCertificate;
 use super::unproven::VerifyError;
 use super::verify::{AnyPeer, ExpectPeer, Trust};
@@ -106,14 +105,12 @@ pub fn peer_of(tls: &CommonState) -> Result<Peer, HandshakeError> {
     let chain = tls.peer_certificates().unwrap_or_default();
     let (leaf, above) = chain.split_first().ok_or(HandshakeError::NoCertificate)?;
     let leaf = Leaf::read(leaf)?;
-    // What cannot be read has proven nothing.
-    let above = above.iter().filter_map(|der| EndEntityCert::try_from(der).ok());
     let suite = tls.negotiated_cipher_suite().and_then(|suite| suite.suite().as_str());
     let group = tls.negotiated_key_exchange_group().map(|group| group_name(group.name()));
     Ok(Peer {
         id: leaf.id,
         serial: leaf.serial,
-        above: above.map(|certificate| serial_hex(certificate.serial())).collect(),
+        above: serials(above).collect(),
         not_after: leaf.validity.not_after,
         tls: TlsFacts {
             version: "TLSv1.3",

@@ -175,6 +175,15 @@ async fn a_ca_with_another_name_or_another_root_is_not_asked() {
         assert_eq!(error.kind(), Failure::Unreachable, "{error}");
         assert!(server.seen.try_recv().is_err(), "the token went out to a stranger");
     }
+    // A forged one, under an intermediate whose key leaked and that is revoked.
+    let leaked = root.intermediate("leaked", &[0x70]);
+    let server = serve(&leaked, CA_NAME, Script::Issue(vec!["leaf".into()])).await;
+    let revoking =
+        |serial: &str| TrustBundle { revoked_serials: [serial.into()].into(), ..bundle(1, &[&root]) };
+    let error = ask(&setup(&server.address, revoking("70"), None)).await.unwrap_err();
+    assert_eq!(error.kind(), Failure::Unreachable, "{error}");
+    assert!(server.seen.try_recv().is_err(), "the token went out under a revoked certificate");
+    assert_eq!(ask(&setup(&server.address, revoking("71"), None)).await.unwrap(), ["leaf"]);
     // Another CA's root, where it is configured.
     let server = serve(&other, CA_NAME, Script::Issue(vec!["leaf".into()])).await;
     let with_file = setup(&server.address, bundle(1, &[&root]), Some(other.pem()));
