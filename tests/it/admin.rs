@@ -479,7 +479,16 @@ fn the_tool_shows_edges_and_flows_and_names_who_does_not_answer() -> Result<()> 
         let edges: Vec<Edges> = serde_json::from_str(&text)?;
         assert_eq!(edges.iter().map(|edges| &*edges.node).collect::<Vec<_>>(), ["n1", "n2"]);
 
-        shows(&["flows"], &["shop/client", "shop/server", "mtls TLSv1.3 X25519MLKEM768", "closed"])?;
+        shows(
+            &["flows"],
+            &[
+                "shop/client",
+                "shop/server",
+                "mtls TLSv1.3 X25519MLKEM768",
+                "closed",
+                "\npeer_app_unreachable: ",
+            ],
+        )?;
         let text = shows(&["flows", "-o", "json", "--failed"], &["\"failed\""])?;
         for line in text.lines() {
             let flow: Flow<'_> = serde_json::from_str(line)?;
@@ -498,6 +507,12 @@ fn the_tool_shows_edges_and_flows_and_names_who_does_not_answer() -> Result<()> 
         ] {
             let output = adit(mesh, args)?;
             assert_eq!(output.status.code(), Some(64), "{args:?}: {output:?}");
+        // One connection, by its trace: both sides of it, and nothing else.
+        let both = mesh.agent("n1")?.flows()?;
+        let trace =
+            both.flows.iter().find(|flow| flow.state == "closed").context("a flow")?.trace.to_string();
+        let text = shows(&["flows", "--trace", &trace], &[&trace, "client", "server"])?;
+        assert_eq!(text.matches(&trace).count(), 2, "{text}");
             assert!(output.stdout.is_empty() && !output.stderr.is_empty(), "{output:?}");
         }
         assert_eq!(adit(mesh, &["--help"])?.status.code(), Some(0));

@@ -13,6 +13,7 @@ use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
+use tokio::task::JoinHandle;
 
 /// How long an agent may take to answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
@@ -69,9 +70,10 @@ fn agent(path: &Path) -> Result<Option<Agent>> {
     Ok(offers.then(|| Agent { node: status.node, socket: status.admin_socket.into() }))
 }
 
-/// Asks every agent of the mesh the same; says on standard error which did not answer.
+/// Asks every agent of the mesh the same, all at once; says on standard error which did not answer.
 ///
-/// Fails if none did. The second value says whether all did, and all could be found.
+/// The answers are in the order of the nodes. Fails if there is none. The second value says whether all did, and all
+/// could be found.
 pub(crate) async fn ask_all<T: DeserializeOwned>(mesh: &Path, path: &str) -> Result<(Vec<T>, bool)> {
     let Found { agents, unreadable } = agents(mesh)?;
     for complaint in &unreadable {
@@ -79,12 +81,20 @@ pub(crate) async fn ask_all<T: DeserializeOwned>(mesh: &Path, path: &str) -> Res
     }
     ensure!(!agents.is_empty(), "no agents found: {} names none", mesh.join("status").display());
     let (mut answers, mut all) = (Vec::new(), unreadable.is_empty());
-    for agent in &agents {
-        match ask(agent, path).await {
+    let asked: Vec<(String, JoinHandle<Result<Bytes>>)> = agents
+        .into_iter()
+        .map(|agent| (agent.node, tokio::spawn(ask(agent.socket, path.to_owned()))))
+        .collect();
+    for (node, asked) in asked {
+        let answer = asked.await.map_err(Into::into).flatten();
+        let understood = answer.and_then(|answer| {
+            serde_json::from_slice(&answer).with_context(|| format!("its answer to {path} is not understood"))
+        });
+        match understood {
             Ok(answer) => answers.push(answer),
             Err(error) => {
                 all = false;
-                eprintln!("adit: the agent of node {} did not answer: {error:#}", agent.node);
+                eprintln!("adit: the agent of node {node} did not answer: {error:#}");
             }
         }
     }
@@ -92,12 +102,11 @@ pub(crate) async fn ask_all<T: DeserializeOwned>(mesh: &Path, path: &str) -> Res
     Ok((answers, all))
 }
 
-async fn ask<T: DeserializeOwned>(agent: &Agent, path: &str) -> Result<T> {
-    let body = match tokio::time::timeout(ANSWER_WITHIN, fetch(&agent.socket, path)).await {
-        Ok(body) => body?,
+async fn ask(socket: PathBuf, path: String) -> Result<Bytes> {
+    match tokio::time::timeout(ANSWER_WITHIN, fetch(&socket, &path)).await {
+        Ok(body) => body,
         Err(_) => bail!("no answer within {} s", ANSWER_WITHIN.as_secs()),
-    };
-    serde_json::from_slice(&body).with_context(|| format!("its answer to {path} is not understood"))
+    }
 }
 
 async fn fetch(socket: &Path, path: &str) -> Result<Bytes> {
@@ -121,7 +130,37 @@ async fn fetch(socket: &Path, path: &str) -> Result<Bytes> {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::UnixListener;
+    use tokio::time::Instant;
+
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn agents_that_are_silent_are_waited_for_at_once_and_hide_no_answer() {
+        let mesh = tempfile::tempdir().unwrap();
+        let status = mesh.path().join("status");
+        fs::create_dir(&status).unwrap();
+        let listen = |node: &str| {
+            let socket = mesh.path().join(node);
+            let text = format!("node: {node}\nadmin-socket: {}\n", socket.display());
+            fs::write(status.join(format!("{node}.yaml")), text).unwrap();
+            UnixListener::bind(socket).unwrap()
+        };
+        // Their backlogs take the connection, and nobody reads.
+        let _silent = ["a", "b", "d"].map(listen);
+        let answering = listen("c");
+        tokio::spawn(async move {
+            let (mut stream, _) = answering.accept().await.unwrap();
+            let mut asked = [0; 512];
+            assert!(stream.read(&mut asked).await.unwrap() > 0);
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n42").await.unwrap();
+        });
+        let begun = Instant::now();
+        let (answers, all) = ask_all::<u64>(mesh.path(), "/x").await.unwrap();
+        assert_eq!((answers, all), (vec![42], false));
+        assert!(begun.elapsed() < ANSWER_WITHIN * 2, "{:?}", begun.elapsed());
+    }
 
     #[test]
     fn a_broken_status_file_is_named_and_hides_no_agent() {

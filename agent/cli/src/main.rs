@@ -25,7 +25,7 @@ struct Args {
 enum Command {
     /// Each pair of workloads that talked: identities, security, connections, failures, latency.
     Edges(cmd::edges::Args),
-    /// Single connections, the newest last, with what became of them.
+    /// Single connections, the newest last, with what became of them; one that stays open is told once a minute.
     Flows(cmd::flows::Args),
 }
 
