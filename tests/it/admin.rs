@@ -287,12 +287,17 @@ fn metrics_are_valid_in_both_formats_and_their_counts_agree() -> Result<()> {
                 assert_eq!(text.types.get(name).map(String::as_str), Some(kind), "{name}");
             }
             assert_eq!(text.sum("adit_pods", &["state=\"captured\""]), 1.0);
+                ("adit_inbound_tunnels_open", "gauge"),
+                ("adit_sysctls_refused", "gauge"),
             let handshakes = of(&text, "adit_tls_handshake_duration_seconds_count");
             assert!(handshakes >= 1.0, "{handshakes} on {node}");
             // Buckets only grow, and the last of them is the count.
             let buckets: Vec<(&String, &f64)> = text
                 .values
                 .iter()
+            let side = if node == "n1" { "side=\"client\"" } else { "side=\"server\"" };
+            let well = text.sum("adit_tls_handshakes_total", &[side, "result=\"ok\""]);
+            assert!(well >= handshakes, "{well} on {node}");
                 .filter(|(series, _)| {
                     series.starts_with("adit_connect_duration_seconds_bucket")
                         && series.contains("le=\"+Inf\"")
@@ -308,6 +313,8 @@ fn metrics_are_valid_in_both_formats_and_their_counts_agree() -> Result<()> {
         drop(open);
         for (node, direction) in [("n1", "direction=\"outbound\""), ("n2", "direction=\"inbound\"")] {
             let after = wait(
+        let tunnels = |page: &Page| page.sum("adit_inbound_tunnels_open", &[]) >= 1.0;
+        wait("the tunnel that n1 opened", || page(mesh, "n2", OPENMETRICS), tunnels)?;
                 "all is closed",
                 || page(mesh, node, "text/plain"),
                 |page| {

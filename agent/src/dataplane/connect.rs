@@ -394,6 +394,8 @@ impl Phase<'_> {
         let allowed = self
             .spender()
             .is_some_and(|spender| worker.endpoints.may_retry(&spender, &self.route.traffic, self.now()));
+        let result = if allowed { "granted" } else { "denied" };
+        metrics::counter!("adit_retry_budget_total", "result" => result).increment(1);
         if allowed { Ok(()) } else { Err(CarryError::BudgetExhausted { last: Box::new(error) }) }
     }
 

@@ -288,7 +288,7 @@ pub(super) fn ends_tunnel(failure: Failure) -> bool {
     }
 }
 
-fn of_tunnel(error: &TunnelError) -> Reason {
+pub(super) fn of_tunnel(error: &TunnelError) -> Reason {
     match error {
         TunnelError::NoCertificate(error) => error.reason(),
         TunnelError::Dial(error) => of_dial(error),

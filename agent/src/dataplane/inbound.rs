@@ -116,12 +116,16 @@ async fn accept(
         detail: "the handshake did not finish in time".into(),
     };
     let begun = worker.handles.clock.now().mono;
-    let Secured { stream, peer } =
-        timeout(HANDSHAKE_DEADLINE, handshake::accept(tcp, config, &worker.buffers))
-            .await
-            .map_err(|_| late())?
-            .map_err(|error| refused(tls::reason_of(&error))(&error))?;
-    let peer = peer.map_err(|error| refused(error.reason())(&error))?;
+    let secured = timeout(HANDSHAKE_DEADLINE, handshake::accept(tcp, config, &worker.buffers))
+        .await
+        .map_err(|_| late())
+        .and_then(|shaken| shaken.map_err(|error| refused(tls::reason_of(&error))(&error)))
+        .and_then(|Secured { stream, peer }| match peer {
+            Ok(peer) => Ok((stream, peer)),
+            Err(error) => Err(refused(error.reason())(&error)),
+        });
+    handshake::count(handshake::Role::Server, secured.as_ref().err().map(|none| none.reason));
+    let (stream, peer) = secured?;
     let handshake_took = worker.handles.clock.now().mono.since(begun);
     let wire = stream.wire();
     // The wire gathers now; HTTP/2's first flight must go out while its answer is awaited.

@@ -129,6 +129,11 @@ impl Pod {
         self.tunnels.enter(source)
     }
 
+    /// Tunnels that peers have open to the pod on this worker.
+    pub(super) fn inbound_tunnels(&self) -> usize {
+        self.tunnels.get()
+    }
+
     /// Has a tunnel that a peer opened looked after by [`Pod::sweep`].
     pub(super) fn accepted(&self, caller: &Rc<Caller>) {
         self.callers.borrow_mut().push(Rc::downgrade(caller));

@@ -18,10 +18,12 @@ use adit_proto::{Reason, SpiffeId};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
+use super::error::of_tunnel;
+use super::handshake::{self, Role};
 use super::legs::Legs;
 use super::protocol::STREAMS_MAX;
 use super::share::Share;
-use super::tunnel::{self, DialTimes, Driver, Slot, Towards, Tunnel, TunnelError};
+use super::tunnel::{self, DialStage, DialTimes, Driver, Slot, Towards, Tunnel, TunnelError};
 use crate::clock::Clock;
 use crate::identity::CertSource;
 
@@ -314,7 +316,26 @@ async fn dial(pool: Weak<Pool>, key: Key, id: u64) {
     let addr = SocketAddr::new(key.ip, PORT_INBOUND_HBONE);
     let towards = Towards { addr, own, expected: key.expected.clone() };
     let result = Box::pin(tunnel::dial(&legs, &certs, &share, clock, &towards)).await;
+    count_handshake(result.as_ref().err());
     if let Some(pool) = pool.upgrade() {
         pool.finish(&key, id, result);
+    }
+}
+
+/// Counts the handshake of a dial that ended so, if it came to one.
+fn count_handshake(error: Option<&TunnelError>) {
+    match error {
+        None | Some(TunnelError::Http { .. }) => handshake::count(Role::Client, None),
+        Some(
+            error @ (TunnelError::Tls { .. }
+            | TunnelError::Handshake { .. }
+            | TunnelError::Timeout { stage: DialStage::Tls, .. }),
+        ) => handshake::count(Role::Client, Some(of_tunnel(error))),
+        Some(
+            TunnelError::NoCertificate(_)
+            | TunnelError::Dial(_)
+            | TunnelError::Timeout { stage: DialStage::Tcp, .. }
+            | TunnelError::PodGone,
+        ) => {}
     }
 }

@@ -140,13 +140,12 @@ fn look_after(worker: &Worker, pods: &HashMap<PodKey, Serving>) -> Option<Mono> 
     worker.shard.tick();
     worker.endpoints.sweep(now.mono);
     worker.buffers.let_unused_go();
-    let mut tunnels = 0_u32;
-    for serving in pods.values() {
-        tunnels = tunnels.saturating_add(u32::try_from(serving.pod().pool.tunnels()).unwrap_or(u32::MAX));
-    }
+    let tunnels = pods.values().map(|serving| serving.pod().pool.tunnels()).sum();
+    let inbound = pods.values().map(|serving| serving.pod().inbound_tunnels()).sum();
     let thread = std::thread::current().name().unwrap_or_default().to_owned();
     let small = |count: usize| f64::from(u32::try_from(count).unwrap_or(u32::MAX));
-    metrics::gauge!("adit_tunnels_open", "worker" => thread.clone()).set(f64::from(tunnels));
+    metrics::gauge!("adit_tunnels_open", "worker" => thread.clone()).set(small(tunnels));
+    metrics::gauge!("adit_inbound_tunnels_open", "worker" => thread.clone()).set(small(inbound));
     metrics::gauge!("adit_endpoints_ejected", "worker" => thread.clone())
         .set(small(worker.endpoints.ejected(now.mono)));
     metrics::gauge!("adit_buffered_bytes", "worker" => thread).set(small(worker.buffers.used()));
