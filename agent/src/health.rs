@@ -52,6 +52,11 @@ impl Readiness {
     pub fn unmet(&self) -> Vec<String> {
         unmet(&self.0.borrow()).iter().map(ToString::to_string).collect()
     }
+
+    /// What the agent does without, ready or not, in words.
+    pub fn without(&self) -> Vec<String> {
+        self.0.borrow().sysctls_refused.iter().map(ToString::to_string).collect()
+    }
 }
 
 /// Opens the listener, to be served on another runtime.
@@ -81,15 +86,18 @@ async fn serve(listener: TcpListener, readiness: Readiness) {
 
 async fn ready(State(readiness): State<Readiness>) -> (StatusCode, String) {
     let unmet = readiness.unmet();
-    if unmet.is_empty() {
-        (StatusCode::OK, "ready\n".into())
-    } else {
-        (StatusCode::SERVICE_UNAVAILABLE, format!("{}\n", unmet.join("\n")))
-    }
+    let (status, mut lines) = match unmet.is_empty() {
+        true => (StatusCode::OK, vec!["ready".to_owned()]),
+        false => (StatusCode::SERVICE_UNAVAILABLE, unmet),
+    };
+    lines.extend(readiness.without());
+    (status, format!("{}\n", lines.join("\n")))
 }
 
 #[cfg(test)]
 mod tests {
+    use adit_core::readiness::SysctlRefused;
+    use adit_core::redirect::Sysctl;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpStream;
 
@@ -118,6 +126,13 @@ mod tests {
         readiness.update(|facts| {
             *facts = Facts { workers_running: true, cni_listening: true, ..Facts::default() }
         });
-        assert!(ask(address, "/healthz/ready").await.starts_with("HTTP/1.1 200"));
+        let reply = ask(address, "/healthz/ready").await;
+        assert!(reply.starts_with("HTTP/1.1 200") && reply.ends_with("\r\n\r\nready\n"), "{reply}");
+        readiness.update(|facts| {
+            facts.sysctls_refused = vec![SysctlRefused { sysctl: Sysctl::ConntrackBeLiberal, pods: 1 }];
+        });
+        let reply = ask(address, "/healthz/ready").await;
+        let detail = "ready\nnet/netfilter/nf_conntrack_tcp_be_liberal cannot be set in 1 pod\n";
+        assert!(reply.starts_with("HTTP/1.1 200") && reply.ends_with(detail), "{reply}");
     }
 }

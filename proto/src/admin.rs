@@ -243,6 +243,9 @@ pub struct PodStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<String>,
 }
+    /// Of these, the sysctls that capture wants and that cannot be set, by their paths below `/proc/sys`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sysctls_refused: Vec<String>,
 
 /// One certificate that this agent holds.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]

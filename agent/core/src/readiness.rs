@@ -4,6 +4,8 @@
 //! adopted. A pod that cannot be captured, or a certificate that cannot be had, is a problem of that pod, shown elsewhere:
 //! an unready agent would take every other pod of the node with it.
 
+use crate::redirect::Sysctl;
+
 /// What each part of the agent says of itself.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Facts {
@@ -17,6 +19,24 @@ pub struct Facts {
     pub adopting: usize,
     /// Whether the agent drains: it must get nothing new.
     pub draining: bool,
+    /// What capture does without in some pods: told beside readiness, and no part of it.
+    pub sysctls_refused: Vec<SysctlRefused>,
+}
+
+/// A sysctl that capture wants and that cannot be set in so many pods.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct SysctlRefused {
+    /// Which.
+    pub sysctl: Sysctl,
+    /// In how many pods; never 0.
+    pub pods: usize,
+}
+
+impl std::fmt::Display for SysctlRefused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { sysctl, pods } = self;
+        write!(f, "{} cannot be set in {pods} pod{}", sysctl.path(), if *pods == 1 { "" } else { "s" })
+    }
 }
 
 /// One thing that must hold and does not.
@@ -86,7 +106,14 @@ mod tests {
                 "the agent is draining",
             ]
         );
-        let all = Facts { workers_running: true, cni_listening: true, ..Facts::default() };
-        assert_eq!(unmet(&all), []);
+        let refused = SysctlRefused { sysctl: Sysctl::TcpMigrateReq, pods: 2 };
+        let all = Facts {
+            workers_running: true,
+            cni_listening: true,
+            sysctls_refused: vec![refused],
+            ..Facts::default()
+        };
+        assert_eq!(unmet(&all), [], "a sysctl is no reason to be unready");
+        assert_eq!(refused.to_string(), "net/ipv4/tcp_migrate_req cannot be set in 2 pods");
     }
 }

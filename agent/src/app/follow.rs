@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use adit_core::readiness::Facts;
+use adit_core::readiness::{Facts, SysctlRefused};
+use adit_core::redirect::Sysctl;
 use adit_core::trust::TrustBundle;
 use adit_proto::admin::PodStatus;
 use tokio::signal::unix::Signal;
@@ -63,6 +64,7 @@ pub(super) async fn report_readiness(
                 kinds_missing: cluster.kinds_missing(),
                 workers_running: true,
                 cni_listening: true,
+        let refused = sysctls_refused(&pods.status()).filter(|refused| refused.pods > 0).collect();
                 adopting: pods.adopting(),
                 draining: facts.draining,
             };
@@ -70,6 +72,7 @@ pub(super) async fn report_readiness(
         if !said && readiness.unmet().is_empty() {
             said = true;
             say_ready();
+                sysctls_refused: refused,
         }
         tokio::select! {
             () = view.changed() => {}
@@ -81,6 +84,15 @@ pub(super) async fn report_readiness(
 /// The line that scripts and tests wait for. Nobody may be there to read it: then it is not said.
 fn say_ready() {
     let _ = writeln!(io::stdout(), "adit-agent ready");
+}
+
+/// In how many pods each sysctl that capture wants cannot be set.
+fn sysctls_refused(pods: &[PodStatus]) -> impl Iterator<Item = SysctlRefused> + '_ {
+    let lacks =
+        |sysctl: Sysctl| move |pod: &&PodStatus| pod.sysctls_refused.iter().any(|it| it == sysctl.path());
+    Sysctl::ALL
+        .into_iter()
+        .map(move |sysctl| SysctlRefused { sysctl, pods: pods.iter().filter(lacks(sysctl)).count() })
 }
 
 /// Keeps the gauges that count what there is.
@@ -100,6 +112,9 @@ pub(super) async fn show(mut view: View, pods: Arc<Pods>, version: &'static str)
         view.latest();
         tokio::select! {
             () = view.changed() => {}
+        for SysctlRefused { sysctl, pods } in sysctls_refused(&status) {
+            metrics::gauge!("adit_sysctls_refused", "sysctl" => sysctl.path()).set(pods as f64);
+        }
             _ = pods_seen.changed() => {}
             _ = upkeep.tick() => give_back(),
         }

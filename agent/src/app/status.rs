@@ -31,6 +31,7 @@ pub(super) fn reader(
         let unmet = readiness.unmet();
         let mut problems: Vec<String> = cluster.problems().iter().map(ToString::to_string).collect();
         problems.extend(keys_not_kept(identity.keeping()));
+        problems.extend(readiness.without());
         Status {
             node: node.clone(),
             version: version.into(),

@@ -56,6 +56,7 @@ fn one(seen: &Seen<'_>, sandbox: &Sandbox, open: Vec<String>) -> PodStatus {
         backend: entry.backend.map(|backend| backend.to_string()),
         connections: 0,
         skipped: entry.captured.iter().flat_map(skipped).collect(),
+        sysctls_refused: sandbox.applied.iter().flat_map(|applied| refused(&applied.conditions)).collect(),
         conditions: lacking.chain(trouble).chain(without).chain(older).chain(open).collect(),
     }
 }
@@ -118,6 +119,14 @@ fn condition(condition: &Condition) -> String {
     }
 }
 
+/// The sysctls among what capture has to do without.
+fn refused(conditions: &[Condition]) -> impl Iterator<Item = String> + '_ {
+    conditions.iter().filter_map(|condition| match condition {
+        Condition::SysctlRefused(sysctl) => Some(sysctl.path().to_owned()),
+        Condition::NoSocketMatch | Condition::NoIpv6 | Condition::NoIpv6Route => None,
+    })
+}
+
 /// The name of an operation, as a metric's label and in logs.
 pub(super) fn step(op: &Op) -> &'static str {
     match op {
@@ -164,8 +173,16 @@ pub(super) fn describe() {
 #[cfg(test)]
 mod tests {
     use adit_core::policy::{PeerAuthentication, PeerMode, Scope};
+    use adit_core::redirect::Sysctl;
 
     use super::*;
+
+    #[test]
+    fn a_sysctl_that_was_refused_is_told_by_its_path_and_as_a_condition() {
+        let conditions = [Condition::NoIpv6, Condition::SysctlRefused(Sysctl::TcpMigrateReq)];
+        assert_eq!(refused(&conditions).collect::<Vec<_>>(), ["net/ipv4/tcp_migrate_req"]);
+        assert_eq!(condition(&conditions[1]), "net/ipv4/tcp_migrate_req cannot be set");
+    }
 
     #[test]
     fn a_skipped_port_is_named_with_the_policy_that_is_not_held_there() {
