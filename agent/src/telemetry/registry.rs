@@ -2,8 +2,9 @@
 //!
 //! A series is a sum over cells. Each holder (a worker's edge, a macro's call site) counts in a cell that nobody else
 //! writes to, found once and kept; a cell whose holder is gone is folded into the series' base, so no count is lost. A
-//! series without holders that has not changed for [`IDLE`] leaves. Rendering reads copies: it holds no lock while it
-//! formats.
+//! series of such cells leaves when it has no holder and has not changed for [`IDLE`]. A macro's series stays: its call
+//! site holds it for one statement only, so that nobody holding it says nothing. Rendering reads copies: it holds no lock
+//! while it formats.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
@@ -18,6 +19,11 @@ use super::histogram::{Histogram, Shown};
 
 /// How long a series without holders stays on the page after its last change.
 pub const IDLE: Duration = Duration::from_secs(15 * 60);
+
+/// The macros' series whose labels are no closed set: whoever makes one holds it for as long as it means something, and
+/// without a holder it leaves as any other.
+const HELD: [&str; 2] =
+    ["adit_certificate_expiry_timestamp_seconds", "adit_certificate_issued_timestamp_seconds"];
 
 /// All metrics of the process. Cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -95,10 +101,11 @@ impl Registry {
         self.histogram_cell(name, label_text(labels.iter().copied()))
     }
 
-    /// Folds cells whose holders are gone and drops series that have been idle for [`IDLE`].
+    /// Folds cells whose holders are gone and drops series without holders that have been idle for [`IDLE`].
     pub fn expire(&self, now: Mono) {
-        for family in self.lock().values_mut() {
-            family.series.retain(|_, series| series.keep(now));
+        for (name, family) in &mut *self.lock() {
+            let held_only = HELD.contains(&&**name);
+            family.series.retain(|_, series| series.keep(now, held_only));
         }
     }
 
@@ -135,6 +142,11 @@ impl Registry {
             Series::Gauge(_) | Series::Histogram(_) => kind_clash(name),
         }
         cell
+    }
+
+    /// As [`Registry::gauge`], to be read as well.
+    pub(super) fn gauge_cell_of(&self, name: &str, labels: &[(&str, &str)]) -> Arc<AtomicU64> {
+        self.gauge_cell(name, label_text(labels.iter().copied()))
     }
 
     fn gauge_cell(&self, name: &str, labels: String) -> Arc<AtomicU64> {
@@ -192,7 +204,7 @@ impl<C, V: Default> Default for Cells<C, V> {
 }
 
 impl<C, V: Clone + PartialEq> Cells<C, V> {
-    /// The sum over all cells, and whether the series stays.
+    /// The sum over all cells.
     fn sum(&self, add: impl Fn(&mut V, &C)) -> V {
         let mut sum = self.base.clone();
         for cell in self.cells.iter().chain(&self.shared) {
@@ -201,7 +213,8 @@ impl<C, V: Clone + PartialEq> Cells<C, V> {
         sum
     }
 
-    fn keep(&mut self, now: Mono, add: impl Fn(&mut V, &C) + Copy) -> bool {
+    /// Folds what nobody holds; says whether the series stays. `held_only`: also a macro's needs a holder.
+    fn keep(&mut self, now: Mono, held_only: bool, add: impl Fn(&mut V, &C) + Copy) -> bool {
         let sum = self.sum(add);
         if sum != self.seen {
             self.seen = sum;
@@ -215,17 +228,17 @@ impl<C, V: Clone + PartialEq> Cells<C, V> {
             }
             held
         });
-        let kept = self.shared.as_ref().is_some_and(|cell| Arc::strong_count(cell) > 1);
+        let kept = self.shared.as_ref().is_some_and(|cell| !held_only || Arc::strong_count(cell) > 1);
         kept || !self.cells.is_empty() || now.since(self.changed) < IDLE
     }
 }
 
 impl Series {
-    fn keep(&mut self, now: Mono) -> bool {
+    fn keep(&mut self, now: Mono, held_only: bool) -> bool {
         match self {
-            Self::Counter(cells) => cells.keep(now, add_count),
-            Self::Gauge(cells) => cells.keep(now, add_gauge),
-            Self::Histogram(cells) => cells.keep(now, add_histogram),
+            Self::Counter(cells) => cells.keep(now, held_only, add_count),
+            Self::Gauge(cells) => cells.keep(now, held_only, add_gauge),
+            Self::Histogram(cells) => cells.keep(now, held_only, add_histogram),
         }
     }
 
@@ -367,6 +380,43 @@ mod tests {
             }
         });
         assert_eq!(registry.read()[0].series[0].1, Value::Gauge(5.0));
+    }
+
+    #[test]
+    fn a_series_of_a_macro_stays_however_long_nothing_changes_it() {
+        let registry = Registry::default();
+        metrics::with_local_recorder(&registry, || {
+            metrics::gauge!("adit_build_info", "version" => "1").set(1.0);
+            metrics::gauge!("adit_object_errors").set(0.0);
+            metrics::counter!("adit_connection_panics_total").increment(1);
+            metrics::histogram!("adit_x_seconds").record(0.5);
+        });
+        for hours in 0..24 {
+            registry.expire(Mono(Duration::from_secs(3600 * hours)));
+        }
+        assert_eq!(registry.read().len(), 4, "{:?}", registry.read());
+        metrics::with_local_recorder(&registry, || {
+            metrics::counter!("adit_connection_panics_total").increment(1);
+        });
+        assert_eq!(registry.counter_value("adit_connection_panics_total", &[]), 2);
+    }
+
+    #[test]
+    fn a_certificates_series_stay_while_its_identity_is_needed_and_leave_after_it() {
+        let registry = Registry::default();
+        let gauges = metrics::with_local_recorder(&registry, || {
+            HELD.map(|name| {
+                let gauge = metrics::gauge!(name, "identity" => "spiffe://a.b/x");
+                gauge.set(5.0);
+                gauge
+            })
+        });
+        registry.expire(Mono::ZERO);
+        registry.expire(Mono(IDLE * 3));
+        assert_eq!(registry.read().len(), HELD.len());
+        drop(gauges);
+        registry.expire(Mono(IDLE * 3));
+        assert!(registry.read().is_empty());
     }
 
     #[test]
