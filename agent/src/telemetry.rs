@@ -10,8 +10,10 @@ use std::time::Duration;
 use crate::clock::Clock;
 
 pub mod access_log;
+pub mod active;
 mod config;
 pub mod edges;
+mod help;
 pub mod histogram;
 pub mod hub;
 pub mod log;
@@ -34,6 +36,7 @@ pub use shard::{Report, Shard};
 #[derive(Clone, Debug)]
 pub struct Reporter {
     registry: Registry,
+    active: active::Active,
     hub: said::Sender,
     interim_interval: Duration,
 }
@@ -41,13 +44,20 @@ pub struct Reporter {
 impl Reporter {
     /// The part of telemetry that belongs to one worker thread. Not `Send`: make it on that thread.
     pub fn shard(&self, clock: Clock) -> Shard {
-        Shard::new(self.registry.clone(), self.hub.clone(), clock, self.interim_interval)
+        let (registry, active) = (self.registry.clone(), self.active.clone());
+        Shard::new(registry, active, self.hub.clone(), clock, self.interim_interval)
+    }
+
+    /// Where its counters are.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
     }
 
     /// A reporter whose reports end in `sink`, for tests of the data path.
     pub fn to(sink: std::sync::mpsc::SyncSender<said::Said>) -> Self {
         Self {
             registry: Registry::default(),
+            active: active::Active::default(),
             hub: said::Sender::new(sink),
             interim_interval: Duration::from_secs(60),
         }
@@ -58,8 +68,9 @@ impl Reporter {
 pub fn start(config: Config, clock: Clock, node: Arc<str>) -> Result<(Reporter, Flowing), StartError> {
     let registry = Registry::default();
     registry.install();
-    series::describe();
-    let (sender, flowing) = hub::start(&config, clock, node, registry.clone())?;
-    let reporter = Reporter { registry, hub: sender, interim_interval: config.interim_interval };
+    help::describe();
+    let active = active::Active::default();
+    let (sender, flowing) = hub::start(&config, clock, node, registry.clone(), active.clone())?;
+    let reporter = Reporter { registry, active, hub: sender, interim_interval: config.interim_interval };
     Ok((reporter, flowing))
 }

@@ -171,9 +171,10 @@ pub struct Edge {
     /// `namespace/name:port`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service: Option<String>,
-    /// Connections that ended well or are open.
+    /// Connections whose connect phase succeeded, as far as they have been reported: one that stays open is a minute
+    /// after that.
     pub opened: u64,
-    /// Open now.
+    /// Open now, reported or not.
     pub active: u64,
     /// Connections that failed, by reason.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -242,10 +243,10 @@ pub struct PodStatus {
     /// What is not as it should be.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<String>,
-}
     /// Of these, the sysctls that capture wants and that cannot be set, by their paths below `/proc/sys`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sysctls_refused: Vec<String>,
+}
 
 /// One certificate that this agent holds.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]

@@ -1,6 +1,6 @@
 //! What the mesh says of itself: probes, metrics, access log, flows, edges, the tool, and its complaints.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::Instant;
@@ -138,6 +138,7 @@ impl Page {
         let mut page = Self::default();
         let mut lines = text.lines().peekable();
         let mut ended = false;
+        let mut explained = BTreeSet::new();
         while let Some(line) = lines.next() {
             if line == "# EOF" {
                 ensure!(is_openmetrics && lines.peek().is_none(), "# EOF is the last line of OpenMetrics");
@@ -149,7 +150,8 @@ impl Page {
                         let before = page.types.insert(name.to_owned(), kind.to_owned());
                         ensure!(before.is_none(), "{name} has two types");
                     }
-                    ["HELP", _, _] | ["UNIT", _, _] => {}
+                    ["HELP", name, _] => drop(explained.insert(name.to_owned())),
+                    ["UNIT", _, _] => {}
                     _ => bail!("no comment of the format: {line}"),
                 }
             } else {
@@ -158,6 +160,8 @@ impl Page {
         }
         ensure!(ended == is_openmetrics, "the end");
         ensure!(text.ends_with('\n'), "the last line has an end");
+        let bare: Vec<_> = page.types.keys().filter(|name| !explained.contains(*name)).collect();
+        ensure!(bare.is_empty(), "no word of what these count: {bare:?}");
         Ok(page)
     }
 

@@ -97,8 +97,6 @@ fn sysctls_refused(pods: &[PodStatus]) -> impl Iterator<Item = SysctlRefused> + 
 
 /// Keeps the gauges that count what there is.
 pub(super) async fn show(mut view: View, pods: Arc<Pods>, version: &'static str) {
-    metrics::describe_gauge!("adit_build_info", "1, with the version as label.");
-    metrics::describe_gauge!("adit_pods", "Sandboxes of this node, by what they are to the mesh.");
     metrics::gauge!("adit_build_info", "version" => version).set(1.0);
     let mut pods_seen = pods.changes();
     let mut upkeep = tokio::time::interval(SHOW_EVERY);

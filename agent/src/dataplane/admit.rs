@@ -75,12 +75,12 @@ fn is_beyond_policy(world: &World, asked: &Asked<'_>) -> bool {
 struct Judged {
     decision: Decision,
     reason: Option<Reason>,
+    verdict: shard::Verdict,
 }
 
 impl Judged {
     fn told(self, shard: &Shard, report: &Report) -> Result<(), Refusal> {
-        let Self { decision, reason } = self;
-        let verdict = if decision.allowed { shard::Verdict::Allowed } else { shard::Verdict::Denied };
+        let Self { decision, reason, verdict } = self;
         // Allowed by no policy at all is no policy's verdict.
         if decision.policy.is_some() || !decision.allowed {
             shard.verdict(decision.policy.as_ref(), verdict);
@@ -110,25 +110,32 @@ fn judge(world: &World, asked: &Asked<'_>) -> Result<Judged, Refusal> {
     if asked.peer.is_none() {
         let (mode, by) = authz::peer_mode(modes, asked.destination.port());
         if mode == PeerMode::Strict {
-            let reason = Some(Reason::PlaintextRefused);
-            return Ok(Judged { decision: decision(false, by, None), reason });
+            return Ok(Judged {
+                decision: decision(false, by, None),
+                reason: Some(Reason::PlaintextRefused),
+                verdict: shard::Verdict::PlaintextRefused,
+            });
         }
     }
     Ok(match authz::decide(policies, &asked.request()) {
         Verdict::Allow(AllowCause::NoPolicies) => {
-            Judged { decision: decision(true, None, None), reason: None }
+            Judged { decision: decision(true, None, None), reason: None, verdict: shard::Verdict::Allowed }
         }
-        Verdict::Allow(AllowCause::By(by)) => {
-            Judged { decision: decision(true, Some(by.policy), Some(by.rule)), reason: None }
-        }
+        Verdict::Allow(AllowCause::By(by)) => Judged {
+            decision: decision(true, Some(by.policy), Some(by.rule)),
+            reason: None,
+            verdict: shard::Verdict::Allowed,
+        },
         Verdict::Deny(DenyCause::By(by)) => Judged {
             decision: decision(false, Some(by.policy), Some(by.rule)),
             reason: Some(Reason::PolicyDenied),
+            verdict: shard::Verdict::Denied,
         },
         Verdict::Deny(DenyCause::NoneMatched(asked)) => {
             let unmatched = Some(Box::new(Unmatched::of(asked.names().cloned(), 0)));
             let decision = Decision { unmatched, ..decision(false, None, None) };
-            Judged { decision, reason: Some(Reason::PolicyNoneMatched) }
+            let reason = Some(Reason::PolicyNoneMatched);
+            Judged { decision, reason, verdict: shard::Verdict::NoneMatched }
         }
     })
 }
@@ -138,7 +145,7 @@ fn observe(seen: &Observed<'_>, shard: &Shard, dry_run: &mut Vec<Decision>) {
         Outcome::Audited { .. } => (shard::Verdict::Audited, None),
         Outcome::WouldDeny { rule } => (shard::Verdict::WouldDeny, Some((false, Some(rule)))),
         Outcome::WouldAllow { rule } => (shard::Verdict::WouldAllow, Some((true, Some(rule)))),
-        Outcome::WouldMatchNone => (shard::Verdict::WouldDeny, Some((false, None))),
+        Outcome::WouldMatchNone => (shard::Verdict::WouldMatchNone, Some((false, None))),
     };
     shard.verdict(Some(seen.policy), verdict);
     dry_run.extend(said.map(|(allowed, rule)| decision(allowed, Some(seen.policy), rule)));

@@ -411,9 +411,8 @@ impl Phase<'_> {
             (self.now(), &mut worker.seed.borrow_mut()),
         );
         if let Some(length) = ejected {
-            let name = service.to_string();
-            tracing::info!(service = name, %endpoint, "ejected for {length:?} after repeated failures");
-            metrics::counter!("adit_ejections_total", "service" => name).increment(1);
+            tracing::info!(%service, %endpoint, "ejected for {length:?} after repeated failures");
+            worker.shard.ejected(service);
         }
     }
 

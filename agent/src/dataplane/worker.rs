@@ -138,6 +138,7 @@ fn look_after(worker: &Worker, pods: &HashMap<PodKey, Serving>) -> Option<Mono> 
     let (world, now) = (worker.handles.view.world(), worker.handles.clock.now());
     let due = sweep(pods, &world, now);
     worker.shard.tick();
+    worker.shard.forget_lost(&world);
     worker.endpoints.sweep(now.mono);
     worker.buffers.let_unused_go();
     let tunnels = pods.values().map(|serving| serving.pod().pool.tunnels()).sum();

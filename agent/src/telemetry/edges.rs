@@ -1,13 +1,14 @@
 //! Edges: what each workload sent each other one in the last ten minutes, in slots of ten seconds, bounded.
 //!
-//! Fed with closed (and interim) reports on the telemetry thread; read by the admin API. Needs no Prometheus.
+//! Fed with closed (and interim) reports on the telemetry thread; read by the admin API. Needs no Prometheus. Who is open
+//! now is not counted here, where a report may be late or lost: see [`super::active`].
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use adit_core::net::ObjectName;
-use adit_core::report::{ConnectionReport, Direction, End, Stage, Transport};
+use adit_core::report::{ConnectionReport, Direction, Stage, Transport};
 use adit_core::time::Mono;
 use adit_core::workload::Owner;
 use adit_proto::admin::{Edge, Party};
@@ -84,7 +85,6 @@ pub struct Edges {
 #[derive(Debug, Default)]
 struct Window {
     slots: VecDeque<(u64, Slot)>,
-    active: i64,
     tls: Option<String>,
     tls_handshake: Option<Duration>,
 }
@@ -120,18 +120,25 @@ impl Edges {
 
     fn forget_idle(&mut self, now: Mono) {
         let oldest = oldest_of(now, SLOTS_MAX as u64);
-        self.edges.retain(|_, window| {
-            window.active > 0 || window.slots.back().is_some_and(|(at, _)| *at >= oldest)
-        });
+        self.edges.retain(|_, window| window.slots.back().is_some_and(|(at, _)| *at >= oldest));
     }
 
-    /// The edges of the last `window` (at most ten minutes), sorted; and how many connections are in none of them.
-    pub fn read(&mut self, now: Mono, window: Duration) -> (Vec<Edge>, u64) {
+    /// The edges of the last `window` (at most ten minutes) and those that are `active` now, sorted; and how many
+    /// connections are in none of them.
+    pub fn read(&mut self, now: Mono, window: Duration, active: &HashMap<EdgeKey, u64>) -> (Vec<Edge>, u64) {
         self.forget_idle(now);
         let slots = (window.as_secs().div_ceil(SLOT.as_secs())).clamp(1, SLOTS_MAX as u64);
         let since = oldest_of(now, slots);
-        let mut edges: Vec<_> =
-            self.edges.iter().filter_map(|(key, window)| window.read(key, since)).collect();
+        let none = Window::default();
+        // Open, and not reported yet. As many as would be kept apart once they are.
+        let fresh = active.keys().filter(|key| !self.edges.contains_key(key)).map(|key| (key, &none));
+        let room = self.kept_max.saturating_sub(self.edges.len());
+        let mut edges: Vec<_> = self
+            .edges
+            .iter()
+            .chain(fresh.take(room))
+            .filter_map(|(key, window)| window.read(key, since, active.get(key).copied().unwrap_or(0)))
+            .collect();
         edges.sort_by(|a, b| {
             (&a.source, &a.destination, &a.service, &a.direction, &a.transport).cmp(&(
                 &b.source,
@@ -177,21 +184,15 @@ impl Window {
             slot.retries += u64::from(report.attempts.saturating_sub(1));
             if said.carried {
                 slot.opened += 1;
-                self.active += 1;
                 slot.connect.add(said.connect_phase);
             }
         }
-        match &said.end {
-            End::Open => {}
-            End::Closed => self.active -= i64::from(said.carried),
-            End::Failed(reason, _) => {
-                self.active -= i64::from(said.carried);
-                *slot.failed.entry(*reason).or_default() += 1;
-            }
+        if let Some(reason) = said.end.reason() {
+            *slot.failed.entry(reason).or_default() += 1;
         }
     }
 
-    fn read(&self, key: &EdgeKey, since: u64) -> Option<Edge> {
+    fn read(&self, key: &EdgeKey, since: u64, active: u64) -> Option<Edge> {
         let mut sum = Slot::default();
         for (_, slot) in self.slots.iter().filter(|(at, _)| *at >= since) {
             sum.opened += slot.opened;
@@ -203,7 +204,6 @@ impl Window {
                 *sum.failed.entry(*reason).or_default() += count;
             }
         }
-        let active = u64::try_from(self.active).unwrap_or(0);
         if active == 0
             && sum.opened == 0
             && sum.failed.is_empty()

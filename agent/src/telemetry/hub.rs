@@ -4,9 +4,10 @@
 //! [`TICK`] instead of being woken, which spares the data path a system call for each connection.
 
 use std::collections::VecDeque;
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Write};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -17,6 +18,7 @@ use adit_core::time::Mono;
 use adit_proto::admin;
 
 use super::access_log::{flow, write_line};
+use super::active::Active;
 use super::config::{AccessLog, Config, StartError};
 use super::edges::Edges;
 use super::process;
@@ -36,9 +38,11 @@ pub struct Flowing {
     node: Arc<str>,
     clock: Clock,
     registry: Registry,
+    active: Active,
     kept: Arc<Mutex<Kept>>,
     dropped: Arc<AtomicU64>,
     rounds: Arc<AtomicU64>,
+    reopen: Arc<AtomicBool>,
 }
 
 #[derive(Debug)]
@@ -71,7 +75,8 @@ impl Flowing {
 
     /// The edges of the last `window`.
     pub fn edges(&self, window: Duration) -> admin::Edges {
-        let (edges, other) = lock(&self.kept).edges.read(self.clock.now().mono, window);
+        let active = self.active.read();
+        let (edges, other) = lock(&self.kept).edges.read(self.clock.now().mono, window, &active);
         admin::Edges {
             node: self.node.to_string(),
             window_s: window.as_secs(),
@@ -91,6 +96,12 @@ impl Flowing {
         }
     }
 
+    /// Has the access log's file opened anew, as after it was renamed; what was said before stays in the old one. Does not
+    /// wait for it. Where it cannot be opened, the old one is written on.
+    pub fn reopen_access_log(&self) {
+        self.reopen.store(true, Ordering::Release);
+    }
+
     /// The metrics.
     pub fn registry(&self) -> &Registry {
         &self.registry
@@ -108,6 +119,7 @@ pub fn start(
     clock: Clock,
     node: Arc<str>,
     registry: Registry,
+    active: Active,
 ) -> Result<(Sender, Flowing), StartError> {
     let (sender, said) = Sender::channel();
     let kept = Arc::new(Mutex::new(Kept {
@@ -117,18 +129,21 @@ pub fn start(
     }));
     let dropped = sender.dropped();
     let rounds = Arc::<AtomicU64>::default();
+    let reopen = Arc::<AtomicBool>::default();
     let flowing = Flowing {
         node,
         clock,
         registry: registry.clone(),
+        active: active.clone(),
         kept: Arc::clone(&kept),
         dropped,
         rounds: Arc::clone(&rounds),
+        reopen: Arc::clone(&reopen),
     };
-    let log = Log::open(config.access_log.clone())?;
+    let log = Log::open(config.access_log.clone(), registry.counter("adit_access_log_lost_total", &[]))?;
     let lost = registry.counter("adit_reports_dropped_total", &[]);
     let counted = sender.dropped();
-    let thread = Thread { said, kept, log, clock, registry, dropped: counted, lost, rounds };
+    let thread = Thread { said, kept, log, clock, registry, active, dropped: counted, lost, rounds, reopen };
     thread::Builder::new()
         .name("adit-telemetry".into())
         .spawn(move || vital_thread("telemetry", || thread.run()))
@@ -142,10 +157,13 @@ struct Thread {
     log: Log,
     clock: Clock,
     registry: Registry,
+    active: Active,
     dropped: Arc<AtomicU64>,
     lost: Arc<AtomicU64>,
     /// How often the queue was emptied.
     rounds: Arc<AtomicU64>,
+    /// Whether the access log's file is to be opened anew.
+    reopen: Arc<AtomicBool>,
 }
 
 impl Thread {
@@ -158,6 +176,7 @@ impl Thread {
                 upkeep_at = now + UPKEEP;
                 gauges.read();
                 self.registry.expire(now);
+                self.active.expire();
             }
             self.lost.store(self.dropped.load(Ordering::Relaxed), Ordering::Relaxed);
             thread::sleep(TICK);
@@ -166,6 +185,10 @@ impl Thread {
 
     /// Takes all that is there; false once no worker can say anything any more.
     fn drain(&mut self) -> bool {
+        // Asked first: what is said after it was asked for goes to the new file.
+        if self.reopen.swap(false, Ordering::Acquire) {
+            self.log.reopen();
+        }
         let open = loop {
             match self.said.try_recv() {
                 Ok(said) => self.take(said),
@@ -192,35 +215,66 @@ impl Thread {
     }
 }
 
-/// The access log's file or standard output. An error is said once and the lines are lost until it goes away.
+/// The access log's file or standard output. An error is said once; lines are lost until it goes away, and counted.
 struct Log {
     config: AccessLog,
-    out: Box<dyn Write + Send>,
+    out: BufWriter<Box<dyn Write + Send>>,
+    /// The line that is being made: it is written whole or not at all.
+    line: Vec<u8>,
+    /// Lines that are in `out` and may not have left it.
+    buffered: u64,
+    lost: Arc<AtomicU64>,
     draws: Seed,
     broken: bool,
 }
 
 impl Log {
-    fn open(config: AccessLog) -> Result<Self, StartError> {
+    /// Room for the lines of some rounds.
+    const BUFFER_LEN: usize = 64 * 1024;
+
+    /// `lost` counts the lines that could not be written.
+    fn open(config: AccessLog, lost: Arc<AtomicU64>) -> Result<Self, StartError> {
         let out: Box<dyn Write + Send> = match &config.path {
-            None => Box::new(BufWriter::with_capacity(64 * 1024, io::stdout())),
-            Some(path) => {
-                let file = OpenOptions::new()
-                    .create(true)
-                    .append(true)
-                    .open(path)
-                    .map_err(|source| StartError::AccessLog { path: path.clone(), source })?;
-                Box::new(BufWriter::with_capacity(64 * 1024, file))
-            }
+            None => Box::new(io::stdout()),
+            Some(path) => Box::new(
+                open_file(path).map_err(|source| StartError::AccessLog { path: path.clone(), source })?,
+            ),
         };
-        Ok(Self { config, out, draws: Seed(u64::from(std::process::id())), broken: false })
+        let draws = Seed(u64::from(std::process::id()));
+        let out = BufWriter::with_capacity(Self::BUFFER_LEN, out);
+        Ok(Self { config, out, line: Vec::new(), buffered: 0, lost, draws, broken: false })
+    }
+
+    /// Opens the file anew, if it is one.
+    fn reopen(&mut self) {
+        let Some(path) = self.config.path.clone() else { return };
+        match open_file(&path) {
+            Ok(file) => {
+                self.flush();
+                // What the old file did not take is given up with it, and not tried again while it is dropped.
+                self.lost.fetch_add(std::mem::take(&mut self.buffered), Ordering::Relaxed);
+                let fresh = BufWriter::with_capacity(Self::BUFFER_LEN, Box::new(file) as Box<_>);
+                drop(std::mem::replace(&mut self.out, fresh).into_parts());
+                tracing::info!(path = %path.display(), "the access log's file is opened anew");
+            }
+            Err(error) => {
+                let path = path.display();
+                tracing::error!(%error, %path, "the access log's file cannot be opened anew; the old one is written on");
+            }
+        }
     }
 
     fn write(&mut self, said: &Said) {
         if said.end.reason().is_none() && !self.sampled() {
             return;
         }
-        let written = write_line(&mut self.out, self.config.format, &flow(said));
+        self.line.clear();
+        let written = write_line(&mut self.line, self.config.format, &flow(said))
+            .and_then(|()| self.out.write_all(&self.line));
+        match written {
+            Ok(()) => self.buffered += 1,
+            Err(_) => drop(self.lost.fetch_add(1, Ordering::Relaxed)),
+        }
         self.note(written);
     }
 
@@ -229,8 +283,12 @@ impl Log {
         self.config.sample >= 1.0 || (self.draws.below(WHOLE) as f64) < self.config.sample * WHOLE as f64
     }
 
+    /// What cannot be written stays buffered, to be tried again.
     fn flush(&mut self) {
         let flushed = self.out.flush();
+        if flushed.is_ok() {
+            self.buffered = 0;
+        }
         self.note(flushed);
     }
 
@@ -244,4 +302,8 @@ impl Log {
             Err(_) => {}
         }
     }
+}
+
+fn open_file(path: &Path) -> io::Result<File> {
+    OpenOptions::new().create(true).append(true).open(path)
 }

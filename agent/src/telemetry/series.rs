@@ -9,6 +9,7 @@ use adit_core::time::Mono;
 use adit_proto::Reason;
 use metrics::Gauge;
 
+use super::active::Active;
 use super::edges::{EdgeKey, Side, connect_phase};
 use super::histogram::Histogram;
 use super::registry::Registry;
@@ -30,14 +31,16 @@ pub(super) struct EdgeSeries {
 
 impl EdgeSeries {
     /// The series of the edge `key`; those that most edges have.
-    pub(super) fn new(registry: &Registry, key: &EdgeKey) -> Self {
+    pub(super) fn new(registry: &Registry, open: &Active, key: &EdgeKey) -> Self {
         let texts = Texts::of(key);
         let labels = texts.labels(key);
+        let active = registry.gauge_cell_of("adit_connections_active", &labels);
+        open.add(key, &active);
         let counter = |name| registry.counter(name, &labels);
         Self {
             opened: counter("adit_connections_opened_total"),
             closed: counter("adit_connections_closed_total"),
-            active: registry.gauge("adit_connections_active", &labels),
+            active: Gauge::from_arc(active),
             to_server: counter("adit_bytes_to_server_total"),
             to_client: counter("adit_bytes_to_client_total"),
             retries: OnceCell::new(),
@@ -159,34 +162,4 @@ impl Texts {
             ("destination_service", &self.service),
         ]
     }
-}
-
-/// The metrics that the workers keep, and what they count.
-pub(super) fn describe() {
-    metrics::describe_counter!(
-        "adit_connections_opened_total",
-        "Connections whose connect phase succeeded, by edge."
-    );
-    metrics::describe_counter!(
-        "adit_connections_closed_total",
-        "Opened connections that have ended, by edge."
-    );
-    metrics::describe_counter!(
-        "adit_connections_failed_total",
-        "Connections that were not carried, or ended other than by both sides closing, by edge and reason."
-    );
-    metrics::describe_gauge!("adit_connections_active", "Connections open now, by edge.");
-    metrics::describe_counter!("adit_bytes_to_server_total", "Bytes from clients to servers, by edge.");
-    metrics::describe_counter!("adit_bytes_to_client_total", "Bytes from servers to clients, by edge.");
-    metrics::describe_counter!("adit_connect_retries_total", "Connect attempts after the first, by edge.");
-    metrics::describe_histogram!(
-        "adit_connect_duration_seconds",
-        "Time of the whole connect phase, by edge."
-    );
-    metrics::describe_histogram!("adit_tls_handshake_duration_seconds", "Time of TLS handshakes, by edge.");
-    metrics::describe_counter!("adit_policy_verdicts_total", "What each policy did with connections.");
-    metrics::describe_counter!(
-        "adit_reports_dropped_total",
-        "Reports lost because they came too fast to be written."
-    );
 }

@@ -3,8 +3,8 @@
 //! Nothing here is shared with another worker but the queue. Series are looked up once per edge and kept.
 
 use std::cell::{Cell, OnceCell, RefCell};
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,8 +13,10 @@ use std::time::Duration;
 use adit_core::net::ObjectName;
 use adit_core::report::{ConnectionReport, End, Stage};
 use adit_core::time::Mono;
+use adit_core::world::World;
 use adit_proto::Reason;
 
+use super::active::Active;
 use super::edges::{EdgeKey, connect_phase};
 use super::registry::{IDLE, Registry};
 use super::said::{Said, Sender};
@@ -27,11 +29,15 @@ pub struct Shard(Rc<Inner>);
 
 struct Inner {
     registry: Registry,
+    active: Active,
     hub: Sender,
     clock: Clock,
     interim_interval: Duration,
     edges: RefCell<HashMap<EdgeKey, Rc<EdgeSeries>>>,
     verdicts: RefCell<HashMap<VerdictKey, Arc<AtomicU64>>>,
+    /// The policies of which generation the verdicts are of.
+    policies_of: Cell<u64>,
+    ejections: RefCell<HashMap<ObjectName, Arc<AtomicU64>>>,
     live: RefCell<LiveList>,
 }
 
@@ -42,25 +48,44 @@ pub enum Verdict {
     Allowed,
     /// It refused it.
     Denied,
+    /// No ALLOW policy matched: that refused it, and no single one did.
+    NoneMatched,
+    /// A PeerAuthentication asks for mutual TLS, and it came in clear: that refused it.
+    PlaintextRefused,
     /// An ALLOW policy was asked and did not match, and neither did any other: that refused it.
     Unmatched,
     /// An AUDIT policy matched.
     Audited,
     /// A `dryRun` policy would have let it in.
     WouldAllow,
-    /// A `dryRun` policy would have refused it.
+    /// A `dryRun` DENY policy would have refused it.
     WouldDeny,
+    /// A `dryRun` ALLOW policy would have refused it: it does not match, and neither does any other.
+    WouldMatchNone,
 }
 
 impl Verdict {
     const fn label(self) -> &'static str {
         match self {
             Self::Allowed => "allowed",
-            Self::Denied => "denied",
+            Self::Denied | Self::NoneMatched | Self::PlaintextRefused => "denied",
             Self::Unmatched => "unmatched",
             Self::Audited => "audited",
             Self::WouldAllow => "would_allow",
-            Self::WouldDeny => "would_deny",
+            Self::WouldDeny | Self::WouldMatchNone => "would_deny",
+        }
+    }
+
+    /// The action of the policies that give this verdict; a PeerAuthentication has none. One whose action was not
+    /// understood acts as a DENY policy and as an ALLOW policy.
+    const fn action(self) -> &'static str {
+        match self {
+            Self::Allowed | Self::NoneMatched | Self::Unmatched | Self::WouldAllow | Self::WouldMatchNone => {
+                "ALLOW"
+            }
+            Self::Denied | Self::WouldDeny => "DENY",
+            Self::Audited => "AUDIT",
+            Self::PlaintextRefused => "",
         }
     }
 }
@@ -100,14 +125,23 @@ struct LiveList {
 }
 
 impl Shard {
-    pub(super) fn new(registry: Registry, hub: Sender, clock: Clock, interim_interval: Duration) -> Self {
+    pub(super) fn new(
+        registry: Registry,
+        active: Active,
+        hub: Sender,
+        clock: Clock,
+        interim_interval: Duration,
+    ) -> Self {
         Self(Rc::new(Inner {
             registry,
+            active,
             hub,
             clock,
             interim_interval,
             edges: RefCell::default(),
             verdicts: RefCell::default(),
+            policies_of: Cell::new(0),
+            ejections: RefCell::default(),
             live: RefCell::default(),
         }))
     }
@@ -136,11 +170,42 @@ impl Shard {
             Entry::Occupied(entry) => entry.into_mut(),
             Entry::Vacant(entry) => {
                 let name = policy.map(ToString::to_string).unwrap_or_default();
-                let labels = [("policy", name.as_str()), ("verdict", verdict.label())];
+                let labels =
+                    [("policy", name.as_str()), ("action", verdict.action()), ("verdict", verdict.label())];
                 entry.insert(self.0.registry.counter("adit_policy_verdicts_total", &labels))
             }
         };
         counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts an endpoint's ejection from a Service.
+    pub fn ejected(&self, service: &ObjectName) {
+        let mut ejections = self.0.ejections.borrow_mut();
+        let counter = ejections.entry(service.clone()).or_insert_with(|| {
+            let labels = [("service", &*service.to_string())];
+            self.0.registry.counter("adit_ejections_total", &labels)
+        });
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Lets go of the counters of Services that `world` has lost, and of policies that select no pod of this node any
+    /// more; their series leave after [`IDLE`]. To be called every few seconds.
+    pub fn forget_lost(&self, world: &World) {
+        self.0.ejections.borrow_mut().retain(|service, _| world.service(service).is_some());
+        if self.0.policies_of.replace(world.policy_generation()) == world.policy_generation() {
+            return;
+        }
+        let mut selecting = HashSet::new();
+        for pod in world.pods_on(&world.settings().node) {
+            let policies = world.policies_for(&pod.pod.uid);
+            let modes = world.peer_modes_for(&pod.pod.uid);
+            selecting.extend(policies.iter().flat_map(|set| set.policies()).map(|policy| &policy.name));
+            selecting.extend(modes.iter().flat_map(|modes| modes.policies()).map(|policy| &policy.name));
+        }
+        self.0
+            .verdicts
+            .borrow_mut()
+            .retain(|(policy, _), _| policy.as_ref().is_none_or(|policy| selecting.contains(policy)));
     }
 
     /// Says what connections that have been open for long did since they were last reported, and lets go of edges that
@@ -179,7 +244,7 @@ impl Shard {
         let edge = match edges.entry(EdgeKey::of(report)) {
             Entry::Occupied(entry) => Rc::clone(entry.get()),
             Entry::Vacant(entry) => {
-                let series = EdgeSeries::new(&self.0.registry, entry.key());
+                let series = EdgeSeries::new(&self.0.registry, &self.0.active, entry.key());
                 Rc::clone(entry.insert(Rc::new(series)))
             }
         };

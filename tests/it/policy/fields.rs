@@ -110,19 +110,33 @@ fn allow(mesh: &mut Mesh, stage: &Stage, case: &Case, rules: &str) -> Result<()>
             ensure!(outbound.decision == wanted, "{way:?}: {:?}", outbound.decision);
         }
     }
-    let metrics = metrics(mesh)?;
     let count = case.matches.iter().filter(|matches| **matches).count();
     let refused = WAYS.len() - count;
-    for (policy, verdict, count) in [
-        (&format!("shop/{audit}"), "audited", count),
-        (&dry, "would_deny", count),
-        (&allow, "allowed", count),
-        (&allow, "unmatched", refused),
-    ] {
-        let series = format!("adit_policy_verdicts_total{{policy=\"{policy}\",verdict=\"{verdict}\"}}");
+    counted(
+        mesh,
+        &[
+            (&format!("shop/{audit}"), "AUDIT", "audited", count),
+            (&dry, "DENY", "would_deny", count),
+            (&allow, "ALLOW", "allowed", count),
+            (&allow, "ALLOW", "unmatched", refused),
+        ],
+    )
+}
+
+/// Whether these verdicts of these policies, with these actions, have been counted so often.
+fn counted(mesh: &Mesh, all: &[(&str, &str, &str, usize)]) -> Result<()> {
+    let metrics = metrics(mesh)?;
+    for (policy, action, verdict, count) in all {
+        let series = format!(
+            "adit_policy_verdicts_total{{policy=\"{policy}\",action=\"{action}\",verdict=\"{verdict}\"}}"
+        );
         let value = metrics.lines().find_map(|line| line.strip_prefix(&series));
         let value: usize = value.map_or(Ok(0), |value| value.trim().parse())?;
-        ensure!(value == count, "{series} is {value}, not {count}:\n{}", lines_with(&metrics, "adit_policy"));
+        ensure!(
+            value == *count,
+            "{series} is {value}, not {count}:\n{}",
+            lines_with(&metrics, "adit_policy")
+        );
     }
     Ok(())
 }
@@ -157,7 +171,15 @@ fn deny(mesh: &mut Mesh, stage: &Stage, case: &Case, rules: &str) -> Result<()> 
             ensure!(outbound.decision == wanted, "{way:?}, the client's side: {:?}", outbound.decision);
         }
     }
-    Ok(())
+    let count = case.matches.iter().filter(|matches| **matches).count();
+    counted(
+        mesh,
+        &[
+            (&deny, "DENY", "denied", count),
+            (&dry, "ALLOW", "would_allow", count),
+            (&dry, "ALLOW", "would_deny", WAYS.len() - count),
+        ],
+    )
 }
 
 /// Replaces all policies of the test by these.

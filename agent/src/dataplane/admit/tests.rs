@@ -6,6 +6,7 @@ use std::rc::Rc;
 use adit_core::net::{ObjectName, OriginalDst};
 use adit_core::policy::{Action, PeerAuthentication, PeerMode, Scope};
 use adit_core::report::Direction;
+use adit_core::time::Mono;
 use adit_core::workload::{MeshLabel, Pod as PodModel};
 use adit_core::world::Change;
 
@@ -13,6 +14,7 @@ use super::super::Config;
 use super::super::pod::{Pod, Reported};
 use super::super::testing::{Rig, id, policy};
 use super::*;
+use crate::telemetry::registry::IDLE;
 
 /// One connection to port 80 of a pod.
 struct Coming {
@@ -115,4 +117,40 @@ fn what_no_allow_policy_matches_is_refused_in_the_names_of_those_that_were_asked
     assert_eq!(web.ask(&rig, admit), Err(Reason::PolicyNoneMatched));
     let asked = web.reported.get().edit(|report| report.decision.take()).unwrap().unmatched.unwrap();
     assert_eq!(asked.named, [ObjectName::new("shop", "a"), ObjectName::new("shop", "b")]);
+}
+
+#[test]
+fn a_policy_that_is_gone_takes_its_counts_off_the_page_and_one_that_is_there_keeps_them() {
+    let rig = Rig::new(Config::default());
+    let api = rig.pod("api");
+    let (worker, registry) = (&rig.worker, rig.worker.handles.reporter.registry());
+    let count = |policy, verdict, action| {
+        let labels = [("policy", policy), ("action", action), ("verdict", verdict)];
+        registry.counter_value("adit_policy_verdicts_total", &labels)
+    };
+    let look_after = |at| {
+        worker.shard.forget_lost(&worker.handles.view.world());
+        registry.expire(at);
+    };
+    rig.change(policy("b", Action::Allow, 1));
+    rig.change(policy("no-one", Action::Deny, 1));
+    rig.change(strict());
+    assert_eq!(Coming::to(&api, Some(id("web"))).ask(&rig, admit), Err(Reason::PolicyDenied));
+    assert_eq!(Coming::to(&api, None).ask(&rig, admit), Err(Reason::PlaintextRefused));
+    look_after(Mono::from_millis(1));
+    rig.change(Change::AuthorizationPolicyGone(ObjectName::new("shop", "no-one")));
+    assert_eq!(Coming::to(&api, Some(id("web"))).ask(&rig, admit), Ok(()));
+    look_after(Mono::from_millis(2));
+    assert_eq!(count("shop/no-one", "denied", "DENY"), 1, "for a while");
+    look_after(Mono(IDLE * 2));
+    assert_eq!(count("shop/no-one", "denied", "DENY"), 0);
+    assert_eq!(count("shop/b", "allowed", "ALLOW"), 1, "however long ago");
+    assert_eq!(count("shop/strict", "denied", ""), 1);
+    assert_eq!(Coming::to(&api, Some(id("web"))).ask(&rig, admit), Ok(()));
+    assert_eq!(count("shop/b", "allowed", "ALLOW"), 2);
+    // The same for what is counted by Service.
+    worker.shard.ejected(&ObjectName::new("shop", "lost"));
+    look_after(Mono(IDLE * 3));
+    look_after(Mono(IDLE * 4));
+    assert_eq!(registry.counter_value("adit_ejections_total", &[("service", "shop/lost")]), 0);
 }
