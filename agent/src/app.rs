@@ -28,7 +28,7 @@ use crate::pods::{self, Links, Pods};
 use crate::shutdown;
 use crate::telemetry::{self, Flowing};
 use crate::view::{self, View};
-pub use follow::Reload;
+pub use follow::{Reload, Stamp};
 
 /// How long the last lines of the access log may take to be written.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -128,7 +128,7 @@ impl App {
         })
     }
 
-    /// Runs until a signal ends it; `reload` is asked at each SIGHUP.
+    /// Runs until a signal ends it; `reload` is asked at each SIGHUP and each change of its file.
     pub async fn run(self, reload: Reload) -> Result<(), StartError> {
         let stop_within = self.config.stop_within;
         let pods = Arc::new(self.pods);
@@ -158,7 +158,7 @@ impl App {
         let node = self.node;
         tasks.spawn(async move { match node.follow().await {} });
         let hangup = signal(SignalKind::hangup()).map_err(StartError::Signals)?;
-        tasks.spawn(follow::reload_on_hangup(hangup, self.config, reload));
+        tasks.spawn(follow::reload(hangup, self.config, reload, flowing.clone()));
         let (drain, draining) = shutdown::channel();
         let readiness = self.readiness;
         tasks.spawn(async move {

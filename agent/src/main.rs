@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use adit_agent::app::{App, Reload};
+use adit_agent::app::{App, Reload, Stamp};
 use adit_agent::config::{Config, NodeFacts};
 use adit_agent::telemetry::log;
 use clap::Parser;
@@ -38,6 +38,8 @@ fn main() -> ExitCode {
             return if error.use_stderr() { ExitCode::from(BAD_CONFIG) } else { ExitCode::SUCCESS };
         }
     };
+    // Before it is read: what changes from here on is a change.
+    let seen = Stamp::of(&args.config);
     let config = match Config::load(&args.config, &NodeFacts::from_env()) {
         Ok(config) => config,
         Err(errors) => {
@@ -55,7 +57,7 @@ fn main() -> ExitCode {
     if let Err(error) = allow_descriptors(&config) {
         tracing::warn!("cannot raise the bound of open descriptors: {error}");
     }
-    match run(config, Reload { path: args.config, level }) {
+    match run(config, Reload { path: args.config, seen, level }) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("adit-agent: cannot run: {error:#}");

@@ -287,21 +287,21 @@ fn metrics_are_valid_in_both_formats_and_their_counts_agree() -> Result<()> {
                 ("process_open_fds", "gauge"),
                 ("process_cpu_seconds_total", "counter"),
                 ("adit_certificate_expiry_timestamp_seconds", "gauge"),
+                ("adit_inbound_tunnels_open", "gauge"),
+                ("adit_sysctls_refused", "gauge"),
             ] {
                 assert_eq!(text.types.get(name).map(String::as_str), Some(kind), "{name}");
             }
             assert_eq!(text.sum("adit_pods", &["state=\"captured\""]), 1.0);
-                ("adit_inbound_tunnels_open", "gauge"),
-                ("adit_sysctls_refused", "gauge"),
             let handshakes = of(&text, "adit_tls_handshake_duration_seconds_count");
             assert!(handshakes >= 1.0, "{handshakes} on {node}");
+            let side = if node == "n1" { "side=\"client\"" } else { "side=\"server\"" };
+            let well = text.sum("adit_tls_handshakes_total", &[side, "result=\"ok\""]);
+            assert!(well >= handshakes, "{well} on {node}");
             // Buckets only grow, and the last of them is the count.
             let buckets: Vec<(&String, &f64)> = text
                 .values
                 .iter()
-            let side = if node == "n1" { "side=\"client\"" } else { "side=\"server\"" };
-            let well = text.sum("adit_tls_handshakes_total", &[side, "result=\"ok\""]);
-            assert!(well >= handshakes, "{well} on {node}");
                 .filter(|(series, _)| {
                     series.starts_with("adit_connect_duration_seconds_bucket")
                         && series.contains("le=\"+Inf\"")
@@ -313,12 +313,12 @@ fn metrics_are_valid_in_both_formats_and_their_counts_agree() -> Result<()> {
             );
             before.extend(text.values.into_iter().map(|(series, value)| (format!("{node} {series}"), value)));
         }
+        let tunnels = |page: &Page| page.sum("adit_inbound_tunnels_open", &[]) >= 1.0;
+        wait("the tunnel that n1 opened", || page(mesh, "n2", OPENMETRICS), tunnels)?;
         exchange(&client, server.at(8080), 1000)?;
         drop(open);
         for (node, direction) in [("n1", "direction=\"outbound\""), ("n2", "direction=\"inbound\"")] {
             let after = wait(
-        let tunnels = |page: &Page| page.sum("adit_inbound_tunnels_open", &[]) >= 1.0;
-        wait("the tunnel that n1 opened", || page(mesh, "n2", OPENMETRICS), tunnels)?;
                 "all is closed",
                 || page(mesh, node, "text/plain"),
                 |page| {
@@ -507,6 +507,12 @@ fn the_tool_shows_edges_and_flows_and_names_who_does_not_answer() -> Result<()> 
         }
         let text = shows(&["flows", "-o", "json", "--limit", "1"], &["trace"])?;
         assert!(text.lines().count() <= 2, "one of each agent: {text}");
+        // One connection, by its trace: both sides of it, and nothing else.
+        let both = mesh.agent("n1")?.flows()?;
+        let trace =
+            both.flows.iter().find(|flow| flow.state == "closed").context("a flow")?.trace.to_string();
+        let text = shows(&["flows", "--trace", &trace], &[&trace, "client", "server"])?;
+        assert_eq!(text.matches(&trace).count(), 2, "{text}");
 
         // Bad usage.
         for args in [
@@ -518,12 +524,6 @@ fn the_tool_shows_edges_and_flows_and_names_who_does_not_answer() -> Result<()> 
         ] {
             let output = adit(mesh, args)?;
             assert_eq!(output.status.code(), Some(64), "{args:?}: {output:?}");
-        // One connection, by its trace: both sides of it, and nothing else.
-        let both = mesh.agent("n1")?.flows()?;
-        let trace =
-            both.flows.iter().find(|flow| flow.state == "closed").context("a flow")?.trace.to_string();
-        let text = shows(&["flows", "--trace", &trace], &[&trace, "client", "server"])?;
-        assert_eq!(text.matches(&trace).count(), 2, "{text}");
             assert!(output.stdout.is_empty() && !output.stderr.is_empty(), "{output:?}");
         }
         assert_eq!(adit(mesh, &["--help"])?.status.code(), Some(0));
@@ -570,6 +570,42 @@ fn sighup_takes_the_log_level_and_names_what_needs_a_restart() -> Result<()> {
         reload(&text.replace("log-level: info", "log-level: '=='"), "the log level is not reloaded")?;
         reload(&text, "the log level is reloaded")?;
         assert!(agent.status()?.ready);
+        Ok(())
+    })
+}
+
+#[test]
+fn a_change_of_the_file_is_taken_without_a_signal() -> Result<()> {
+    with_mesh(&["n1"], |mesh| {
+        mesh.start_ca(&Value::Null)?;
+        mesh.start_agent("n1", &json!({ "telemetry": { "log-level": "info" } }))?;
+        let file = mesh.folder().join("agents/n1/config.yaml");
+        let text = std::fs::read_to_string(&file)?;
+        let process = mesh.agent("n1")?.process();
+        let first = process.next_line();
+        // As an editor, or a ConfigMap, does it: another file by that name.
+        let fresh = file.with_extension("new");
+        std::fs::write(&fresh, text.replace("log-level: info", "log-level: adit_agent=debug"))?;
+        std::fs::rename(&fresh, &file)?;
+        process
+            .wait_for_line_after(first, "the reload", |line| line.contains("the log level is reloaded"))?;
+        Ok(())
+    })
+}
+
+#[test]
+fn a_renamed_access_log_is_opened_anew_at_sighup() -> Result<()> {
+    with_mesh(&["n1"], |mesh| {
+        mesh.start_ca(&Value::Null)?;
+        let log = mesh.folder().join("access.log");
+        let old = mesh.folder().join("access.log.1");
+        mesh.start_agent("n1", &json!({ "telemetry": { "access-log": { "path": log } } }))?;
+        std::fs::rename(&log, &old)?;
+        let process = mesh.agent("n1")?.process();
+        let first = process.next_line();
+        process.signal(Signal::SIGHUP)?;
+        process.wait_for_line_after(first, "the new file", |line| line.contains("is opened anew"))?;
+        assert!(log.exists() && old.exists());
         Ok(())
     })
 }

@@ -33,7 +33,7 @@ pub struct AccessLog {
     pub format: Format,
     /// The share of connections that ended well which is written, 0 to 1. Refused and failed ones always are. Default 1.
     pub sample: f64,
-    /// The file it is appended to. Default: standard output.
+    /// The file it is appended to, opened anew at SIGHUP. Default: standard output.
     pub path: Option<PathBuf>,
 }
 
