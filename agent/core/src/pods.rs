@@ -127,6 +127,7 @@ impl Pods {
                 state: pod.state(ready),
                 enrolled: matches!(pod.wish(), Wish::In(_)),
                 lacking: pod.lacking(ready),
+                adopting: pod.is_being_adopted(),
             }
         })
     }
@@ -151,7 +152,9 @@ impl Pods {
             self.del(now, &key.sandbox, None, out);
         }
         if self.pods.contains_key(&key) {
-            self.with(now, &key, out, |pod, _| pod.add_again(token, deadline, wish, announced));
+            self.with(now, &key, out, |pod, out| {
+                pod.add_again(&key, (token, deadline), wish, announced, out);
+            });
             return;
         }
         if self.pods.len() >= PODS_MAX {
@@ -176,7 +179,7 @@ impl Pods {
             return;
         }
         let pod = match captured {
-            Some(want) => Pod::new(Stage::Adopted, Wish::In(want), announced),
+            Some(want) => Pod::adopted(want, announced),
             None => Pod::new(Stage::Added, Wish::Unknown, announced),
         };
         self.insert(now, key, pod, out);

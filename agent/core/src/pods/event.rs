@@ -326,4 +326,6 @@ pub struct Seen<'p> {
     pub enrolled: bool,
     /// What it lacks to be captured, if it is wanted and is not.
     pub lacking: Option<Lacking>,
+    /// It is of before a restart, and its first verification has not come to an end.
+    pub adopting: bool,
 }

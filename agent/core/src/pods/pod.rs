@@ -85,6 +85,8 @@ pub(super) struct Readd {
 /// Why a sandbox with rules is not captured.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Broken {
+    /// They stand from before a restart, and the listeners that they lead to cannot be had: tried again here.
+    Listeners,
     /// They could not be written: tried again here.
     Rules,
     /// The watch found that they do not capture. It tries again, and says when they do; writing them anew would only
@@ -92,7 +94,7 @@ enum Broken {
     Watched,
 }
 
-/// A failed operation.
+/// A kind of operation that failed.
 #[derive(Debug)]
 struct Retry {
     op: Op,
@@ -122,8 +124,8 @@ pub(super) struct Pod {
     /// The runtime removed it.
     deleted: bool,
     busy: Option<(Ticket, Op)>,
-    /// What failed last, until it succeeds.
-    retry: Option<Retry>,
+    /// What failed, until it succeeds: one of each kind.
+    retries: Vec<Retry>,
     /// No first ADD waits: an application may be running in it.
     started: bool,
     adds: Vec<Token>,
@@ -147,7 +149,7 @@ impl Pod {
             superseded: false,
             deleted: false,
             busy: None,
-            retry: None,
+            retries: Vec::new(),
             started: true,
             adds: Vec::new(),
             add_deadline: None,
@@ -157,13 +159,23 @@ impl Pod {
         }
     }
 
+    /// One that was captured before a restart.
+    pub(super) fn adopted(want: Want, announced: bool) -> Self {
+        let mut pod = Self::new(Stage::Adopted, Wish::In(want), announced);
+        if !announced {
+            // World may not have read it yet, and what is captured is announced as a rule.
+            pod.annotation = Annotation::Unsure;
+        }
+        pod
+    }
+
     // What to do next. Pure; what happened is recorded in `happened`.
 
     /// The one step that is possible and needed at `now`; `ready`: there is a certificate for what it holds.
     pub(super) fn next(&self, now: Mono, ready: bool) -> Next {
         let next = match self.direction() {
             Direction::Gone => self.remove(),
-            Direction::Up(want) => self.up(want, ready),
+            Direction::Up(want) => self.up(now, want, ready),
             Direction::Down => self.down(),
             Direction::Stay => Next::Wait,
         };
@@ -174,11 +186,13 @@ impl Pod {
         };
         let underway =
             self.busy.as_ref().is_some_and(|(_, busy)| !busy.may_be_abandoned() || busy.same_kind(&op));
-        let too_early = self
-            .retry
-            .as_ref()
-            .is_some_and(|retry| retry.op.same_kind(&op) && retry.at.is_some_and(|at| now < at));
-        if underway || too_early { Next::Wait } else { Next::Start(op) }
+        if underway || self.is_too_early(now, &op) { Next::Wait } else { Next::Start(op) }
+    }
+
+    /// Whether this has failed, and its next attempt is not due.
+    fn is_too_early(&self, now: Mono, op: &Op) -> bool {
+        let mut failed = self.retries.iter().filter(|retry| retry.op.same_kind(op));
+        failed.any(|retry| retry.at.is_some_and(|at| now < at))
     }
 
     fn direction(&self) -> Direction<'_> {
@@ -210,9 +224,14 @@ impl Pod {
         }
     }
 
-    fn up(&self, want: &Want, ready: bool) -> Next {
+    fn up(&self, now: Mono, want: &Want, ready: bool) -> Next {
         if self.held.is_none() {
             return Next::Acquire(want.clone());
+        }
+        // Peers must not come by HBONE to what is broken. Where that cannot be said at present, mending goes on: else a
+        // full disk would keep broken what it has nothing to do with.
+        if self.broken.is_some() && self.may_be_announced() && !self.is_too_early(now, &Op::Unannounce) {
+            return Next::Start(Op::Unannounce);
         }
         match self.stage {
             // Listeners before rules: with the order reversed, a pod's first SYN would be redirected to a closed port.
@@ -230,9 +249,6 @@ impl Pod {
     }
 
     fn up_from_redirected(&self, want: &Want, ready: bool) -> Next {
-        if self.broken.is_some() && self.may_be_announced() {
-            return Next::Start(Op::Unannounce);
-        }
         if self.broken == Some(Broken::Rules) || self.applied.as_ref() != Some(&want.skip) {
             return Next::Start(Op::Redirect(want.clone()));
         }
@@ -297,8 +313,8 @@ impl Pod {
 
     /// The next instant at which time alone changes something.
     pub(super) fn deadline(&self) -> Option<Mono> {
-        let retry = self.retry.as_ref().and_then(|retry| retry.at);
-        [retry, self.add_deadline, self.del_deadline].into_iter().flatten().min()
+        let retries = self.retries.iter().filter_map(|retry| retry.at);
+        retries.chain(self.add_deadline).chain(self.del_deadline).min()
     }
 
     pub(super) fn wish(&self) -> &Wish {
@@ -332,6 +348,21 @@ impl Pod {
                 Annotation::Seen | Annotation::On => None,
                 Annotation::Off | Annotation::Unsure => Some(Lacking::Annotation),
             },
+        }
+    }
+
+    /// Whether it is of before a restart, and its first verification has not come to an end.
+    pub(super) fn is_being_adopted(&self) -> bool {
+        match self.stage {
+            Stage::Adopted | Stage::Leftover | Stage::Reopened => {
+                self.held.is_some() && self.broken.is_none() && matches!(self.direction(), Direction::Up(_))
+            }
+            Stage::Added
+            | Stage::Listening
+            | Stage::Redirected
+            | Stage::Draining(_)
+            | Stage::Drained
+            | Stage::Closed => false,
         }
     }
 

@@ -22,7 +22,14 @@ impl Pod {
     }
 
     /// The runtime repeats its ADD.
-    pub(in crate::pods) fn add_again(&mut self, token: Token, deadline: Mono, wish: Wish, announced: bool) {
+    pub(in crate::pods) fn add_again(
+        &mut self,
+        key: &PodKey,
+        (token, deadline): (Token, Mono),
+        wish: Wish,
+        announced: bool,
+        out: &mut Vec<Effect>,
+    ) {
         if self.deleted {
             let again = self.again.get_or_insert(Readd {
                 adds: Vec::new(),
@@ -37,9 +44,9 @@ impl Pod {
         let started = self.started;
         self.wait(token, deadline);
         self.started = started;
-        self.retry = None;
+        self.retries.clear();
         if wish != Wish::Unknown {
-            self.wish = wish;
+            self.set_wish(key, wish, out);
         }
     }
 
@@ -55,7 +62,7 @@ impl Pod {
         if self.wish == wish {
             return;
         }
-        self.retry = None;
+        self.retries.clear();
         self.wish = wish;
         // What is kept must name what is about to stand.
         if let (Wish::In(want), Some(held), false) = (&self.wish, &self.held, self.deleted)
@@ -108,7 +115,7 @@ impl Pod {
     }
 
     pub(in crate::pods) fn tick(&mut self, now: Mono, ready: bool, out: &mut Vec<Effect>) {
-        if let Some(retry) = &mut self.retry {
+        for retry in &mut self.retries {
             retry.at = retry.at.filter(|at| *at > now);
         }
         if self.add_deadline.is_some_and(|at| at <= now) {
@@ -151,7 +158,7 @@ impl Pod {
         };
         match outcome {
             Ok(()) => {
-                self.retry.take_if(|retry| retry.op.same_kind(&op));
+                self.retries.retain(|retry| !retry.op.same_kind(&op) && !same_place(&retry.op, &op));
                 self.succeeded(now, limits, key, op, out);
             }
             Err(Failure::SandboxGone) => {
@@ -160,9 +167,10 @@ impl Pod {
             }
             Err(Failure::Failed(detail)) => {
                 self.failed(&op, Some(&detail), out);
-                let before = self.retry.take_if(|retry| retry.op.same_kind(&op));
+                let known = self.retries.iter().position(|retry| retry.op.same_kind(&op));
+                let before = known.map(|index| self.retries.swap_remove(index));
                 let failures = before.map_or(0, |retry| retry.failures).saturating_add(1);
-                self.retry = Some(Retry { op, at: Some(now + backoff(limits, failures)), failures });
+                self.retries.push(Retry { op, at: Some(now + backoff(limits, failures)), failures });
             }
         }
     }
@@ -170,6 +178,7 @@ impl Pod {
     fn succeeded(&mut self, now: Mono, limits: &Limits, key: &PodKey, op: Op, out: &mut Vec<Effect>) {
         match op {
             Op::OpenSockets(_) => {
+                self.broken.take_if(|broken| *broken == Broken::Listeners);
                 self.stage = match self.stage {
                     Stage::Adopted | Stage::Leftover => Stage::Reopened,
                     Stage::Added
@@ -204,7 +213,7 @@ impl Pod {
     fn failed(&mut self, op: &Op, detail: Option<&Arc<str>>, out: &mut Vec<Effect>) {
         match (op, self.stage) {
             // Rules of before the restart stand and fail closed; they are not taken down because a listener is late.
-            (Op::OpenSockets(_), Stage::Adopted | Stage::Leftover) => {}
+            (Op::OpenSockets(_), Stage::Adopted | Stage::Leftover) => self.broken = Some(Broken::Listeners),
             // Some listeners may be open.
             (Op::OpenSockets(_), _) => {
                 self.stage = Stage::Listening;
@@ -262,6 +271,12 @@ impl Pod {
         self.answer_dels(out);
         (self.held, self.again)
     }
+}
+
+/// Whether both write the same place: where one succeeds, the other need not wait.
+fn same_place(one: &Op, other: &Op) -> bool {
+    let is_word = |op: &Op| matches!(op, Op::Announce | Op::Unannounce);
+    is_word(one) && is_word(other)
 }
 
 /// `retry_first` · 2^(failures - 1), at most `retry_max`.
