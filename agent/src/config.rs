@@ -19,6 +19,7 @@ use serde::Deserialize;
 
 use crate::{admin, cluster, dataplane, health, identity, pods, telemetry, units};
 
+mod contradictions;
 pub mod strict;
 
 use strict::Mistake;
@@ -143,7 +144,7 @@ impl Config {
             }
             config.move_paths();
             for (field, what) in config.contradictions() {
-                reading.blame(FieldPath::of(field.iter().copied()), what.to_owned());
+                reading.blame(FieldPath::of(field.iter().copied()), what);
             }
         }
         reading.finish().map_err(errors)
@@ -201,47 +202,6 @@ impl Config {
             self.identity.trust_domain = self.trust_domain.clone();
         }
     }
-
-    /// What each value alone does not show, by field.
-    fn contradictions(&self) -> Vec<(&'static [&'static str], &'static str)> {
-        let all: [(bool, &[&str], &str); 6] = [
-            (self.node.is_empty(), &["node"], "is not set, and neither is the environment's NODE_NAME"),
-            (!self.node.is_empty() && !is_node_name(&self.node), &["node"], NO_NODE_NAME),
-            (
-                self.cluster.directory.as_os_str().is_empty(),
-                &["cluster", "directory"],
-                "is not set: say where the mesh's directory is",
-            ),
-            (
-                self.identity.trust_domain != self.trust_domain,
-                &["identity", "trust-domain"],
-                "is not the mesh's trust-domain",
-            ),
-            (
-                !self.admin.address.ip().is_loopback(),
-                &["admin", "address"],
-                "is no loopback address: the admin API is for the node itself",
-            ),
-            (
-                !(0.0..=1.0).contains(&self.telemetry.access_log.sample),
-                &["telemetry", "access-log", "sample"],
-                "is not between 0 and 1",
-            ),
-        ];
-        all.into_iter().filter_map(|(is_so, field, what)| is_so.then_some((field, what))).collect()
-    }
-}
-
-const NO_NODE_NAME: &str = "is no node's name: 1 to 253 lower-case letters, digits, '-' and '.', the first and the \
-                            last a letter or digit";
-
-/// Whether this names a node, and with it the agent's status file.
-fn is_node_name(name: &str) -> bool {
-    let is_word = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
-    name.len() <= 253
-        && name.starts_with(is_word)
-        && name.ends_with(is_word)
-        && name.chars().all(|c| is_word(c) || matches!(c, '-' | '.'))
 }
 
 #[cfg(test)]
@@ -292,6 +252,57 @@ mod tests {
             ["node: is not set", "cluster.directory: is not set", "admin.address", "identity.trust-domain"]
         {
             assert!(said.contains(part), "{part}: {said}");
+        }
+    }
+
+    /// Everything that is right, but for one line of one part.
+    fn with(part: &str, line: &str) -> Result<Config, String> {
+        load(&format!("node: one\ncluster: {{directory: /m}}\n{part}:\n  {line}\n"))
+    }
+
+    #[test]
+    fn a_value_that_cannot_work_is_said_with_its_field_and_line_before_anything_is_started() {
+        for (part, line) in [
+            ("telemetry", "log-level: '=='"),
+            ("telemetry", "interim-interval: 0s"),
+            ("identity", "ca-address: adit-ca"),
+            ("identity", "ca-address: 'https://adit-ca:15012'"),
+            ("identity", "ca-address: 'a b:1'"),
+            ("identity", "ca-server-name: 'a b'"),
+            ("identity", "leaf-life: 9s"),
+            ("identity", "journal: /run/adit"),
+            ("identity", "journal: /run/adit/journal/"),
+            ("dataplane", "workers: 65"),
+            ("dataplane", "workers: 0"),
+            ("dataplane", "keepalive-idle: 500ms"),
+            ("dataplane", "keepalive-idle: 0s"),
+            ("dataplane", "keepalive-idle: 1500ms"),
+            ("dataplane", "keepalive-interval: 10h"),
+            ("pods", "add-deadline: 30s"),
+            ("pods", "add-deadline: 0s"),
+            ("pods", "journal: /run/adit/"),
+            ("pods", "journal: /var/lib/adit"),
+        ] {
+            let said = with(part, line).expect_err(line);
+            let field = line.split(':').next().unwrap();
+            assert!(said.contains("1 mistake\n"), "{line}: {said}");
+            assert!(
+                said.contains("agent.yaml:4:") && said.contains(&format!(": {part}.{field}: ")),
+                "{said}"
+            );
+        }
+        for (part, line) in [
+            ("telemetry", "log-level: adit_agent=debug,info"),
+            ("identity", "ca-address: '[::1]:15012'"),
+            ("identity", "ca-server-name: 10.0.0.1"),
+            ("identity", "journal: null"),
+            ("identity", "journal: /run/keys"),
+            ("dataplane", "workers: 64"),
+            ("dataplane", "keepalive-idle: 32767s"),
+            ("pods", "add-deadline: 29s"),
+            ("pods", "journal: /run/adit/pods"),
+        ] {
+            with(part, line).expect(line);
         }
     }
 

@@ -64,7 +64,7 @@ pub struct Config {
     pub ca_root_file: Option<PathBuf>,
     /// The bearer token, read anew for each request. Default `/var/run/secrets/tokens/adit-ca`.
     pub token_file: PathBuf,
-    /// The life of certificates to ask for, in whole seconds; the CA may shorten it. Default `24h`.
+    /// The life of certificates to ask for, in whole seconds, at least `10s`; the CA may shorten it. Default `24h`.
     #[serde(deserialize_with = "units::duration")]
     pub leaf_life: Duration,
     /// Where keys and certificates are kept over a restart; used only if it lies on tmpfs. Default
@@ -83,6 +83,18 @@ impl Default for Config {
             leaf_life: Duration::from_secs(24 * 3600),
             journal: Some("/run/adit/identity".into()),
         }
+    }
+}
+
+impl Config {
+    /// Whether [`Self::ca_address`] is what it should be.
+    pub(crate) fn has_ca_address(&self) -> bool {
+        ca_client::is_address(&self.ca_address)
+    }
+
+    /// Whether [`Self::ca_server_name`] is what it should be.
+    pub(crate) fn has_ca_server_name(&self) -> bool {
+        ca_client::server_name(&self.ca_server_name).is_ok()
     }
 }
 

@@ -22,7 +22,7 @@ use crate::view::View;
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Config {
-    /// Worker threads. Default none: 1 up to 4 cores, then a quarter of the cores, as far as the CPU limit allows.
+    /// Worker threads, 1 to 64. Default none: 1 up to 4 cores, then a quarter of the cores, as far as the CPU limit allows.
     pub workers: Option<NonZeroU32>,
     /// Connections of one pod, both directions together; more are reset (`accept_limit`). Default 65,536: at 4 KiB each
     /// 256 MiB.
@@ -41,10 +41,12 @@ pub struct Config {
     /// Congestion control of the tunnel legs, the first that the kernel has. Default `[cubic, reno]`; some want `bbr`
     /// on a WAN; empty: the kernel's default.
     pub tunnel_congestion: Vec<String>,
-    /// Silence before the first keepalive probe, on every leg but that to the pod's own app. Whole seconds. Default `60s`.
+    /// Silence before the first keepalive probe, on every leg but that to the pod's own app. Whole seconds,
+    /// `1s` to `32767s`. Default `60s`.
     #[serde(deserialize_with = "crate::units::duration")]
     pub keepalive_idle: Duration,
-    /// Between keepalive probes; three unanswered ones end the connection. Whole seconds. Default `10s`.
+    /// Between keepalive probes; three unanswered ones end the connection. Whole seconds, `1s` to `32767s`.
+    /// Default `10s`.
     #[serde(deserialize_with = "crate::units::duration")]
     pub keepalive_interval: Duration,
     /// How long bytes on a tunnel may stay unacknowledged (TCP_USER_TIMEOUT). Default `20s`.

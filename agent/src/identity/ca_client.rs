@@ -277,6 +277,12 @@ async fn read_limited(path: &std::path::Path, len_max: usize) -> io::Result<Vec<
     Ok(text)
 }
 
+/// Whether this is `host:port`.
+pub(crate) fn is_address(address: &str) -> bool {
+    let uri = format!("https://{address}").parse::<Uri>();
+    uri.is_ok_and(|uri| uri.port_u16().is_some() && uri.path_and_query().is_none_or(|rest| rest == "/"))
+}
+
 /// The name in the CA's certificate, checked.
 pub(crate) fn server_name(name: &str) -> Result<ServerName<'static>, InvalidDnsNameError> {
     ServerName::try_from(name.to_owned())

@@ -20,7 +20,7 @@ pub struct Config {
     pub flows_kept: usize,
     /// Edges kept in memory for `adit edges`; further ones are summed up as "other". Default 4,096.
     pub edges_kept: usize,
-    /// How often an open connection is reported. Default 60 s.
+    /// How often an open connection is reported; not 0. Default 60 s.
     #[serde(deserialize_with = "crate::units::duration")]
     pub interim_interval: Duration,
 }

@@ -30,6 +30,14 @@ pub enum LevelError {
     Gone(#[source] reload::Error),
 }
 
+/// Judges a filter without taking it; the error says what is wrong with it.
+pub fn check(level: &str) -> Result<(), String> {
+    filter(level).map(drop).map_err(|error| match error {
+        LevelError::Filter { source, .. } => format!("is no filter: {source}"),
+        LevelError::Gone(error) => error.to_string(),
+    })
+}
+
 /// Starts the process log. A second call in one process (tests) leaves the first in place.
 pub fn init(level: &str, format: Format) -> Result<Level, LevelError> {
     let (filter, handle) = reload::Layer::new(filter(level)?);
