@@ -42,6 +42,7 @@ use journal::Journal;
 use missed::Missed;
 use perform::Performer;
 pub use server::ListenError;
+pub use show::Shown;
 
 /// Requests that may wait for the driver; further clients wait in their own tasks, of which there is a bound.
 const ASKS_MAX: usize = 64;
@@ -54,11 +55,11 @@ const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 pub struct Config {
     /// Where the CNI plugin asks. Default `/run/adit/cni.sock`.
     pub socket: PathBuf,
-    /// What a restarted agent must know of its pods; on tmpfs. Default `/run/adit/journal`.
+    /// What a restarted agent must know of its pods; on tmpfs, a folder of its own. Default `/run/adit/journal`.
     pub journal: PathBuf,
     /// What the CNI plugin reads while the agent is away; on disk. Default `/var/lib/adit`.
     pub state_dir: PathBuf,
-    /// How long an ADD may take; the plugin waits for 30 s. Default `25s`.
+    /// How long an ADD may take: less than the 30 s for which the plugin waits. Default `25s`.
     #[serde(deserialize_with = "units::duration")]
     pub add_deadline: Duration,
     /// How long connections of a pod that leaves the mesh may go on. Default `1h`.
@@ -117,7 +118,7 @@ pub enum StartError {
 
 /// The running driver. Dropping it stops it; rules, annotations and journal stay as they are, for the next agent.
 pub struct Pods {
-    status: watch::Receiver<Arc<[PodStatus]>>,
+    shown: watch::Receiver<Shown>,
     dataplane: Dataplane,
     _driver: AbortOnDropHandle<()>,
     _server: AbortOnDropHandle<()>,
@@ -135,7 +136,7 @@ pub fn start(config: Config, links: Links, seed: Seed) -> Result<Pods, StartErro
     let dataplane = links.dataplane.clone();
     let performer = Performer { dataplane: links.dataplane, announcer: links.announcer, clock: links.clock };
     let namespaces = NamespacesFile::open(&config.state_dir);
-    let (show, status) = watch::channel(Arc::from(Vec::new()));
+    let (show, shown) = watch::channel(Shown { pods: Arc::from(Vec::new()), adopting: 0 });
     let (asks, requests) = mpsc::channel(ASKS_MAX);
     show::describe();
     let missed = Missed::beside(&config.socket);
@@ -154,7 +155,7 @@ pub fn start(config: Config, links: Links, seed: Seed) -> Result<Pods, StartErro
     // Before the caller asks for readiness.
     driver.adopt(entries);
     Ok(Pods {
-        status,
+        shown,
         dataplane,
         _driver: AbortOnDropHandle::new(tokio::spawn(vital("pods", driver.run(requests)))),
         _server: AbortOnDropHandle::new(tokio::spawn(vital("the CNI socket", server::serve(listener, asks)))),
@@ -164,7 +165,7 @@ pub fn start(config: Config, links: Links, seed: Seed) -> Result<Pods, StartErro
 impl Pods {
     /// Every sandbox, as the admin API shows it.
     pub fn status(&self) -> Vec<PodStatus> {
-        let mut pods = self.status.borrow().to_vec();
+        let mut pods = self.shown.borrow().pods.to_vec();
         for pod in &mut pods {
             let key = PodKey {
                 uid: PodUid(pod.uid.as_str().into()),
@@ -175,14 +176,14 @@ impl Pods {
         pods
     }
 
-    /// Pods of the journal that are not verified yet, for readiness.
+    /// Pods of the journal that are not verified yet and have had no trouble, for readiness.
     pub fn adopting(&self) -> usize {
-        self.status.borrow().iter().filter(|pod| pod.state == show::ADOPTED).count()
+        self.shown.borrow().adopting
     }
 
     /// Changes whenever [`Pods::status`] does, but for numbers of connections.
-    pub fn changes(&self) -> watch::Receiver<Arc<[PodStatus]>> {
-        self.status.clone()
+    pub fn changes(&self) -> watch::Receiver<Shown> {
+        self.shown.clone()
     }
 }
 

@@ -1,11 +1,13 @@
 //! Keys and certificates kept over a restart, so that a restarted agent serves without the CA.
 //!
-//! Only on tmpfs: a private key never reaches a disk. One file per identity, 0600 in a directory of 0700, written
-//! beside and renamed. What is read back is checked like the CA's answer. Nothing here logs a key.
+//! Only on tmpfs: a private key never reaches a disk. One file per identity, 0600 in a directory that is made with 0700,
+//! written beside and renamed. What is named otherwise in that directory is somebody else's and never touched. What is
+//! read back is checked like the CA's answer. Nothing here logs a key.
 
+use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -152,6 +154,9 @@ impl Journal {
         }
         for file in fs::read_dir(&self.dir)? {
             let path = file?.path();
+            if !is_own_name(&path) {
+                continue;
+            }
             if !read(&path).is_ok_and(|entry| is_needed(&entry.id)) {
                 remove(&path)?;
             }
@@ -182,13 +187,26 @@ impl Entry {
     }
 }
 
-/// Makes the directory private; whether it lies on tmpfs.
+/// Whether this is named as [`Journal::path`] names, or as what is written before it is renamed to that.
+fn is_own_name(path: &Path) -> bool {
+    let is_digest =
+        |stem: &str| stem.len() == 64 && stem.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    let is_known = |extension: &str| matches!(extension, "json" | "new");
+    path.file_stem().and_then(OsStr::to_str).is_some_and(is_digest)
+        && path.extension().and_then(OsStr::to_str).is_some_and(is_known)
+}
+
+/// Makes the directory if it is missing; whether it lies on tmpfs. One into which others may write is none for keys;
+/// its mode is not changed, as it may be somebody else's.
 fn prepare(dir: &Path) -> io::Result<bool> {
     DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
     if statfs(dir)?.filesystem_type() != TMPFS_MAGIC {
         return Ok(false);
     }
-    fs::set_permissions(dir, fs::Permissions::from_mode(0o700))?;
+    let others_write = 0o022;
+    if fs::metadata(dir)?.mode() & others_write != 0 {
+        return Err(io::ErrorKind::PermissionDenied.into());
+    }
     Ok(true)
 }
 

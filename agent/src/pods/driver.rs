@@ -14,11 +14,10 @@ use adit_core::net::{PodKey, PodUid};
 use adit_core::pods::{Drift, Event, Failure, Limits, Op, Pods as Machine, Ticket, Token, Want, Wish};
 use adit_core::time::Mono;
 use adit_proto::SpiffeId;
-use adit_proto::admin::PodStatus;
 use adit_proto::cni::{PodRef, Reply};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 use super::enrolment::{self, NamespacesFile};
 use super::journal::{Entry, Journal};
@@ -26,7 +25,7 @@ use super::missed::Missed;
 use super::perform::{Brought, Performed, Performer, words};
 use super::sandbox::{Sandbox, Stale, sandbox_id};
 use super::server::Asked;
-use super::show;
+use super::show::{self, Shown};
 use crate::identity::{CertSource, Needs};
 use crate::redirect::Finding;
 use crate::view::View;
@@ -49,7 +48,7 @@ pub(super) struct Parts {
     pub(super) journal: Journal,
     pub(super) missed: Missed,
     pub(super) namespaces: NamespacesFile,
-    pub(super) show: watch::Sender<Arc<[PodStatus]>>,
+    pub(super) show: watch::Sender<Shown>,
     pub(super) seed: Seed,
 }
 
@@ -64,11 +63,13 @@ pub(super) struct Driver {
     missed: Missed,
     /// Kept from before, and not to be opened at the last look.
     unopened: Vec<Entry>,
+    /// They were looked at again at least once: nobody waits for them any more.
+    looked_again: bool,
     namespaces: NamespacesFile,
     namespaces_due: Option<Mono>,
     /// World's policy generation that connections in clear were last judged by.
     policies_seen: u64,
-    show: watch::Sender<Arc<[PodStatus]>>,
+    show: watch::Sender<Shown>,
     seed: Seed,
     /// From the machine's JournalWrite to its JournalRemove.
     sandboxes: BTreeMap<PodKey, Sandbox>,
@@ -76,6 +77,8 @@ pub(super) struct Driver {
     arriving: BTreeMap<PodKey, Sandbox>,
     waiting: BTreeMap<Token, Waiting>,
     tokens: u64,
+    /// Of the last sandbox that came in this boot.
+    arrivals: u64,
     tasks: JoinSet<Ended>,
     /// Which operation a task is, should it panic.
     operations: HashMap<Id, (PodKey, Ticket)>,
@@ -129,6 +132,7 @@ impl Driver {
             journal: parts.journal,
             missed: parts.missed,
             unopened: Vec::new(),
+            looked_again: false,
             namespaces: parts.namespaces,
             namespaces_due: None,
             policies_seen: 0,
@@ -138,6 +142,7 @@ impl Driver {
             arriving: BTreeMap::new(),
             waiting: BTreeMap::new(),
             tokens: 0,
+            arrivals: 0,
             tasks: JoinSet::new(),
             operations: HashMap::new(),
             underway: BTreeMap::new(),
@@ -154,11 +159,13 @@ impl Driver {
         let world = self.view.world();
         for entry in entries {
             let id = sandbox_id(&entry.container_id);
+            self.arrivals = self.arrivals.max(entry.arrival);
             let sandbox = match Sandbox::recalled(entry) {
                 Ok(sandbox) => sandbox,
                 Err(Stale::Unopened(entry, error)) => {
                     tracing::warn!(sandbox = %id, "cannot open the namespace of a sandbox of before, and try again: {error}");
                     self.unopened.push(*entry);
+                    self.changed = true;
                     continue;
                 }
                 Err(stale) => {
@@ -184,7 +191,8 @@ impl Driver {
     /// Runs until nobody can ask any more. Dropping it stops every task; what stands, stands.
     pub(super) async fn run(mut self, mut asks: mpsc::Receiver<Asked>) {
         let clock = self.performer.clock;
-        let mut sweep = interval(SWEEP_EVERY);
+        // The first look was the start itself.
+        let mut sweep = interval_at(Instant::now() + SWEEP_EVERY, SWEEP_EVERY);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.world_changed();
         loop {
@@ -258,6 +266,8 @@ impl Driver {
 
     fn sweep(&mut self) {
         self.look_for(|_| true);
+        self.changed |= !self.looked_again;
+        self.looked_again = true;
         let unopened = std::mem::take(&mut self.unopened);
         self.adopt(unopened);
         self.look_at_older_again();
@@ -395,7 +405,12 @@ impl Driver {
     fn show(&mut self) {
         if std::mem::take(&mut self.changed) {
             let world = self.view.world();
-            self.show.send_replace(show::status(&self.machine, &self.sandboxes, &world));
+            let adopting = self.machine.seen().filter(|seen| seen.adopting).count();
+            let unopened = if self.looked_again { 0 } else { self.unopened.len() };
+            self.show.send_replace(Shown {
+                pods: show::status(&self.machine, &self.sandboxes, &world),
+                adopting: adopting + unopened,
+            });
         }
     }
 }

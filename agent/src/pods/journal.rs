@@ -1,8 +1,10 @@
 //! What a restarted agent must know of the sandboxes before it: one file each, on tmpfs.
 //!
-//! Written whole and renamed into place, so a kill at any point leaves the file of before or of after. A file of another
-//! boot, or one that cannot be read, is dropped: its namespace is gone, or nothing can be made of it.
+//! Written whole and renamed into place, so a kill at any point leaves the file of before or of after. An entry of another
+//! boot is dropped: its namespace is gone. Nothing else is: what cannot be read, another version's entry first of all,
+//! stays and is counted, and what is named otherwise than an entry belongs to somebody else.
 
+use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Write};
 use std::net::IpAddr;
@@ -18,11 +20,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::redirect::Backend;
 
-/// Raised when an older agent would misread a file.
+/// Raised when an older agent would misread a file. Every version's file has `version` and `boot`.
 const VERSION: u16 = 1;
 /// The longest file, in bytes: ten times what a pod with 100 skipped ranges needs.
 const ENTRY_LEN_MAX: u64 = 64 * 1024;
 const SUFFIX: &str = ".json";
+/// Before the name of an entry that is being written: the name of an entry begins with a letter or digit.
+const TEMP_PREFIX: char = '.';
 
 /// The folder of entries.
 #[derive(Clone, Debug)]
@@ -35,6 +39,9 @@ pub(super) struct Journal {
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) struct Entry {
+    /// Which of the sandboxes of this boot it is, by arrival: of two of one pod the later one is the pod's.
+    #[serde(default)]
+    pub(super) arrival: u64,
     pub(super) container_id: ContainerId,
     pub(super) ifname: IfName,
     pub(super) pod: PodRef,
@@ -69,12 +76,31 @@ pub(super) struct Captured {
 }
 
 /// A file.
-#[derive(Deserialize, Serialize)]
+#[derive(Serialize)]
 struct Kept<E> {
     version: u16,
     boot: String,
     #[serde(flatten)]
     entry: E,
+}
+
+/// What every version's file says.
+#[derive(Deserialize)]
+struct Head {
+    version: u16,
+    boot: String,
+}
+
+/// What a file of the folder is.
+enum Found {
+    /// An entry of this boot, last written then.
+    Entry(SystemTime, Box<Entry>),
+    /// What is of no use to anybody any more, by its name and its text.
+    Old,
+    /// Named as an entry, and none that can be used, for this reason.
+    Unread(String),
+    /// None of ours.
+    Other,
 }
 
 impl Journal {
@@ -84,50 +110,76 @@ impl Journal {
         Ok(Self { dir: dir.to_owned(), boot: boot.to_owned() })
     }
 
-    /// Every entry of this boot, oldest first; drops the files that are none. One that cannot be read or dropped now
-    /// stays for the next start: it must not keep the other pods from being taken up.
+    /// Every entry of this boot, in order of arrival; drops those of another boot. What cannot be used stays, is said
+    /// and counted: it must not keep the other pods from being taken up.
     pub(super) fn load(&self) -> io::Result<Vec<Entry>> {
-        let mut found = Vec::new();
+        let mut entries = Vec::new();
+        let mut unread = 0_u32;
         for file in fs::read_dir(&self.dir)? {
             let path = file?.path();
-            match self.take(&path) {
-                Ok(entry) => found.extend(entry),
-                Err(error) => {
-                    tracing::error!(file = %path.display(), %error, "cannot use or drop a file of the journal");
+            let found = self.look_at(&path).unwrap_or_else(|error| Found::Unread(error.to_string()));
+            match found {
+                Found::Entry(modified, entry) => entries.push((modified, *entry)),
+                Found::Old => {
+                    tracing::info!(file = %path.display(), "dropping what is no journal entry of this boot");
+                    if let Err(error) = remove(&path) {
+                        tracing::error!(file = %path.display(), %error, "cannot drop a file of the journal");
+                    }
                 }
+                Found::Unread(why) => {
+                    unread += 1;
+                    tracing::error!(
+                        file = %path.display(),
+                        why,
+                        "cannot use an entry of the journal: its pod is not served, and the entry stays"
+                    );
+                }
+                Found::Other => {}
             }
         }
-        found.sort_by_key(|(modified, _)| *modified);
-        Ok(found.into_iter().map(|(_, entry)| entry).collect())
+        metrics::gauge!("adit_journal_unread_entries").set(unread);
+        // An agent before this one may have written entries without their order.
+        entries.sort_by_key(|(modified, entry)| (entry.arrival, *modified));
+        Ok(entries.into_iter().map(|(_, entry)| entry).collect())
     }
 
-    fn take(&self, path: &Path) -> io::Result<Option<(SystemTime, Entry)>> {
-        let meta = fs::metadata(path)?;
-        if meta.is_file()
-            && meta.len() <= ENTRY_LEN_MAX
-            && let Some(entry) = self.parse(path, &fs::read(path)?)
-        {
-            return Ok(Some((meta.modified()?, entry)));
+    fn look_at(&self, path: &Path) -> io::Result<Found> {
+        let Some(name) = path.file_name().and_then(OsStr::to_str).and_then(|name| name.strip_suffix(SUFFIX))
+        else {
+            return Ok(Found::Other);
+        };
+        let meta = fs::symlink_metadata(path)?;
+        let id = name.strip_prefix(TEMP_PREFIX).unwrap_or(name);
+        if !meta.is_file() || ContainerId::try_from(id.to_owned()).is_err() {
+            return Ok(Found::Other);
         }
-        // A temp file of a killed agent, another boot's, or damaged.
-        tracing::info!(file = %path.display(), "dropping what is no journal entry of this boot");
-        remove(path)?;
-        Ok(None)
-    }
-
-    fn parse(&self, path: &Path, text: &[u8]) -> Option<Entry> {
-        let name = path.file_name()?.to_str()?.strip_suffix(SUFFIX)?;
-        let kept: Kept<Entry> = serde_json::from_slice(text).ok()?;
-        let ours = kept.version == VERSION && kept.boot == self.boot;
-        (ours && kept.entry.container_id.as_str() == name).then_some(kept.entry)
+        if id != name {
+            // Of an agent that was killed while it wrote.
+            return Ok(Found::Old);
+        }
+        if meta.len() > ENTRY_LEN_MAX {
+            return Ok(Found::Unread(format!("it is longer than {ENTRY_LEN_MAX} bytes")));
+        }
+        let text = fs::read(path)?;
+        let head: Head = serde_json::from_slice(&text)?;
+        if head.version != VERSION {
+            return Ok(Found::Unread(format!("it is of version {}, not {VERSION}", head.version)));
+        }
+        if head.boot != self.boot {
+            return Ok(Found::Old);
+        }
+        let entry: Entry = serde_json::from_slice(&text)?;
+        if entry.container_id.as_str() != name {
+            return Ok(Found::Unread(format!("it is about {}", entry.container_id)));
+        }
+        Ok(Found::Entry(meta.modified()?, Box::new(entry)))
     }
 
     /// Keeps `entry` in place of what was kept of its sandbox.
     pub(super) fn write(&self, entry: &Entry) -> io::Result<()> {
         let text = serde_json::to_vec(&Kept { version: VERSION, boot: self.boot.clone(), entry })?;
         let name = entry.container_id.as_str();
-        // The name of an entry begins with a letter or digit, so this is none.
-        let temp = self.dir.join(format!(".{name}"));
+        let temp = self.dir.join(format!("{TEMP_PREFIX}{name}{SUFFIX}"));
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temp)?;
         file.write_all(&text)?;
         // No sync: what survives the process is in the page cache, and a reboot makes every entry void.
@@ -155,6 +207,7 @@ mod tests {
 
     pub(super) fn entry(container: &str) -> Entry {
         Entry {
+            arrival: 0,
             container_id: ContainerId::try_from(container.to_owned()).unwrap(),
             ifname: IfName::try_from("eth0".to_owned()).unwrap(),
             pod: PodRef { namespace: "shop".into(), name: "web".into(), uid: "u1".into() },
@@ -204,28 +257,61 @@ mod tests {
     }
 
     #[test]
-    fn what_a_kill_or_damage_leaves_is_dropped_and_the_rest_is_read() {
+    fn what_a_kill_or_damage_leaves_keeps_no_other_pod_from_being_taken_up() {
         let dir = tempfile::tempdir().unwrap();
         let journal = Journal::open(dir.path(), "boot-1").unwrap();
         journal.write(&entry("a")).unwrap();
         let whole = fs::read(dir.path().join("a.json")).unwrap();
-        fs::write(dir.path().join(".b"), &whole[..whole.len() / 2]).unwrap();
+        fs::write(dir.path().join(".b.json"), &whole[..whole.len() / 2]).unwrap();
         fs::write(dir.path().join("c.json"), &whole[..whole.len() / 2]).unwrap();
         // A file under another sandbox's name, and one beyond the bound.
         fs::write(dir.path().join("d.json"), &whole).unwrap();
         fs::write(dir.path().join("e.json"), vec![b' '; 70_000]).unwrap();
         assert_eq!(journal.load().unwrap(), [entry("a")]);
-        assert_eq!(names(dir.path()), ["a.json"]);
+        assert_eq!(
+            names(dir.path()),
+            ["a.json", "c.json", "d.json", "e.json"],
+            "only what is half written goes"
+        );
     }
 
     #[test]
-    fn what_can_be_neither_read_nor_dropped_keeps_no_other_pod_from_being_taken_up() {
+    fn what_is_somebody_else_s_stays() {
         let dir = tempfile::tempdir().unwrap();
         let journal = Journal::open(dir.path(), "boot-1").unwrap();
         journal.write(&entry("a")).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(dir.path().join("admin.sock")).unwrap();
+        let _named_so = std::os::unix::net::UnixListener::bind(dir.path().join("s.json")).unwrap();
         fs::create_dir(dir.path().join("b.json")).unwrap();
         std::os::unix::fs::symlink("c.json", dir.path().join("c.json")).unwrap();
+        fs::write(dir.path().join("namespaces.json"), r#"{"version":1,"namespaces":{}}"#).unwrap();
+        fs::write(dir.path().join(".profile"), "").unwrap();
+        let before = names(dir.path());
         assert_eq!(journal.load().unwrap(), [entry("a")]);
+        assert_eq!(names(dir.path()), before);
+    }
+
+    #[test]
+    fn an_entry_of_another_version_stays_for_the_agent_that_wrote_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Journal::open(dir.path(), "boot-1").unwrap();
+        journal.write(&entry("a")).unwrap();
+        let newer = format!(r#"{{"version":{},"boot":"boot-1","all":"is otherwise"}}"#, VERSION + 1);
+        fs::write(dir.path().join("b.json"), &newer).unwrap();
+        assert_eq!(journal.load().unwrap(), [entry("a")], "nothing is made of it");
+        assert_eq!(fs::read_to_string(dir.path().join("b.json")).unwrap(), newer);
+    }
+
+    #[test]
+    fn entries_come_in_the_order_of_their_sandboxes_not_of_their_last_change() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Journal::open(dir.path(), "boot-1").unwrap();
+        let [first, second] =
+            [("b", 1), ("a", 2)].map(|(container, arrival)| Entry { arrival, ..entry(container) });
+        for entry in [&first, &second, &first] {
+            journal.write(entry).unwrap();
+        }
+        assert_eq!(journal.load().unwrap(), [first, second]);
     }
 
     #[test]

@@ -64,6 +64,7 @@ impl Sandbox {
     pub(super) fn arrived(add: Add, mark: Mark) -> Result<Self, NetnsError> {
         let netns = Netns::open(Path::new(&add.netns))?;
         let entry = Entry {
+            arrival: 0,
             container_id: add.container_id,
             ifname: add.ifname,
             pod: add.pod,

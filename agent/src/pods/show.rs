@@ -15,8 +15,14 @@ use super::journal::Captured;
 use super::sandbox::Sandbox;
 use crate::redirect::Condition;
 
-/// The state of a pod of before a restart that is not verified yet, as [`PodStatus`] says it.
-pub(super) const ADOPTED: &str = "adopted";
+/// What is shown of all sandboxes.
+#[derive(Clone, Debug)]
+pub struct Shown {
+    /// Each, by pod.
+    pub pods: Arc<[PodStatus]>,
+    /// How many are of before a restart, and have had neither success nor trouble yet.
+    pub adopting: usize,
+}
 
 /// Every sandbox, by pod; connections are filled in by the reader. Sets the gauges that count what is shown.
 pub(super) fn status(
@@ -98,7 +104,7 @@ fn skipped(captured: &Captured) -> Vec<String> {
 fn state(state: State) -> &'static str {
     match state {
         State::Added => "added",
-        State::Adopted => ADOPTED,
+        State::Adopted => "adopted",
         State::Listening => "listening",
         State::Redirected => "redirected",
         State::Live => "live",
@@ -147,6 +153,10 @@ pub(super) fn describe() {
     metrics::describe_counter!(
         "adit_capture_repairs_total",
         "Repairs of rules, routes or sysctls that somebody else changed in a pod."
+    );
+    metrics::describe_gauge!(
+        "adit_journal_unread_entries",
+        "Entries of the journal that could not be used at the start, as those of another version: their pods are not served."
     );
     metrics::describe_counter!(
         "adit_capture_failures_total",

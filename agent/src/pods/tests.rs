@@ -209,6 +209,28 @@ async fn the_next_agent_knows_the_sandboxes_of_the_one_before() {
     assert_eq!(node.journal(), [""; 0]);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_sandbox_that_cannot_be_opened_is_waited_for_until_it_was_looked_at_again() {
+    let mut node = Node::new();
+    node.publish(object(false));
+    let before = node.start();
+    assert_eq!(node.ask(Request::Add(add("idle"))).await, Reply::Ok);
+    drop(before);
+    // It may be there, and cannot be opened: too many symbolic links.
+    let netns = node.dir.path().join("netns");
+    std::os::unix::fs::symlink(&netns, &netns).unwrap();
+    let file = node.config().journal.join("c0ffee.json");
+    let text = fs::read_to_string(&file).unwrap();
+    fs::write(&file, text.replace("/proc/self/ns/net", netns.to_str().unwrap())).unwrap();
+    let next = node.start();
+    assert_eq!((next.adopting(), next.status().len()), (1, 0));
+    let mut changes = next.changes();
+    while next.adopting() > 0 {
+        changes.changed().await.unwrap();
+    }
+    assert_eq!(node.journal(), ["c0ffee.json"], "it is looked at again all the same");
+}
+
 #[tokio::test]
 async fn a_pod_that_started_while_the_agent_was_away_is_taken_in() {
     let mut node = Node::new();

@@ -417,3 +417,32 @@ fn the_journal_is_private_and_only_on_tmpfs() {
     journal.sweep(|_| false).unwrap();
     assert!(file.exists(), "left to the successor");
 }
+
+#[test]
+fn the_journal_touches_nothing_that_is_not_its_own() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let dir = tmpfs();
+    let mode = |mode: u32| {
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(mode)).unwrap();
+        Journal::open(Some(dir.path()))
+    };
+    let refused = Keeping::Unusable(dir.path().to_owned(), std::io::ErrorKind::PermissionDenied);
+    assert_eq!(mode(0o777).1, refused, "anybody may write there");
+    let journal = mode(0o755).0.unwrap();
+    assert_eq!(std::fs::metadata(dir.path()).unwrap().permissions().mode() & 0o777, 0o755);
+
+    let root = Authority::root("root");
+    let tls = Tls::new(Clock::paused(wall()));
+    journal.keep(&super::super::testing::unchecked(&id("web"), &Spec::of(&id("web")), &root, &tls)).unwrap();
+    let own = std::fs::read_dir(dir.path()).unwrap().next().unwrap().unwrap().path();
+    std::fs::write(own.with_extension("new"), "half written").unwrap();
+    let others = ["namespaces.json", "0123.json", "notes"].map(|name| dir.path().join(name));
+    for other in &others {
+        std::fs::write(other, "{}").unwrap();
+    }
+    let _socket = std::os::unix::net::UnixListener::bind(dir.path().join("admin.sock")).unwrap();
+    journal.sweep(|_| false).unwrap();
+    assert!(!own.exists() && !own.with_extension("new").exists());
+    assert!(others.iter().all(|other| other.exists()) && dir.path().join("admin.sock").exists());
+}

@@ -31,7 +31,7 @@ impl Driver {
         let pod = add.pod.clone();
         let mark = Mark::from_draw(self.seed.draw());
         let sandbox = match Sandbox::arrived(add, mark) {
-            Ok(sandbox) => sandbox,
+            Ok(sandbox) => self.numbered(sandbox),
             Err(error) => {
                 count("add", "failed");
                 send(reply, answer::no_netns(&error));
@@ -69,7 +69,10 @@ impl Driver {
             let netns = PathBuf::from(&add.netns);
             let mark = Mark::from_draw(self.seed.draw());
             match Sandbox::arrived(add, mark) {
-                Ok(sandbox) => taken |= self.take_in(sandbox),
+                Ok(sandbox) => {
+                    let sandbox = self.numbered(sandbox);
+                    taken |= self.take_in(sandbox);
+                }
                 // Looked at again: its namespace is there, and may be opened another time.
                 Err(error) if netns.exists() => {
                     tracing::warn!(%error, "cannot take in a pod that started while the agent was away");
@@ -82,6 +85,13 @@ impl Driver {
         if taken {
             self.world_changed();
         }
+    }
+
+    /// The next one of this boot.
+    fn numbered(&mut self, mut sandbox: Sandbox) -> Sandbox {
+        self.arrivals += 1;
+        sandbox.entry.arrival = self.arrivals;
+        sandbox
     }
 
     /// As if it had been in the journal, where it is from now on.
