@@ -71,7 +71,7 @@ fn main() -> ExitCode {
 fn without_core_files() {
     // Less than was allowed is always allowed.
     let _ = nix::sys::prctl::set_dumpable(false);
-    let _ = nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_CORE, 0, 0);
+    let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
 }
 
 /// Has the kernel give memory in pages of 4 KiB. The allocator asks for pages of 2 MiB, which count whole while something

@@ -39,6 +39,11 @@ impl Gate {
         Self { inside: Rc::default(), all_max, per_source_max }
     }
 
+    /// How many are inside.
+    pub(super) fn count(&self) -> usize {
+        self.inside.borrow().all
+    }
+
     /// Lets one more in; `None` beyond a bound.
     pub(super) fn enter(&self, source: IpAddr) -> Option<Entered> {
         let mut inside = self.inside.borrow_mut();

@@ -131,7 +131,7 @@ impl Pod {
 
     /// Tunnels that peers have open to the pod on this worker.
     pub(super) fn inbound_tunnels(&self) -> usize {
-        self.tunnels.get()
+        self.tunnels.count()
     }
 
     /// Has a tunnel that a peer opened looked after by [`Pod::sweep`].
