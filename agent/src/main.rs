@@ -75,7 +75,7 @@ fn without_core_files() {
 }
 
 /// Has the kernel give memory in pages of 4 KiB. The allocator asks for pages of 2 MiB, which count whole while something
-/// in them is used: 5,000 idle connections then weigh a fifth more. Not allowed to: it costs memory, nothing else.
+/// in them is used: 5,000 idle connections then weigh nearly half more. Not allowed to: it costs memory, nothing else.
 fn without_huge_pages() {
     let _ = nix::sys::prctl::set_thp_disable(true);
 }

@@ -126,11 +126,14 @@ pub(super) fn read_status(text: &str) -> Result<NodeStatus, Fault> {
 /// The trust bundle's file.
 #[derive(Debug, Default)]
 pub(super) struct Bundle {
+    /// The highest `spiffe_sequence` taken in this life.
+    newest: u64,
     troubles: Vec<Trouble>,
 }
 
 impl Bundle {
-    /// Takes what was read of the file. A bundle that is gone is one that cannot be read: nobody is untrusted for it.
+    /// Takes what was read of the file. A bundle that is gone is one that cannot be read: nobody is untrusted for it. An
+    /// older one than the last is not taken: a backup, or a roll-back that brings a revoked peer back.
     pub(super) fn update(&mut self, path: &Path, reading: Reading, own: &TrustDomain) -> Option<Change> {
         let trouble = |at, what| Trouble { file: path.to_path_buf(), at, what };
         let read = match reading {
@@ -142,7 +145,13 @@ impl Bundle {
             Reading::Text(text) => parse_bundle(&text, own),
         };
         match read {
+            Ok((at, read)) if read.bundle.generation < self.newest => {
+                let what = Wrong::OlderTrust { found: read.bundle.generation, newest: self.newest };
+                self.troubles = vec![trouble(Some(at), what)];
+                None
+            }
             Ok((at, read)) => {
+                self.newest = read.bundle.generation;
                 let bad = read.problems.into_iter().map(|bad| trouble(Some(at), Wrong::Revocation(bad)));
                 self.troubles = bad.collect();
                 Some(Change::TrustBundle(read.bundle))

@@ -497,6 +497,26 @@ async fn many_changes_are_few_snapshots() {
 }
 
 #[tokio::test]
+async fn an_older_trust_bundle_is_not_taken_until_it_is_mended() {
+    let mesh = Mesh::new();
+    let file = mesh.root().join("trust-bundle.yaml");
+    write(&file, &bundle(7));
+    let agent = mesh.agent("n1");
+    let generation = |agent: &Agent| agent.view.world().trust().unwrap().generation;
+    write(&file, &bundle(6));
+    agent.cluster.refresh().await;
+    assert_eq!(generation(&agent), 7);
+    let problems = agent.problems();
+    let stale = "spiffe_sequence 6 is older than 7, which stays in force";
+    assert!(problems.len() == 1 && problems[0].ends_with(stale), "{problems:?}");
+    write(&file, &bundle(8));
+    agent.cluster.refresh().await;
+    assert_eq!((generation(&agent), agent.problems()), (8, vec![]));
+    write(&file, &bundle(6));
+    assert_eq!(generation(&mesh.agent("n1")), 6, "a new life knows of no newer one");
+}
+
+#[tokio::test]
 async fn a_refresh_shows_what_is_there_when_it_returns() {
     let mesh = Mesh::new();
     let agent = mesh.agent("n1");

@@ -33,6 +33,13 @@ pub enum Wrong {
     Twice(ObjectRef, PathBuf),
     /// The trust bundle is not taken; the last one stays in force.
     Trust(TrustError),
+    /// The trust bundle is older than the one in force, which stays.
+    OlderTrust {
+        /// Its `spiffe_sequence`.
+        found: u64,
+        /// That of the one in force.
+        newest: u64,
+    },
     /// The trust bundle's file has no ConfigMap.
     NoConfigMap,
     /// An entry of the kill list was not understood.
@@ -64,6 +71,9 @@ impl fmt::Display for Wrong {
             Self::Field(object, problem) => write!(f, "{object}: {problem}"),
             Self::Twice(object, other) => write!(f, "{object}: is in {} too, which counts", other.display()),
             Self::Trust(error) => write!(f, "{error}"),
+            Self::OlderTrust { found, newest } => {
+                write!(f, "spiffe_sequence {found} is older than {newest}, which stays in force")
+            }
             Self::NoConfigMap => f.write_str("has no ConfigMap"),
             Self::Revocation(bad) => write!(f, "{bad}"),
             Self::Status(message) => f.write_str(message),
@@ -83,6 +93,7 @@ impl Wrong {
             Self::Field(..) => "field",
             Self::Twice(..) => "twice",
             Self::Trust(_) | Self::NoConfigMap | Self::Revocation(_) => "trust",
+            Self::OlderTrust { .. } => "trust_stale",
             Self::Status(_) => "status",
             Self::TooMany(_) => "too_many",
             Self::Unwatched(_) => "unwatched",
