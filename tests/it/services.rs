@@ -132,6 +132,16 @@ fn apply(mesh: &Mesh, name: &str, object: &Value) -> Result<()> {
     mesh.apply(name, &object.to_string())
 }
 
+/// From now on plaintext may not enter the namespace.
+fn strict(mesh: &Mesh) -> Result<()> {
+    let strict = json!({
+        "apiVersion": "policy.adit.dev/v1alpha1", "kind": "PeerAuthentication",
+        "metadata": { "name": "strict", "namespace": "shop" },
+        "spec": { "mtls": { "mode": "STRICT" } },
+    });
+    apply(mesh, "strict", &strict)
+}
+
 /// An EndpointSlice as somebody else's controller would write it.
 fn slice(service: &str, name: &str, ips: &[IpAddr], ports: &Value) -> Value {
     let kind = if ips.iter().any(IpAddr::is_ipv6) { "IPv6" } else { "IPv4" };

@@ -6,7 +6,7 @@ use adit_tests::mesh::PodSpec;
 use anyhow::Result;
 use serde_json::json;
 
-use super::{PORT, apply, ask, with_shop};
+use super::{PORT, ask, strict, with_shop};
 
 /// What kube-proxy masquerades.
 const NODE_PORT: u16 = 30080;
@@ -61,15 +61,7 @@ fn node_ports_and_host_ports_lead_into_a_captured_pod_as_before() -> Result<()> 
             }
         }
         // STRICT holds there too: nobody proves who he is.
-        apply(
-            mesh,
-            "strict",
-            &json!({
-                "apiVersion": "policy.adit.dev/v1alpha1", "kind": "PeerAuthentication",
-                "metadata": { "name": "strict", "namespace": "shop" },
-                "spec": { "mtls": { "mode": "STRICT" } },
-            }),
-        )?;
+        strict(mesh)?;
         mesh.settle()?;
         for node_at in [own(true), own(false)] {
             for port in [NODE_PORT, HOST_PORT] {

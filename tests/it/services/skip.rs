@@ -9,7 +9,7 @@ use adit_tests::mesh::{Mesh, Pod, PodSpec};
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
-use super::{PORT, apply, ask, with_shop};
+use super::{PORT, apply, ask, strict, with_shop};
 
 /// A port in a skipped range.
 const SKIPPED: u16 = 9005;
@@ -126,15 +126,7 @@ fn a_skipped_inbound_port_is_reached_in_clear_by_everybody_and_the_others_are_no
             Ok((conditions, gauge.context("the gauge")?.to_owned()))
         };
         assert_eq!(open(mesh)?, (vec![], "0".to_owned()));
-        apply(
-            mesh,
-            "strict",
-            &json!({
-                "apiVersion": "policy.adit.dev/v1alpha1", "kind": "PeerAuthentication",
-                "metadata": { "name": "strict", "namespace": "shop" },
-                "spec": { "mtls": { "mode": "STRICT" } },
-            }),
-        )?;
+        strict(mesh)?;
         mesh.settle()?;
         let deadline = Instant::now() + WAIT_MAX;
         let (conditions, gauge) = loop {
