@@ -142,7 +142,8 @@ fn party(party: &Party<'_>) -> String {
     }
 }
 
-/// What became of it, and which policy, with the rule, or which policies that did not match, decided so.
+/// What became of it, and which policy, with the rule, or which policies that did not match, decided so. One that let it
+/// in is told from one that refused it: it has nothing to do with how the connection went on.
 fn verdict(flow: &Flow<'_>) -> String {
     let mut text = match &flow.reason {
         Some(reason) => reason.to_string(),
@@ -150,7 +151,8 @@ fn verdict(flow: &Flow<'_>) -> String {
     };
     let Some(decision) = &flow.decision else { return text };
     if let Some(policy) = &decision.policy {
-        text.push_str(&format!(" by {policy}"));
+        text.push_str(if decision.allowed { ", allowed by " } else { " by " });
+        text.push_str(policy);
     }
     if let Some(rule) = decision.rule {
         text.push_str(&format!(" rule {rule}"));
@@ -196,6 +198,23 @@ mod tests {
         let unmatched = flow(Some(Reason::PolicyNoneMatched), Some(none));
         assert_eq!(verdict(&unmatched), "policy_none_matched of shop/a, shop/b and 3 more");
         assert_eq!(verdict(&flow(None, Some(Decision::default()))), "closed");
+    }
+
+    #[test]
+    fn a_policy_that_let_a_connection_in_is_not_shown_as_what_ended_it() {
+        let by = Decision {
+            allowed: true,
+            policy: Some("shop/payments".into()),
+            rule: Some(0),
+            ..Decision::default()
+        };
+        assert_eq!(verdict(&flow(None, Some(by.clone()))), "closed, allowed by shop/payments rule 0");
+        let refused = flow(Some(Reason::AppRefused), Some(by));
+        assert_eq!(verdict(&refused), "app_refused, allowed by shop/payments rule 0");
+    }
+
+    #[test]
+    fn a_verdict_without_a_policy_is_the_reason_alone() {
         assert_eq!(verdict(&flow(Some(Reason::Refused), None)), "refused");
     }
 
