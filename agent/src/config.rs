@@ -278,7 +278,7 @@ mod tests {
             ("dataplane", "keepalive-idle: 0s"),
             ("dataplane", "keepalive-idle: 1500ms"),
             ("dataplane", "keepalive-interval: 10h"),
-            ("pods", "add-deadline: 30s"),
+            ("pods", "add-deadline: 180s"),
             ("pods", "add-deadline: 0s"),
             ("pods", "journal: /run/adit/"),
             ("pods", "journal: /var/lib/adit"),
@@ -299,7 +299,7 @@ mod tests {
             ("identity", "journal: /run/keys"),
             ("dataplane", "workers: 64"),
             ("dataplane", "keepalive-idle: 32767s"),
-            ("pods", "add-deadline: 29s"),
+            ("pods", "add-deadline: 179s"),
             ("pods", "journal: /run/adit/pods"),
         ] {
             with(part, line).expect(line);

@@ -59,7 +59,7 @@ pub struct Config {
     pub journal: PathBuf,
     /// What the CNI plugin reads while the agent is away; on disk. Default `/var/lib/adit`.
     pub state_dir: PathBuf,
-    /// How long an ADD may take: less than the 30 s for which the plugin waits. Default `25s`.
+    /// How long an ADD may take: less than the plugin waits, 30 s unless its own `timeout` says otherwise. Default `25s`.
     #[serde(deserialize_with = "units::duration")]
     pub add_deadline: Duration,
     /// How long connections of a pod that leaves the mesh may go on. Default `1h`.

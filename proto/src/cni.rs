@@ -32,6 +32,8 @@ pub const SOCKET: &str = "/run/adit/cni.sock";
 /// How long an Add waits for the agent and its answer, in seconds, unless the plugin's configuration says otherwise.
 /// The kubelet's limit for a sandbox is 4 minutes; a refused one costs a new sandbox and 10 to 15 s.
 pub const ADD_WAIT_SECONDS: u64 = 30;
+/// The longest that the plugin's configuration may say, in seconds: the kubelet gives a sandbox 4 minutes in all.
+pub const ADD_WAIT_SECONDS_MAX: u64 = 180;
 /// Which of a pod's annotations the plugin passes on: those with one of these prefixes. The rest is none of the
 /// agent's business, and `last-applied-configuration` alone may be 256 KiB.
 pub const ANNOTATION_PREFIXES: [&str; 2] = ["adit.dev/", "kubernetes.io/config."];

@@ -62,26 +62,27 @@ impl Config {
             (
                 self.identity.leaf_life < LEAF_LIFE_MIN,
                 &["identity", "leaf-life"],
-                "is less than the 10s that a CA gives at least",
+                &format!("is less than the {LEAF_LIFE_MIN:?} that a CA gives at least"),
             ),
         ])
     }
 
     fn of_dataplane_and_pods(&self) -> Vec<Contradiction> {
-        let add_max = Duration::from_secs(cni::ADD_WAIT_SECONDS);
+        let add_max = Duration::from_secs(cni::ADD_WAIT_SECONDS_MAX);
+        let no_keepalive = format!("is no whole number of seconds from 1s to {KEEPALIVE_S_MAX}s");
         let workers = self.dataplane.workers.map_or(1, std::num::NonZeroU32::get);
         so([
-            (workers > WORKERS_MAX, &["dataplane", "workers"], "is more than 64"),
-            (!is_keepalive(self.dataplane.keepalive_idle), &["dataplane", "keepalive-idle"], NO_KEEPALIVE),
+            (workers > WORKERS_MAX, &["dataplane", "workers"], &format!("is more than {WORKERS_MAX}")),
+            (!is_keepalive(self.dataplane.keepalive_idle), &["dataplane", "keepalive-idle"], &no_keepalive),
             (
                 !is_keepalive(self.dataplane.keepalive_interval),
                 &["dataplane", "keepalive-interval"],
-                NO_KEEPALIVE,
+                &no_keepalive,
             ),
             (
                 self.pods.add_deadline.is_zero() || self.pods.add_deadline >= add_max,
                 &["pods", "add-deadline"],
-                "is not between 1ms and the 30s after which the plugin waits no more",
+                &format!("is not between 1ms and the {add_max:?} that the plugin waits at most"),
             ),
         ])
     }
@@ -105,7 +106,7 @@ impl Config {
         found
     }
 
-    /// A journal sweeps its folder, so nothing else may be kept in it.
+    /// A journal reads and tidies the whole of its folder, so that is one of its own.
     fn of_folders(&self) -> Vec<Contradiction> {
         let pods = self.pods.journal.as_path();
         let identity = self.identity.journal.as_deref();
@@ -120,9 +121,8 @@ impl Config {
     }
 }
 
-const NO_FOLDER_OF_ITS_OWN: &str =
-    "is run-dir or a state-dir: a journal has a folder of its own, in which nothing else is kept";
-const NO_KEEPALIVE: &str = "is no whole number of seconds from 1s to 32767s";
+const NO_FOLDER_OF_ITS_OWN: &str = "is run-dir or a state-dir: a journal has a folder of its own";
+
 const NO_NODE_NAME: &str = "is no node's name: 1 to 253 lower-case letters, digits, '-' and '.', the first and the \
                             last a letter or digit";
 

@@ -8,9 +8,6 @@ use serde_json::{Map, Value};
 
 use super::Error;
 
-/// The longest `timeout`, in seconds: the kubelet gives a sandbox 4 minutes in all.
-const TIMEOUT_SECONDS_MAX: u64 = 180;
-
 /// What the installer wrote into the entry, or the defaults.
 #[derive(Debug, Eq, PartialEq)]
 pub(crate) struct Config {
@@ -68,9 +65,9 @@ fn timeout(object: &Map<String, Value>) -> Result<Duration, Error> {
         return Ok(Duration::from_secs(cni::ADD_WAIT_SECONDS));
     };
     match value.as_u64() {
-        Some(seconds) if seconds <= TIMEOUT_SECONDS_MAX => Ok(Duration::from_secs(seconds)),
+        Some(seconds) if seconds <= cni::ADD_WAIT_SECONDS_MAX => Ok(Duration::from_secs(seconds)),
         Some(_) | None => {
-            let wanted = format!("a whole number of seconds, at most {TIMEOUT_SECONDS_MAX}");
+            let wanted = format!("a whole number of seconds, at most {}", cni::ADD_WAIT_SECONDS_MAX);
             Err(Error::config("timeout", &wanted, value))
         }
     }
