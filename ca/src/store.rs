@@ -120,7 +120,7 @@ pub struct Store {
     dir: PathBuf,
     disk: Disk,
     /// Held as long as the store is.
-    _lock: File,
+    _lock: Lock,
 }
 
 impl Store {
@@ -237,8 +237,19 @@ fn read(path: &Path, secret: Secret) -> Result<Option<Vec<u8>>, StoreError> {
     }
 }
 
-/// Takes the lock; it is the open file's, so the kernel ends it with the process, however that ends.
-fn lock(dir: &Path) -> Result<File, StoreError> {
+/// The locked file. The lock is the open file's, so the kernel ends it with the process, however that ends.
+#[derive(Debug)]
+struct Lock(File);
+
+impl Drop for Lock {
+    /// Said, not left to the close: a process that another thread has just made has the file open too, until it has
+    /// become its program.
+    fn drop(&mut self) {
+        let _ = fcntl(&self.0, FcntlArg::F_OFD_SETLK(&whole_file(libc::F_UNLCK)));
+    }
+}
+
+fn lock(dir: &Path) -> Result<Lock, StoreError> {
     let path = dir.join(LOCK);
     let mut file = OpenOptions::new()
         .read(true)
@@ -253,7 +264,7 @@ fn lock(dir: &Path) -> Result<File, StoreError> {
             // Only for the message that another process gives.
             let _ = file.set_len(0);
             let _ = write!(file, "{}", std::process::id());
-            Ok(file)
+            Ok(Lock(file))
         }
         Err(Errno::EAGAIN | Errno::EACCES) => {
             let mut pid = String::new();

@@ -159,6 +159,16 @@ fn two_cas_on_one_store_are_refused_by_name_and_the_lock_ends_with_its_holder() 
 }
 
 #[test]
+fn the_lock_ends_with_its_holder_though_a_process_on_its_way_to_another_program_has_the_file_open() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let copy = store._lock.0.try_clone().unwrap();
+    drop(store);
+    drop(open(dir.path()));
+    drop(copy);
+}
+
+#[test]
 fn requests_are_left_read_in_order_and_forgotten() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
