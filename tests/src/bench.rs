@@ -4,6 +4,7 @@
 //! nodes is not, and is the plain path. Each measurement is one run of a load on one pair, by processes of their own in
 //! the pods ([`client`], [`server`]); the pairs alternate. What a row must reach is in [`rows`].
 
+pub mod adoption;
 mod bulk;
 pub mod client;
 mod facts;

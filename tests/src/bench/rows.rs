@@ -26,6 +26,8 @@ pub enum Job {
     Idle(u32),
     /// So many pods known to a fresh agent, against none.
     Workloads(u32),
+    /// So many pods of a killed agent's, taken over by its successor.
+    Adoption(u32),
 }
 
 /// One figure of a row.
@@ -110,7 +112,7 @@ pub fn all() -> Vec<Row> {
     let keep_alive = "64 keep-alive connections, small requests";
     let paced = "32 keep-alive connections, 2,000 requests/s";
     let fresh = "a new connection per request, 16 at a time";
-    let memory = |name, what, job, units: &[&'static str], bound| Row {
+    let alone = |name, what, job, units: &[&'static str], bound| Row {
         name,
         what,
         job,
@@ -132,14 +134,21 @@ pub fn all() -> Vec<Row> {
         load("requests-reno", keep_alive, Load::KeepAlive(64), Reno, &requests),
         load("rate-reno", paced, Load::Rate(32, 2000), Reno, &rate),
         load("connections-reno", fresh, Load::PerRequest(16), Reno, &connections),
-        memory(
+        alone(
             "idle",
             "5,000 idle connections in fresh agents",
             Job::Idle(5000),
             &["KiB each, client's agent", "KiB each, server's agent"],
             4.0,
         ),
-        memory("workloads", "20,000 workloads known", Job::Workloads(20_000), &["MiB more than none"], 25.0),
+        alone("workloads", "20,000 workloads known", Job::Workloads(20_000), &["MiB more than none"], 25.0),
+        alone(
+            "adoption",
+            "100 pods of an agent that was killed",
+            Job::Adoption(100),
+            &["ms until served"],
+            1000.0,
+        ),
     ]
 }
 

@@ -11,7 +11,7 @@ use super::measure::measure;
 use super::mesh::{Bench, Congestion};
 use super::page::{self, Outcome};
 use super::rows::{self, Job, Row, Value};
-use super::{facts, memory};
+use super::{adoption, facts, memory};
 
 /// What is asked for.
 #[derive(Clone, Debug)]
@@ -117,6 +117,7 @@ fn all_rounds(rows: &[Row], rounds: u32, duration: Duration) -> Result<Vec<Outco
                 Job::Load(..) => {}
                 Job::Idle(connections) => note(outcome, memory::idle(connections)?.map(own).to_vec()),
                 Job::Workloads(pods) => note(outcome, vec![own(memory::workloads(pods)?)]),
+                Job::Adoption(pods) => note(outcome, vec![own(adoption::milliseconds(pods)?)]),
             }
         }
     }
