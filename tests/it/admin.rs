@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::time::Instant;
 
 use adit_proto::admin::{Edges, Flow, Flows};
 use adit_tests::WAIT_MAX;
@@ -16,6 +15,8 @@ use adit_tests::process::{Output, program};
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
+
+use crate::until::until;
 
 /// A client on n1, a server on n2 behind a service, which echoes.
 fn pair(mesh: &mut Mesh, settings: &Value) -> Result<(Pod, Pod, Server)> {
@@ -63,15 +64,14 @@ fn wait<T: std::fmt::Debug>(
     ask: impl Fn() -> Result<T>,
     wanted: impl Fn(&T) -> bool,
 ) -> Result<T> {
-    let deadline = Instant::now() + WAIT_MAX;
-    loop {
+    let mut last = None;
+    let found = until(what, || {
         let answer = ask()?;
-        if wanted(&answer) {
-            return Ok(answer);
-        }
-        ensure!(Instant::now() < deadline, "{what}: {answer:?}");
-        std::thread::yield_now();
-    }
+        let is_wanted = wanted(&answer);
+        last = Some(format!("{answer:?}"));
+        Ok(is_wanted.then_some(answer))
+    });
+    found.with_context(|| format!("the last answer: {last:?}"))
 }
 
 // Probes.

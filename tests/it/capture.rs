@@ -13,6 +13,7 @@ use serde_json::Value;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::state::{OWN_PORTS, SYSCTLS, assert_captured, own_listeners, routes, rules, rules_of, sysctls};
+use crate::until::until;
 
 /// What the issue promises.
 const BACK_WITHIN: Duration = Duration::from_secs(30);
@@ -251,11 +252,10 @@ fn a_pod_without_usable_iptables_does_not_start_and_nothing_is_left_of_the_attem
         assert!(answer.printed.to_string().contains("iptables"), "{answer:?}");
         assert!(!rules(&pod)?.contains("ADIT"));
         mesh.unshadow_programs("n1", &PROGRAMS)?;
-        let deadline = Instant::now() + WAIT_MAX;
         // As the kubelet does.
-        while mesh.cni(&pod)?.add()?.code != Some(0) {
-            ensure!(Instant::now() < deadline, "iptables is back");
-        }
+        until("that it starts, as iptables is back", || {
+            Ok((mesh.cni(&pod)?.add()?.code == Some(0)).then_some(()))
+        })?;
         assert_captured(&pod)?;
         agent.status().map(drop)
     })

@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use crate::state::{assert_captured, assert_untouched, own_listeners};
+use crate::until::{until, until_unenrolled};
 
 const VERSIONS: [&str; 4] = ["0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 
@@ -371,8 +372,7 @@ fn while_the_agent_is_away_only_pods_that_may_be_enrolled_wait_and_are_refused()
         node(mesh)?;
         let enrolled = mesh.add_pod(PodSpec::new("n1", "shop", "web"))?;
         let plain = mesh.add_pod(PodSpec::new("n1", "plain", "web"))?;
-        let state = mesh.folder().join("agents/n1/state/namespaces.json");
-        wait_for_namespaces(mesh, &state, "plain")?;
+        until_unenrolled(mesh, "n1", "plain")?;
         mesh.take_agent("n1")?.kill()?;
         let unknown = mesh.add_pod(PodSpec::new("n1", "unknown", "web"))?;
         let system = mesh.add_pod(PodSpec::new("n1", "adit-system", "agent"))?;
@@ -414,23 +414,6 @@ fn while_the_agent_is_away_only_pods_that_may_be_enrolled_wait_and_are_refused()
     })
 }
 
-/// Waits until the agent has written down that a namespace is not enrolled.
-fn wait_for_namespaces(mesh: &Mesh, file: &std::path::Path, namespace: &str) -> Result<()> {
-    let deadline = Instant::now() + adit_tests::WAIT_MAX;
-    loop {
-        let known: Value = std::fs::read(file)
-            .ok()
-            .and_then(|bytes| serde_json::from_slice(&bytes).ok())
-            .unwrap_or_default();
-        if known.to_string().contains(&format!("\"{namespace}\":\"unenrolled\"")) {
-            return Ok(());
-        }
-        anyhow::ensure!(Instant::now() < deadline, "{namespace} is not in {known}");
-        // The file has no other sign; the agent answers between two looks.
-        mesh.agent("n1")?.status()?;
-    }
-}
-
 #[test]
 fn an_add_that_finds_no_agent_succeeds_once_there_is_one() -> Result<()> {
     with_mesh(&["n1"], |mesh| {
@@ -468,11 +451,10 @@ fn without_the_ca_an_add_is_refused_with_a_hint_and_succeeds_when_it_is_back() -
         let again = mesh.add_pod(PodSpec::new("n1", "shop", "again").account("with"))?;
         assert_captured(&again)?;
         mesh.start_ca(&Value::Null)?;
-        let deadline = Instant::now() + adit_tests::WAIT_MAX;
         // As the kubelet does: again and again.
-        while mesh.cni(&pod)?.add()?.code != Some(0) {
-            assert!(Instant::now() < deadline, "the CA is back");
-        }
+        until("that it starts, as the CA is back", || {
+            Ok((mesh.cni(&pod)?.add()?.code == Some(0)).then_some(()))
+        })?;
         assert_captured(&pod)
     })
 }

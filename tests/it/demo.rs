@@ -20,7 +20,7 @@ struct Demo {
     process: Process,
     id: u32,
     /// It is a load for whoever measures beside it. Last, so that it is given up when all of it is gone.
-    _beside_others: Slot,
+    _slot: Slot,
 }
 
 /// How SIGINT was inherited.
@@ -32,18 +32,18 @@ enum Interrupt {
 
 impl Demo {
     fn start(interrupt: Interrupt) -> Result<Self> {
-        Self::start_with(interrupt, &[])
+        Self::start_in(slot::shared(), interrupt, &[])
     }
 
-    fn start_with(interrupt: Interrupt, args: &[&str]) -> Result<Self> {
-        let (demo, slot) = (program("demo")?, slot::shared());
+    fn start_in(slot: Slot, interrupt: Interrupt, args: &[&str]) -> Result<Self> {
+        let demo = program("demo")?;
         let run = match interrupt {
             Interrupt::Default => Run::here_interruptible(&demo),
             Interrupt::Ignored => Run::here("sh").args(["-c", "trap '' INT; exec \"$0\""]).args([&demo]),
         };
         let process = run.args(args).with(sandbox::forget).spawn()?;
         let id = process.id();
-        let demo = Self { process, id, _beside_others: slot };
+        let demo = Self { process, id, _slot: slot };
         match interrupt {
             Interrupt::Default => demo.process.wait_interruptible()?,
             Interrupt::Ignored => demo.wait_until_it_hears()?,
@@ -191,7 +191,8 @@ fn sigint_at_ten_instants_of_the_demo_leaves_nothing_also_where_it_was_inherited
 #[test]
 fn what_keep_leaves_running_can_be_looked_at_with_the_commands_it_prints_and_goes_with_ctrl_c() -> Result<()>
 {
-    let demo = Demo::start_with(Interrupt::Default, &["--keep"])?;
+    // Alone: what it shows of load and of short lives before it is kept is measured.
+    let demo = Demo::start_in(slot::exclusive(), Interrupt::Default, &["--keep"])?;
     demo.process.wait_for_line("its last word", |line| line.contains("Ctrl-C ends it all"))?;
     let said = demo.process.log();
     let line = |begin: &str, end: &str| {

@@ -4,16 +4,16 @@ use std::io::Read;
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use adit_tests::WAIT_MAX;
 use adit_tests::apps::{Behaviour, Load, LoadReport, Server, Shape, run_load};
 use adit_tests::mesh::{Enrolment, Mesh, Pod, PodSpec, with_mesh, with_mesh_alone};
-use anyhow::{Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow};
 use serde_json::Value;
 
 use crate::state::assert_captured;
 use crate::talk::{echo, talk};
+use crate::until::{until, until_unenrolled};
 
 /// The namespaces, CA, agents.
 fn start(mesh: &mut Mesh) -> Result<()> {
@@ -152,28 +152,8 @@ fn leaving_the_mesh_under_load_fails_no_connection_old_or_new() -> Result<()> {
 
 /// Waits until a pod that leaves is as if it had never been captured.
 fn until_untouched(pod: &Pod) -> Result<()> {
-    let deadline = Instant::now() + WAIT_MAX;
-    while crate::state::rules(pod)?.contains("ADIT") {
-        ensure!(Instant::now() < deadline, "rules stay in {}", pod.spec.name);
-        // The namespace tells nobody; between two looks others run.
-        thread::yield_now();
-    }
-    Ok(())
-}
-
-/// Waits until the agent has written down that a namespace is not enrolled.
-fn wait_for_unenrolled(mesh: &Mesh, namespace: &str) -> Result<()> {
-    let file = mesh.folder().join("agents/n1/state/namespaces.json");
-    let deadline = Instant::now() + WAIT_MAX;
-    loop {
-        let known = std::fs::read_to_string(&file).unwrap_or_default();
-        if known.contains(&format!("\"{namespace}\":\"unenrolled\"")) {
-            return Ok(());
-        }
-        ensure!(Instant::now() < deadline, "{namespace} is not in {known}");
-        // The file has no other sign; the agent answers between two looks.
-        mesh.agent("n1")?.status()?;
-    }
+    until("that no rule stays", || Ok((!crate::state::rules(pod)?.contains("ADIT")).then_some(())))
+        .with_context(|| pod.spec.name.clone())
 }
 
 #[test]
@@ -181,7 +161,7 @@ fn a_pod_that_started_while_the_agent_was_away_can_join_when_it_is_back() -> Res
     with_mesh(&["n1"], |mesh| {
         start(mesh)?;
         mesh.add_pod(PodSpec::new("n1", "plain", "first"))?;
-        wait_for_unenrolled(mesh, "plain")?;
+        until_unenrolled(mesh, "n1", "plain")?;
         mesh.take_agent("n1")?.kill()?;
 
         let late = mesh.add_pod(PodSpec::new("n1", "plain", "late"))?;

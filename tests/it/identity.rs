@@ -6,37 +6,24 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use adit_proto::admin::Flow;
-use adit_tests::WAIT_MAX;
 use adit_tests::apps::{Behaviour, Load, LoadReport, Server, Shape, connect, read_exactly, run_load};
 use adit_tests::mesh::{Enrolment, Mesh, Pod, PodSpec, TRUST_DOMAIN, with_mesh, with_mesh_alone};
 use adit_tests::peers::{Authority, Credentials, Peer, Tunnel, play_agent, read_bundle, write_bundle};
 use adit_tests::process::Run;
 use adit_tests::topology::Host;
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow};
 use serde_json::{Value, json};
+
+use crate::until::until;
 
 /// What another trust domain is called.
 const ELSEWHERE: &str = "elsewhere.test";
 
 fn reason<'f>(flow: &'f Flow<'_>) -> &'f str {
     flow.reason.as_deref().unwrap_or_default()
-}
-
-/// Asks until `done` says so; for what only changes with time and has no event. Bounded by [`WAIT_MAX`].
-fn until<T>(what: &str, mut done: impl FnMut() -> Result<Option<T>>) -> Result<T> {
-    let deadline = Instant::now() + WAIT_MAX;
-    loop {
-        if let Some(found) = done()? {
-            return Ok(found);
-        }
-        if Instant::now() >= deadline {
-            bail!("{what}: not within {WAIT_MAX:?}");
-        }
-        thread::park_timeout(Duration::from_millis(50));
-    }
 }
 
 /// Sends a few bytes there and back.
@@ -515,16 +502,13 @@ fn a_new_pod_waits_for_a_certificate_if_that_of_its_identity_has_expired() -> Re
 }
 
 #[test]
-fn no_core_file_of_agent_or_ca_is_written_as_keys_would_be_in_it() -> Result<()> {
+fn no_core_file_of_an_agent_is_written_as_keys_would_be_in_it() -> Result<()> {
     with_mesh(&["n1"], |mesh| {
-        mesh.start_ca(&Value::Null)?;
-        mesh.start_agent("n1", &Value::Null)?;
-        for process in [mesh.agent("n1")?.process(), mesh.ca()?.process()] {
-            let limits = std::fs::read_to_string(format!("/proc/{}/limits", process.id()))?;
-            let core = limits.lines().find(|line| line.starts_with("Max core file size"));
-            let core: Vec<_> = core.context("the limit")?.split_whitespace().skip(4).collect();
-            assert_eq!(core, ["0", "0", "bytes"], "{limits}");
-        }
+        mesh.start()?;
+        let limits = std::fs::read_to_string(format!("/proc/{}/limits", mesh.agent("n1")?.process().id()))?;
+        let core = limits.lines().find(|line| line.starts_with("Max core file size"));
+        let core: Vec<_> = core.context("the limit")?.split_whitespace().skip(4).collect();
+        assert_eq!(core, ["0", "0", "bytes"], "{limits}");
         Ok(())
     })
 }

@@ -21,4 +21,5 @@ mod smoke;
 mod state;
 mod talk;
 mod transport;
+mod until;
 mod workers;

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 
 use crate::state::{assert_captured, assert_untouched, routes, rules, sysctls};
 use crate::talk::{echo, talk};
+use crate::until::until;
 
 /// Both namespaces, CA, agents.
 fn start(mesh: &mut Mesh) -> Result<()> {
@@ -44,16 +45,12 @@ fn wait_shown(
     what: &str,
     wanted: impl Fn(Option<&PodStatus>) -> bool,
 ) -> Result<Option<PodStatus>> {
-    let deadline = Instant::now() + WAIT_MAX;
-    loop {
-        let shown = shown(agent, pod)?;
-        if wanted(shown.as_ref()) {
-            return Ok(shown);
-        }
-        ensure!(Instant::now() < deadline, "{what}: {shown:?}");
-        // The agent says so nowhere else; between two looks others run.
-        std::thread::yield_now();
-    }
+    let mut last = None;
+    let found = until(what, || {
+        last = shown(agent, pod)?;
+        Ok(wanted(last.as_ref()).then(|| last.clone()))
+    });
+    found.with_context(|| format!("the last answer: {last:?}"))
 }
 
 /// The transport of the next report that `agent` makes of a connection from `client` to `to`.

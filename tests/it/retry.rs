@@ -6,29 +6,17 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use adit_proto::admin::Flow;
-use adit_tests::WAIT_MAX;
 use adit_tests::apps::{Behaviour, Server, connect, read_exactly};
 use adit_tests::mesh::{Agent, Enrolment, Mesh, Pod, PodSpec, ServiceSpec, with_mesh, with_mesh_alone};
 use adit_tests::peers::{Authority, Peer, play_agent, read_bundle};
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
+use crate::until::until;
+
 fn vip() -> SocketAddr {
     SocketAddr::from(([10, 96, 0, 1], 80))
-}
-
-fn until<T>(what: &str, mut done: impl FnMut() -> Result<Option<T>>) -> Result<T> {
-    let deadline = Instant::now() + WAIT_MAX;
-    loop {
-        if let Some(found) = done()? {
-            return Ok(found);
-        }
-        if Instant::now() >= deadline {
-            bail!("{what}: not within {WAIT_MAX:?}");
-        }
-        thread::park_timeout(Duration::from_millis(50));
-    }
 }
 
 /// One connection that is used; an error unless it is carried.
@@ -534,7 +522,7 @@ fn an_endpoint_that_fails_again_and_again_is_ejected_and_comes_back() -> Result<
     with_mesh(&["n1", "n2", "n3"], |mesh| {
         let (client, servers) = shop(mesh, &["n2", "n3"])?;
         // Long enough for all that is looked at in between.
-        traffic_policy(mesh, "ejection: { baseTime: 10s }")?;
+        traffic_policy(mesh, "ejection: { baseTime: 20s }")?;
         // A frozen pod is not in question here: the agent of one node is gone, its pod's 15008 refuses.
         mesh.take_agent("n2")?.kill()?;
         let agent = mesh.agent("n1")?;

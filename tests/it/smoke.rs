@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr};
 
+use adit_proto::hbone;
 use adit_tests::apps::{Behaviour, Server, connect, read_exactly};
 use adit_tests::mesh::{Enrolment, Mesh, Pod, PodSpec, with_mesh};
 use adit_tests::sniffer::Sniffer;
@@ -15,7 +16,7 @@ fn marker() -> Result<[u8; 32]> {
     Ok(bytes)
 }
 
-/// Sends a marker there and back; returns how many packets of the server's address each of these nodes, or the wire
+/// Sends a marker there and back; returns how many packets to the server's tunnel port each of these nodes, or the wire
 /// between them (`None`), saw, and how many with the marker.
 fn exchange(mesh: &Mesh, client: &Pod, to: SocketAddr, links: &[Option<&str>]) -> Result<Vec<[usize; 2]>> {
     let marker = marker()?;
@@ -30,13 +31,22 @@ fn exchange(mesh: &Mesh, client: &Pod, to: SocketAddr, links: &[Option<&str>]) -
     drop(stream);
     let count = |sniffer: Sniffer| -> Result<[usize; 2]> {
         let captured = sniffer.stop()?;
-        let packets = match to.ip() {
-            IpAddr::V4(ip) => captured.count_of(&ip.octets()),
-            IpAddr::V6(ip) => captured.count_of(&ip.octets()),
-        };
-        Ok([packets?, captured.count_of(&marker)?])
+        let marked = captured.count_of(&marker)?;
+        Ok([captured.packets().iter().filter(|packet| is_tunnelled(&packet.bytes, to.ip())).count(), marked])
     };
     sniffers.into_iter().map(count).collect()
+}
+
+/// Whether a packet goes to the tunnel port of `ip`: an IP header without options ends with the destination's address,
+/// and TCP's begins with the ports.
+fn is_tunnelled(packet: &[u8], ip: IpAddr) -> bool {
+    let address = match ip {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    };
+    let port = hbone::PORT_INBOUND_HBONE.to_be_bytes();
+    let ends = packet.windows(address.len() + 4).filter(|window| window.starts_with(&address));
+    ends.into_iter().any(|window| window.ends_with(&port))
 }
 
 #[test]
@@ -64,7 +74,10 @@ fn the_same_pods_are_read_in_clear_and_then_enrolled_without_a_clear_byte_on_any
             Ok(seen)
         };
         let clear = all(mesh)?;
-        assert!(clear.iter().all(|(_, [_, marked])| *marked > 0), "it can be read in clear: {clear:?}");
+        assert!(
+            clear.iter().all(|(_, [tunnelled, marked])| *tunnelled == 0 && *marked > 0),
+            "in clear: {clear:?}"
+        );
 
         mesh.namespace("shop", Enrolment::Enabled)?;
         for pod in [&client, &near, &far] {
@@ -73,7 +86,7 @@ fn the_same_pods_are_read_in_clear_and_then_enrolled_without_a_clear_byte_on_any
         mesh.settle()?;
         let first = [mesh.agent("n1")?.process().next_line(), mesh.agent("n2")?.process().next_line()];
         let enrolled = all(mesh)?;
-        assert!(enrolled.iter().all(|(_, [packets, _])| *packets > 0), "it went this way: {enrolled:?}");
+        assert!(enrolled.iter().all(|(_, [tunnelled, _])| *tunnelled > 0), "it went this way: {enrolled:?}");
         assert!(enrolled.iter().all(|(_, [_, marked])| *marked == 0), "it was read: {enrolled:?}");
 
         for (server, node, first) in [(&near, "n1", first[0]), (&far, "n2", first[1])] {

@@ -1,17 +1,15 @@
 //! More than one data-plane worker: what each does for its own connections holds for all of them.
 
-use std::io::{ErrorKind, Read};
 use std::net::TcpStream;
-use std::time::Instant;
 
-use adit_tests::WAIT_MAX;
 use adit_tests::apps::{Behaviour, Server};
 use adit_tests::mesh::{Enrolment, Mesh, PodSpec, with_mesh};
-use anyhow::{Result, bail, ensure};
+use anyhow::Result;
 use serde_json::{Value, json};
 
 use crate::state::{OWN_PORTS, assert_untouched, own_listeners};
-use crate::talk::{echo, talk};
+use crate::talk::{echo, talk, wait_cut};
+use crate::until::until;
 
 /// Connections of each kind: that one of two workers gets none of them has a chance of 2^-23.
 const CONNECTIONS: usize = 24;
@@ -21,15 +19,6 @@ fn workers_with_tunnels(mesh: &Mesh, node: &str) -> Result<usize> {
     let page = mesh.agent(node)?.admin("/metrics")?;
     let tunnels = page.lines().filter(|line| line.starts_with("adit_tunnels_open{"));
     Ok(tunnels.filter(|line| !line.ends_with(" 0")).count())
-}
-
-/// Waits until it is cut: a reset and an end are the same to a client whose request is not answered.
-fn wait_cut(stream: &mut TcpStream) -> Result<()> {
-    match stream.read(&mut [0]) {
-        Ok(0) => Ok(()),
-        Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(()),
-        other => bail!("not cut: {other:?}"),
-    }
 }
 
 #[test]
@@ -56,11 +45,7 @@ fn with_two_workers_a_policy_cuts_and_a_drain_spares_the_connections_of_both() -
             (0..CONNECTIONS).flat_map(|_| of).map(|pod| talk(pod, server.at(8080))).collect()
         };
         let mut held = open()?;
-        let deadline = Instant::now() + WAIT_MAX;
-        while workers_with_tunnels(mesh, "n1")? < 2 {
-            ensure!(Instant::now() < deadline, "all connections are one worker's");
-            // The page is of a moment ago; the agent answers between two looks.
-        }
+        until("tunnels of both workers", || Ok((workers_with_tunnels(mesh, "n1")? == 2).then_some(())))?;
         let connections = |mesh: &Mesh| -> Result<usize> {
             let shown = mesh.agent("n2")?.status()?.pods.into_iter().find(|shown| shown.uid == server.uid);
             Ok(shown.map_or(0, |shown| usize::try_from(shown.connections).unwrap_or(usize::MAX)))
@@ -85,14 +70,11 @@ fn with_two_workers_a_policy_cuts_and_a_drain_spares_the_connections_of_both() -
         held.iter_mut().try_for_each(|stream| echo(stream, b"spared"))?;
         assert_eq!(connections(mesh)?, held.len());
         drop(held);
-        let deadline = Instant::now() + WAIT_MAX;
-        loop {
+        until("that it is let go", || {
             let shown = mesh.agent("n2")?.status()?.pods.into_iter().find(|shown| shown.uid == server.uid);
-            if shown.as_ref().is_some_and(|shown| shown.state == "added" && shown.connections == 0) {
-                break;
-            }
-            ensure!(Instant::now() < deadline, "it is not let go: {shown:?}");
-        }
+            let is_gone = shown.is_some_and(|shown| shown.state == "added" && shown.connections == 0);
+            Ok(is_gone.then_some(()))
+        })?;
         assert_untouched(&server)
     })
 }

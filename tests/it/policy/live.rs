@@ -1,6 +1,7 @@
 //! Changes while connections are open: cut is what is no longer allowed, and nothing else.
 
 use super::*;
+use crate::talk::wait_cut;
 
 /// A connection that is held open.
 struct Held {
@@ -18,21 +19,12 @@ impl Held {
     fn open_all(stage: &Stage) -> Result<Vec<Self>> {
         WAYS.into_iter().map(|way| Self::open(stage, way)).collect()
     }
-
-    /// Waits until it is cut. A reset and an end are the same to a client whose request is not answered.
-    fn wait_cut(&mut self) -> Result<()> {
-        match self.stream.read(&mut [0]) {
-            Ok(0) => Ok(()),
-            Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => Ok(()),
-            other => anyhow::bail!("{:?} is not cut: {other:?}", self.way),
-        }
-    }
 }
 
 /// Waits until these are cut, and then shows that all others still carry.
 fn only_cut(held: &mut Vec<Held>, ways: &[Way]) -> Result<()> {
     for held in held.iter_mut().filter(|held| ways.contains(&held.way)) {
-        held.wait_cut()?;
+        wait_cut(&mut held.stream).with_context(|| format!("{:?}", held.way))?;
     }
     held.retain(|held| !ways.contains(&held.way));
     for held in held {
