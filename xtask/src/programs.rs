@@ -67,13 +67,24 @@ pub fn build(what: What) -> Result<Vec<TestBinary>> {
     test_binaries(&output.stdout)
 }
 
+/// An error unless Go is there, which brings its own modules and, where it is older, the version that they ask for.
+pub fn ensure_go() -> Result<()> {
+    let found = Command::new("go").arg("version").stdout(Stdio::null()).status();
+    match found {
+        Ok(status) if status.success() => Ok(()),
+        Ok(_) | Err(_) => bail!(
+            "missing: go, on the PATH. The tests' peers are built with it: https://go.dev/dl, 1.26 or later"
+        ),
+    }
+}
+
 /// Builds the Go program of tests/cluster/peers beside the others: the tests' sandbox has no network to fetch its
 /// modules by. Go itself knows whether anything is to be done.
 pub fn build_peers() -> Result<()> {
     let mut go = Command::new("go");
     go.args(["build", "-o"]).arg(repo::programs().join("peers")).arg(".");
     let status = go.current_dir(repo::root().join("tests/cluster/peers")).status();
-    let status = status.context("the tests' peers need Go (https://go.dev/dl, 1.26 or later) on the PATH")?;
+    let status = status.context("cannot start go")?;
     if status.success() { Ok(()) } else { bail!("`go build` in tests/cluster/peers failed") }
 }
 

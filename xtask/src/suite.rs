@@ -94,6 +94,10 @@ pub fn run(plan: &Plan) -> Result<Summary> {
     let mut summary = Summary::default();
     let preparation = Preparation::of(plan.part);
     packages::ensure(preparation.needs)?;
+    // Before minutes of building.
+    if preparation.peers {
+        programs::ensure_go()?;
+    }
     let binaries = programs::build(preparation.programs)?;
     if preparation.peers {
         programs::build_peers()?;

@@ -4,7 +4,7 @@
 //! process that did it, so that a run that was killed is cleared up after by the next one.
 
 use std::fs::{self, OpenOptions};
-use std::io::{ErrorKind, Write};
+use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process;
@@ -32,19 +32,8 @@ impl NoServices {
     pub(super) fn begin(policy: &Path) -> Result<Self> {
         let signals = Held::begin()?;
         remove_stale(policy)?;
-        let ours = match OpenOptions::new().write(true).create_new(true).mode(0o755).open(policy) {
-            Ok(mut file) => {
-                let begun = Self { ours: Some(policy.to_owned()), _signals: signals };
-                let text = format!("#!/bin/sh\n{}\nexit 101\n", mark(process::id()));
-                file.write_all(text.as_bytes()).context("cannot write policy-rc.d")?;
-                return Ok(begun);
-            }
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => None,
-            Err(error) => {
-                return Err(error).context("cannot make policy-rc.d, without which services would start");
-            }
-        };
-        Ok(Self { ours, _signals: signals })
+        let is_ours = put(policy).context("cannot make policy-rc.d, without which services would start")?;
+        Ok(Self { ours: is_ours.then(|| policy.to_owned()), _signals: signals })
     }
 }
 
@@ -63,6 +52,27 @@ impl NoServices {
 impl Drop for NoServices {
     fn drop(&mut self) {
         self.end();
+    }
+}
+
+/// Writes the file beside its place and links it there, so that it is never there in part; `false` if another's is there.
+fn put(policy: &Path) -> io::Result<bool> {
+    let fresh = policy.with_extension(format!("d.{}", process::id()));
+    let text = format!("#!/bin/sh\n{}\nexit 101\n", mark(process::id()));
+    let mut options = OpenOptions::new();
+    let put = options
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o755)
+        .open(&fresh)
+        .and_then(|mut file| file.write_all(text.as_bytes()))
+        .and_then(|()| fs::hard_link(&fresh, policy));
+    let removed = fs::remove_file(&fresh);
+    match put {
+        Ok(()) => removed.map(|()| true),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => Err(error),
     }
 }
 
@@ -120,6 +130,7 @@ impl Drop for Held {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
     use std::process::Command;
 
     use nix::sys::signal::raise;
@@ -141,7 +152,11 @@ mod tests {
     fn no_service_starts_meanwhile_and_nothing_is_left() {
         let policy = place("ours");
         let begun = NoServices::begin(&policy).unwrap();
-        assert_eq!(Command::new(&policy).status().unwrap().code(), Some(101));
+        // Read by a shell, as nobody may run a file that is open for writing, and another test's child has copies of all.
+        assert_eq!(Command::new("sh").arg(&policy).status().unwrap().code(), Some(101));
+        assert_ne!(fs::metadata(&policy).unwrap().permissions().mode() & 0o111, 0, "it can be run");
+        let beside: Vec<_> = fs::read_dir(policy.parent().unwrap()).unwrap().collect();
+        assert_eq!(beside.len(), 1, "{beside:?}");
         drop(begun);
         assert!(!policy.exists());
         clear(&policy);
