@@ -13,6 +13,10 @@ use adit_proto::status::NodeStatus;
 use super::*;
 use crate::view::{self, View};
 
+mod links;
+mod statuses;
+mod trust;
+
 /// Every wait is for an event; this bounds the one that never comes.
 const BOUND: Duration = Duration::from_secs(20);
 
@@ -204,24 +208,6 @@ async fn directories_come_move_and_go() {
 }
 
 #[tokio::test]
-async fn a_mounted_config_map_is_followed_through_its_switch() {
-    let mesh = Mesh::new();
-    let version = |name: &str, text: &str| {
-        fs::create_dir(mesh.objects().join(name)).unwrap();
-        fs::write(mesh.objects().join(name).join("a.yaml"), text).unwrap();
-    };
-    version("..1", &namespace("a"));
-    std::os::unix::fs::symlink("..1", mesh.objects().join("..data")).unwrap();
-    std::os::unix::fs::symlink("..data/a.yaml", mesh.objects().join("a.yaml")).unwrap();
-    let mut agent = mesh.agent("n1");
-    assert_eq!(agent.namespaces(), 1);
-    version("..2", &(namespace("a") + &namespace("b")));
-    std::os::unix::fs::symlink("..2", mesh.objects().join("..fresh")).unwrap();
-    fs::rename(mesh.objects().join("..fresh"), mesh.objects().join("..data")).unwrap();
-    agent.until_namespaces(2).await;
-}
-
-#[tokio::test]
 async fn a_broken_file_keeps_its_objects_while_others_go_on_and_is_mended() {
     let mesh = Mesh::new();
     mesh.write("a.yaml", &namespace("a"));
@@ -273,188 +259,6 @@ async fn a_mesh_without_its_objects_is_not_synced_and_loses_nothing_later() {
 }
 
 #[tokio::test]
-async fn what_one_agent_captures_the_others_know() {
-    let mesh = Mesh::new();
-    mesh.write("a.yaml", &(namespace("shop") + &pod("web", "n1")));
-    let (one, mut two) = (mesh.agent("n1"), mesh.agent("n2"));
-    let is_captured = |world: &World| world.workload(&uid("web")).unwrap().captured;
-    one.cluster.announcer().set_captured(uid("web"), true).await.unwrap();
-    assert!(is_captured(&one.view.world()), "the own World knows at once");
-    assert!(mesh.status("n1").captured.contains("uid-web"));
-    two.until("captured", is_captured).await;
-    one.cluster.announcer().set_captured(uid("web"), false).await.unwrap();
-    two.until("released", |world| !is_captured(world)).await;
-    assert!(!is_captured(&one.view.world()));
-    one.cluster.announcer().set_captured(uid("web"), true).await.unwrap();
-    two.until("captured again", is_captured).await;
-    drop(one);
-    fs::remove_file(mesh.root().join("status/n1.yaml")).unwrap();
-    two.cluster.refresh().await;
-    assert!(is_captured(&two.view.world()), "never in clear for a file that was lost");
-    assert!(two.problems()[0].contains("status/n1.yaml: is gone"), "{:?}", two.problems());
-    mesh.write("a.yaml", &namespace("shop"));
-    two.until("that the pods are gone", |world| world.workload(&uid("web")).is_none()).await;
-    two.cluster.refresh().await;
-    assert_eq!(two.problems(), [""; 0], "the node is forgotten with its last pod");
-    mesh.write("a.yaml", &(namespace("shop") + &pod("web", "n1")));
-    two.until("the pod again", |world| world.workload(&uid("web")).is_some()).await;
-    assert!(!is_captured(&two.view.world()));
-}
-
-#[tokio::test]
-async fn a_status_file_that_is_taken_away_comes_back_by_itself() {
-    let mesh = Mesh::new();
-    mesh.write("a.yaml", &(namespace("shop") + &pod("web", "n1")));
-    let (one, mut two) = (mesh.agent("n1"), mesh.agent("n2"));
-    one.cluster.announcer().set_captured(uid("web"), true).await.unwrap();
-    let is_captured = |world: &World| world.workload(&uid("web")).unwrap().captured;
-    two.until("captured", is_captured).await;
-    let file = mesh.root().join("status/n1.yaml");
-    for path in [file.clone(), mesh.root().join("status")] {
-        // With its directory, the second time.
-        if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }.unwrap();
-        let back = async {
-            while !file.exists() {
-                tokio::task::yield_now().await;
-            }
-        };
-        tokio::time::timeout(BOUND, back).await.expect("it comes back, with nothing new to say");
-        assert!(mesh.status("n1").captured.contains("uid-web"));
-    }
-}
-
-#[tokio::test]
-async fn a_directory_that_is_replaced_or_reached_by_a_switched_link_is_followed() {
-    let mesh = Mesh::new();
-    let version = |name: &str, text: &str| {
-        let dir = mesh.dir.path().join(name);
-        fs::create_dir_all(dir.join("objects")).unwrap();
-        write(&dir.join("objects/a.yaml"), text);
-        dir
-    };
-    mesh.write("a.yaml", &namespace("a"));
-    let mut agent = mesh.agent("n1");
-    assert_eq!(agent.namespaces(), 1);
-    // Away, and another in its place: what is known stays in between.
-    let next = version("next", &(namespace("a") + &namespace("b")));
-    fs::rename(mesh.root(), mesh.dir.path().join("old")).unwrap();
-    agent.cluster.refresh().await;
-    assert_eq!(agent.namespaces(), 1);
-    assert!(
-        agent.problems().iter().any(|problem| problem.contains("cannot be followed")),
-        "{:?}",
-        agent.problems()
-    );
-    fs::rename(next, mesh.root()).unwrap();
-    agent.until_namespaces(2).await;
-    mesh.write("c.yaml", &namespace("c"));
-    agent.until_namespaces(3).await;
-    agent.cluster.refresh().await;
-    assert_eq!(agent.problems(), [""; 0]);
-    drop(agent);
-
-    // A link, switched whole.
-    fs::rename(mesh.root(), mesh.dir.path().join("one")).unwrap();
-    version("two", &namespace("a"));
-    let link = mesh.dir.path().join("link");
-    std::os::unix::fs::symlink(mesh.dir.path().join("one"), mesh.root()).unwrap();
-    let mut agent = mesh.agent("n1");
-    assert_eq!(agent.namespaces(), 3);
-    std::os::unix::fs::symlink(mesh.dir.path().join("two"), &link).unwrap();
-    fs::rename(&link, mesh.root()).unwrap();
-    agent.until_namespaces(1).await;
-    mesh.write("b.yaml", &namespace("b"));
-    agent.until_namespaces(2).await;
-}
-
-#[tokio::test]
-async fn objects_may_be_a_link_that_is_switched_and_never_count_as_none_for_it() {
-    let mesh = Mesh::new();
-    let version = |name: &str, text: &str| {
-        let dir = mesh.dir.path().join(name);
-        fs::create_dir_all(&dir).unwrap();
-        write(&dir.join("a.yaml"), text);
-        dir
-    };
-    let one = version("one", &namespace("a"));
-    let two = version("two", &(namespace("a") + &namespace("b")));
-    fs::remove_dir(mesh.objects()).unwrap();
-    std::os::unix::fs::symlink(one, mesh.objects()).unwrap();
-    let mut agent = mesh.agent("n1");
-    assert_eq!(agent.namespaces(), 1);
-    let fresh = mesh.root().join("fresh");
-    std::os::unix::fs::symlink(two, &fresh).unwrap();
-    fs::rename(fresh, mesh.objects()).unwrap();
-    agent.until_namespaces(2).await;
-    mesh.write("c.yaml", &namespace("c"));
-    agent.until_namespaces(3).await;
-}
-
-#[tokio::test]
-async fn a_restarted_agent_still_says_what_is_captured_but_not_what_is_gone() {
-    let mesh = Mesh::new();
-    mesh.write("a.yaml", &(namespace("shop") + &pod("web", "n1")));
-    mesh.write("b.yaml", &pod("old", "n1"));
-    let agent = mesh.agent("n1");
-    agent.cluster.announcer().set_captured(uid("web"), true).await.unwrap();
-    agent.cluster.announcer().set_captured(uid("old"), true).await.unwrap();
-    drop(agent);
-    fs::remove_file(mesh.objects().join("b.yaml")).unwrap();
-    let agent = mesh.agent("n1");
-    assert!(agent.view.world().workload(&uid("web")).unwrap().captured);
-    let captured: Vec<_> = mesh.status("n1").captured.into_iter().collect();
-    assert_eq!(captured, ["uid-web"]);
-}
-
-#[tokio::test]
-async fn a_broken_status_file_keeps_what_it_said() {
-    let mesh = Mesh::new();
-    mesh.write("a.yaml", &(namespace("shop") + &pod("web", "n1")));
-    let file = mesh.root().join("status/n1.yaml");
-    fs::create_dir(mesh.root().join("status")).unwrap();
-    write(&file, "node: n1\ncaptured: [uid-web]\n");
-    let mut two = mesh.agent("n2");
-    assert!(two.view.world().workload(&uid("web")).unwrap().captured);
-    write(&file, "node: n3\n");
-    mesh.write("b.yaml", &namespace("b"));
-    two.until_namespaces(2).await;
-    assert!(two.view.world().workload(&uid("web")).unwrap().captured);
-    let problems = two.problems();
-    assert!(
-        problems.len() == 1 && problems[0].ends_with("status/n1.yaml: says that it is node \"n3\"'s"),
-        "{problems:?}"
-    );
-}
-
-#[tokio::test]
-async fn the_trust_bundle_is_handed_on_and_a_broken_one_is_not() {
-    let mesh = Mesh::new();
-    let mut agent = mesh.agent("n1");
-    assert!(agent.view.world().trust().is_none());
-    let file = mesh.root().join("trust-bundle.yaml");
-    write(&file, &bundle(1));
-    agent.until("a bundle", |world| world.trust().is_some_and(|trust| trust.generation == 1)).await;
-    agent.cluster.acknowledge_bundle(1).await;
-    agent.cluster.refresh().await;
-    assert_eq!(mesh.status("n1").bundle_generation, 1);
-    write(&file, &bundle(2).replace("cluster.local", "other.org"));
-    agent.cluster.refresh().await;
-    assert_eq!(agent.view.world().trust().unwrap().generation, 1);
-    let problems = agent.problems();
-    assert!(problems.len() == 1 && problems[0].contains("no bundle for cluster.local"), "{problems:?}");
-    fs::remove_file(&file).unwrap();
-    agent.cluster.refresh().await;
-    assert_eq!(
-        agent.view.world().trust().unwrap().generation,
-        1,
-        "nobody is untrusted for a file that is gone"
-    );
-    write(&file, &bundle(3));
-    agent.until("the next", |world| world.trust().unwrap().generation == 3).await;
-    assert_eq!(agent.problems(), [""; 0]);
-}
-
-#[tokio::test]
 async fn a_policy_that_is_not_understood_is_in_force_and_said_not_to_be_accepted() {
     let mesh = Mesh::new();
     mesh.write("a.yaml", &(namespace("shop") + &pod("web", "n1")));
@@ -497,26 +301,6 @@ async fn many_changes_are_few_snapshots() {
 }
 
 #[tokio::test]
-async fn an_older_trust_bundle_is_not_taken_until_it_is_mended() {
-    let mesh = Mesh::new();
-    let file = mesh.root().join("trust-bundle.yaml");
-    write(&file, &bundle(7));
-    let agent = mesh.agent("n1");
-    let generation = |agent: &Agent| agent.view.world().trust().unwrap().generation;
-    write(&file, &bundle(6));
-    agent.cluster.refresh().await;
-    assert_eq!(generation(&agent), 7);
-    let problems = agent.problems();
-    let stale = "spiffe_sequence 6 is older than 7, which stays in force";
-    assert!(problems.len() == 1 && problems[0].ends_with(stale), "{problems:?}");
-    write(&file, &bundle(8));
-    agent.cluster.refresh().await;
-    assert_eq!((generation(&agent), agent.problems()), (8, vec![]));
-    write(&file, &bundle(6));
-    assert_eq!(generation(&mesh.agent("n1")), 6, "a new life knows of no newer one");
-}
-
-#[tokio::test]
 async fn a_refresh_shows_what_is_there_when_it_returns() {
     let mesh = Mesh::new();
     let agent = mesh.agent("n1");
@@ -525,23 +309,6 @@ async fn a_refresh_shows_what_is_there_when_it_returns() {
         agent.cluster.refresh().await;
         assert!(agent.view.world().workload_by_name(&ObjectName::new("shop", format!("p{at}"))).is_some());
     }
-}
-
-#[tokio::test]
-async fn an_announcement_that_cannot_be_written_says_so_and_is_made_up_for() {
-    let mesh = Mesh::new();
-    mesh.write("a.yaml", &pod("web", "n1"));
-    let agent = mesh.agent("n1");
-    let status = mesh.root().join("status");
-    let away = mesh.root().join("gone");
-    fs::rename(&status, &away).unwrap();
-    fs::write(&status, "a file").unwrap();
-    let result = agent.cluster.announcer().set_captured(uid("web"), true).await;
-    assert!(matches!(result, Err(AnnounceError::Write(_))), "{result:?}");
-    fs::remove_file(&status).unwrap();
-    fs::rename(&away, &status).unwrap();
-    agent.cluster.refresh().await;
-    assert!(mesh.status("n1").captured.contains("uid-web"));
 }
 
 #[tokio::test]
