@@ -54,8 +54,8 @@ pub(super) enum Purpose {
 #[derive(Debug)]
 pub(super) struct Directory {
     root: PathBuf,
-    /// Device and inode of the directory that is followed.
-    root_id: (u64, u64),
+    /// The directory that is followed; none while none is watched.
+    root_id: Option<DirId>,
     events: EventStream<Vec<u8>>,
     watched: BTreeMap<WatchDescriptorKey, (WatchDescriptor, PathBuf)>,
     /// What changed since it was last taken.
@@ -65,6 +65,14 @@ pub(super) struct Directory {
 
 /// inotify's number of a watch.
 type WatchDescriptorKey = i32;
+
+/// What tells one directory from another, as long as both are there: one that is made later may have the number of one
+/// that is gone.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+struct DirId {
+    device: u64,
+    inode: u64,
+}
 
 /// What must be read again.
 #[derive(Debug, Default)]
@@ -87,10 +95,10 @@ impl Directory {
     /// Begins to follow the directory; everything in it counts as changed.
     pub(super) fn open(root: &Path) -> io::Result<Self> {
         // Without it there would be nothing to follow, and no way to hear of its coming.
-        let root_id = dir_id(root)?;
+        let root_id = DirId::of(root)?;
         let mut directory = Self {
             root: root.to_path_buf(),
-            root_id,
+            root_id: Some(root_id),
             events: Inotify::init()?.into_event_stream(vec![0; EVENTS_LEN])?,
             watched: BTreeMap::new(),
             dirty: Dirty::default(),
@@ -115,27 +123,27 @@ impl Directory {
 
     /// Looks whether the directory's path leads to another one by now: it was replaced, or is a link that was switched.
     /// If so, that one is followed, and everything in it counts as changed. While the path leads nowhere, what is known
-    /// stays.
+    /// stays. True if something is to be read or shown.
     pub(super) fn follow_root(&mut self) -> bool {
-        match dir_id(&self.root) {
-            Ok(id) if id == self.root_id => return self.troubles.remove(&self.root).is_some(),
-            Ok(id) => {
-                self.unwatch_below(&self.root.clone());
-                match self.watch(&self.root.clone()) {
-                    Ok(()) => {
-                        self.root_id = id;
-                        self.troubles.remove(&self.root);
-                        self.mark_all();
-                    }
-                    Err(error) => return self.cannot_follow_root(&error),
-                }
-            }
+        let id = match DirId::of(&self.root) {
+            Ok(id) if self.root_id == Some(id) => return false,
+            Ok(id) => id,
             Err(error) => return self.cannot_follow_root(&error),
+        };
+        let root = self.root.clone();
+        self.unwatch_below(&root);
+        if let Err(error) = self.watch(&root) {
+            return self.cannot_follow_root(&error);
         }
+        self.root_id = Some(id);
+        self.troubles.remove(&root);
+        self.mark_all();
         true
     }
 
     fn cannot_follow_root(&mut self, error: &io::Error) -> bool {
+        // What its watches would say is not found by its path. When the path leads to it again, all is read again.
+        self.unwatch_below(&self.root.clone());
         self.troubles.insert(self.root.clone(), Wrong::Unwatched(error.to_string())).is_none()
     }
 
@@ -197,13 +205,8 @@ impl Directory {
             return;
         };
         let dir = dir.clone();
-        if mask.contains(EventMask::IGNORED) {
-            self.watched.remove(&watch.get_watch_descriptor_id());
-            return;
-        }
-        if dir == self.root && mask.intersects(EventMask::MOVE_SELF | EventMask::DELETE_SELF) {
-            self.follow_root();
-            return;
+        if mask.intersects(EventMask::MOVE_SELF | EventMask::DELETE_SELF | EventMask::IGNORED) {
+            return self.take_in_end(watch, &dir, mask);
         }
         let Some(name) = name else { return };
         let path = dir.join(name);
@@ -215,6 +218,17 @@ impl Directory {
             self.dirty.trees.insert(dir);
         } else if self.purpose(&path).is_some() && (!mask.contains(EventMask::CREATE) || is_whole(&path)) {
             self.dirty.files.insert(path);
+        }
+    }
+
+    /// A watched directory has gone, or has gone elsewhere. Of all but the root, the directory above says so too.
+    fn take_in_end(&mut self, watch: &WatchDescriptor, dir: &Path, mask: EventMask) {
+        if dir == self.root {
+            // Not even the same number means that the path leads to the same directory.
+            self.unwatch_below(dir);
+            self.follow_root();
+        } else if mask.contains(EventMask::IGNORED) {
+            self.watched.remove(&watch.get_watch_descriptor_id());
         }
     }
 
@@ -231,6 +245,9 @@ impl Directory {
 
     /// Follows nothing any more that was at this path or below it.
     fn unwatch_below(&mut self, path: &Path) {
+        if self.root.starts_with(path) {
+            self.root_id = None;
+        }
         for (_, (watch, _)) in self.watched.extract_if(.., |_, (_, dir)| dir.starts_with(path)) {
             // It may be gone by now, which is what is wanted.
             let _ = self.events.watches().remove(watch);
@@ -318,13 +335,15 @@ fn is_whole(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_symlink() || metadata.nlink() > 1)
 }
 
-/// Device and inode of the directory that a path leads to.
-fn dir_id(path: &Path) -> io::Result<(u64, u64)> {
-    let metadata = fs::metadata(path)?;
-    if !metadata.is_dir() {
-        return Err(io::ErrorKind::NotADirectory.into());
+impl DirId {
+    /// The directory that a path leads to.
+    fn of(path: &Path) -> io::Result<Self> {
+        let metadata = fs::metadata(path)?;
+        if !metadata.is_dir() {
+            return Err(io::ErrorKind::NotADirectory.into());
+        }
+        Ok(Self { device: metadata.dev(), inode: metadata.ino() })
     }
-    Ok((metadata.dev(), metadata.ino()))
 }
 
 fn is_hidden(path: &Path) -> bool {
@@ -352,3 +371,6 @@ fn read_text(path: &Path) -> io::Result<String> {
     file.take(limit.saturating_add(1)).read_to_string(&mut text)?;
     Ok(text)
 }
+
+#[cfg(test)]
+mod tests;

@@ -86,3 +86,23 @@ async fn objects_may_be_a_link_that_is_switched_and_never_count_as_none_for_it()
     mesh.write("c.yaml", &namespace("c"));
     agent.until_namespaces(3).await;
 }
+
+/// A new directory often has the inode number of the one that was removed before it.
+#[tokio::test(start_paused = true)]
+async fn a_directory_that_is_removed_and_made_anew_is_followed_whatever_its_number() {
+    let mesh = Mesh::new();
+    let mut agent = mesh.agent("n1");
+    for away_first in [false, true].repeat(4) {
+        mesh.write("a.yaml", &namespace("a"));
+        mesh.write("b.yaml", &namespace("b"));
+        agent.until_namespaces(2).await;
+        fs::remove_dir_all(mesh.root()).unwrap();
+        if away_first {
+            agent.cluster.refresh().await;
+            assert_eq!(agent.namespaces(), 2, "what is known stays");
+        }
+        fs::create_dir_all(mesh.objects()).unwrap();
+        mesh.write("a.yaml", &namespace("a"));
+        agent.until_namespaces(1).await;
+    }
+}
