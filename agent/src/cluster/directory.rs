@@ -80,6 +80,8 @@ struct Dirty {
     files: BTreeSet<PathBuf>,
     /// Directories to list again, with all that is below them.
     trees: BTreeSet<PathBuf>,
+    /// Whether what cannot be followed has changed, which is to be shown.
+    troubles: bool,
 }
 
 /// What was found: every file that may have changed.
@@ -123,10 +125,10 @@ impl Directory {
 
     /// Looks whether the directory's path leads to another one by now: it was replaced, or is a link that was switched.
     /// If so, that one is followed, and everything in it counts as changed. While the path leads nowhere, what is known
-    /// stays. True if something is to be read or shown.
-    pub(super) fn follow_root(&mut self) -> bool {
+    /// stays.
+    pub(super) fn follow_root(&mut self) {
         let id = match DirId::of(&self.root) {
-            Ok(id) if self.root_id == Some(id) => return false,
+            Ok(id) if self.root_id == Some(id) => return,
             Ok(id) => id,
             Err(error) => return self.cannot_follow_root(&error),
         };
@@ -136,20 +138,21 @@ impl Directory {
             return self.cannot_follow_root(&error);
         }
         self.root_id = Some(id);
-        self.troubles.remove(&root);
+        self.dirty.troubles |= self.troubles.remove(&root).is_some();
         self.mark_all();
-        true
     }
 
-    fn cannot_follow_root(&mut self, error: &io::Error) -> bool {
+    fn cannot_follow_root(&mut self, error: &io::Error) {
         // What its watches would say is not found by its path. When the path leads to it again, all is read again.
         self.unwatch_below(&self.root.clone());
-        self.troubles.insert(self.root.clone(), Wrong::Unwatched(error.to_string())).is_none()
+        let what = Wrong::Unwatched(error.to_string());
+        let before = self.troubles.insert(self.root.clone(), what.clone());
+        self.dirty.troubles |= before != Some(what);
     }
 
-    /// How many files and directories must be read again.
+    /// How much there is to be read again, or to be shown.
     pub(super) fn pending(&self) -> usize {
-        self.dirty.files.len() + self.dirty.trees.len()
+        self.dirty.files.len() + self.dirty.trees.len() + usize::from(self.dirty.troubles)
     }
 
     /// Whether the directory of objects is there. While it is not, what is known stays: an unmounted volume is not a
@@ -172,7 +175,7 @@ impl Directory {
 
     /// Reads what changed. `known` gives the files of objects and status that were there before.
     pub(super) fn read(&mut self, known: impl FnOnce() -> Vec<PathBuf>) -> Readings {
-        let Dirty { mut files, trees } = std::mem::take(&mut self.dirty);
+        let Dirty { mut files, trees, troubles: _ } = std::mem::take(&mut self.dirty);
         let known = if trees.is_empty() { Vec::new() } else { known() };
         for tree in trees {
             if tree == self.root.join(OBJECTS) && !self.has_objects() {

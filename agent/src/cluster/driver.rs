@@ -121,11 +121,9 @@ impl Driver {
         loop {
             tokio::select! {
                 () = self.clock.sleep_until(Some(look_at)) => {
-                    let now = self.clock.now().mono;
-                    look_at = now + ROOT_LOOK_EVERY;
-                    if self.directory.follow_root() {
-                        flush_at = Some(now);
-                    }
+                    look_at = self.clock.now().mono + ROOT_LOOK_EVERY;
+                    self.directory.follow_root();
+                    flush_at = self.flush_at(flush_at);
                 }
                 changed = self.directory.changed() => {
                     if let Err(error) = changed {
@@ -133,12 +131,7 @@ impl Driver {
                         warn!(%error, "the mesh's directory is not followed any more");
                         return self.serve_commands(inbox).await;
                     }
-                    let now = self.clock.now().mono;
-                    flush_at = match self.directory.pending() {
-                        0 => None,
-                        1..FLUSH_AT => flush_at.or(Some(now + FLUSH_AFTER)),
-                        FLUSH_AT.. => Some(now),
-                    };
+                    flush_at = self.flush_at(flush_at);
                 }
                 () = self.clock.sleep_until(flush_at) => {
                     flush_at = None;
@@ -153,6 +146,16 @@ impl Driver {
                     None => return,
                 },
             }
+        }
+    }
+
+    /// When what is pending by now is read, where it was to be done at `before`.
+    fn flush_at(&self, before: Option<Mono>) -> Option<Mono> {
+        let now = self.clock.now().mono;
+        match self.directory.pending() {
+            0 => None,
+            1..FLUSH_AT => before.or(Some(now + FLUSH_AFTER)),
+            FLUSH_AT.. => Some(now),
         }
     }
 

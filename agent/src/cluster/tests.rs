@@ -104,6 +104,17 @@ impl Agent {
         self.view.world().counts().namespaces
     }
 
+    /// Waits until something wrong is shown, with nobody asking for it. Not for a test with paused time.
+    async fn until_problem(&self, wanted: &str) {
+        let shown = async {
+            while !self.problems().iter().any(|problem| problem.contains(wanted)) {
+                tokio::task::yield_now().await;
+            }
+        };
+        let is_shown = tokio::time::timeout(BOUND, shown).await.is_ok();
+        assert!(is_shown, "waited for {wanted:?}; problems: {:?}", self.problems());
+    }
+
     fn problems(&self) -> Vec<String> {
         self.cluster.problems().iter().map(ToString::to_string).collect()
     }
