@@ -8,8 +8,8 @@
 //!
 //! A file counts when its writer has closed it, or has put it in place by rename or link; names that begin with a dot
 //! are nobody's. A directory is watched before it is listed, so that nothing falls between. DIR and `objects` may be
-//! symbolic links, and may be switched; other directories reached by a link are not followed. Files are, also those
-//! that change by a switch of `..data` (a mounted ConfigMap).
+//! symbolic links, and may be switched, as may any link on the way to them; other directories reached by a link are not
+//! followed. Files are, also those that change by a switch of `..data` (a mounted ConfigMap).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
@@ -56,6 +56,8 @@ pub(super) struct Directory {
     root: PathBuf,
     /// The directory that is followed; none while none is watched.
     root_id: Option<DirId>,
+    /// The directory of objects that is followed; none while none is watched.
+    objects_id: Option<DirId>,
     events: EventStream<Vec<u8>>,
     watched: BTreeMap<WatchDescriptorKey, (WatchDescriptor, PathBuf)>,
     /// What changed since it was last taken.
@@ -101,12 +103,14 @@ impl Directory {
         let mut directory = Self {
             root: root.to_path_buf(),
             root_id: Some(root_id),
+            objects_id: None,
             events: Inotify::init()?.into_event_stream(vec![0; EVENTS_LEN])?,
             watched: BTreeMap::new(),
             dirty: Dirty::default(),
             troubles: BTreeMap::new(),
         };
         directory.watch(root)?;
+        directory.follow_objects();
         directory.mark_all();
         Ok(directory)
     }
@@ -123,30 +127,54 @@ impl Directory {
         self.dirty.files.insert(self.root.join(BUNDLE));
     }
 
-    /// Looks whether the directory's path leads to another one by now: it was replaced, or is a link that was switched.
-    /// If so, that one is followed, and everything in it counts as changed. While the path leads nowhere, what is known
-    /// stays.
-    pub(super) fn follow_root(&mut self) {
-        let id = match DirId::of(&self.root) {
+    /// Looks whether the directory's path or that of its objects leads to another one by now: it was replaced, or there
+    /// is a link on the way that was switched, of which no event tells. If so, that one is followed, and everything in it
+    /// counts as changed. While the path leads nowhere, what is known stays.
+    pub(super) fn look(&mut self) {
+        self.follow_root();
+        self.follow_objects();
+    }
+
+    fn follow_root(&mut self) {
+        let root = self.root.clone();
+        let id = match DirId::of(&root) {
             Ok(id) if self.root_id == Some(id) => return,
             Ok(id) => id,
-            Err(error) => return self.cannot_follow_root(&error),
+            Err(error) => {
+                // What its watches would say is not found by its path. When that leads to it again, all is read again.
+                self.unwatch_below(&root);
+                return self.cannot_follow(&root, &error);
+            }
         };
-        let root = self.root.clone();
         self.unwatch_below(&root);
         if let Err(error) = self.watch(&root) {
-            return self.cannot_follow_root(&error);
+            return self.cannot_follow(&root, &error);
         }
         self.root_id = Some(id);
         self.dirty.troubles |= self.troubles.remove(&root).is_some();
         self.mark_all();
     }
 
-    fn cannot_follow_root(&mut self, error: &io::Error) {
-        // What its watches would say is not found by its path. When the path leads to it again, all is read again.
-        self.unwatch_below(&self.root.clone());
+    fn follow_objects(&mut self) {
+        let objects = self.root.join(OBJECTS);
+        let id = DirId::of(&objects).ok();
+        if self.objects_id == id {
+            return;
+        }
+        self.unwatch_below(&objects);
+        if id.is_none() {
+            return;
+        }
+        if let Err(error) = self.watch(&objects) {
+            return self.cannot_follow(&objects, &error);
+        }
+        self.objects_id = id;
+        self.dirty.trees.insert(objects);
+    }
+
+    fn cannot_follow(&mut self, dir: &Path, error: &io::Error) {
         let what = Wrong::Unwatched(error.to_string());
-        let before = self.troubles.insert(self.root.clone(), what.clone());
+        let before = self.troubles.insert(dir.to_path_buf(), what.clone());
         self.dirty.troubles |= before != Some(what);
     }
 
@@ -176,9 +204,14 @@ impl Directory {
     /// Reads what changed. `known` gives the files of objects and status that were there before.
     pub(super) fn read(&mut self, known: impl FnOnce() -> Vec<PathBuf>) -> Readings {
         let Dirty { mut files, trees, troubles: _ } = std::mem::take(&mut self.dirty);
+        let has_objects = self.has_objects();
+        if !has_objects {
+            // What is passed over now is read when they are there again.
+            self.unwatch_below(&self.root.join(OBJECTS));
+        }
         let known = if trees.is_empty() { Vec::new() } else { known() };
         for tree in trees {
-            if tree == self.root.join(OBJECTS) && !self.has_objects() {
+            if tree == self.root.join(OBJECTS) && !has_objects {
                 continue;
             }
             files.extend(known.iter().filter(|file| file.starts_with(&tree)).cloned());
@@ -186,7 +219,6 @@ impl Directory {
             self.list(&tree, &mut files);
         }
         let mut readings = Readings::default();
-        let has_objects = self.has_objects();
         for file in files {
             match self.purpose(&file) {
                 Some(Purpose::Objects) if has_objects => readings.objects.push(file),
@@ -217,19 +249,22 @@ impl Directory {
         if mask.contains(EventMask::ISDIR) || path == self.root.join(OBJECTS) {
             return self.take_in_dir(&path, mask);
         }
-        if name == DATA_LINK {
+        if name == DATA_LINK && dir == self.root {
+            self.mark_all();
+            self.follow_objects();
+        } else if name == DATA_LINK {
             self.dirty.trees.insert(dir);
         } else if self.purpose(&path).is_some() && (!mask.contains(EventMask::CREATE) || is_whole(&path)) {
             self.dirty.files.insert(path);
         }
     }
 
-    /// A watched directory has gone, or has gone elsewhere. Of all but the root, the directory above says so too.
+    /// A watched directory has gone, or has gone elsewhere. Of those below `objects`, the directory above says so too.
     fn take_in_end(&mut self, watch: &WatchDescriptor, dir: &Path, mask: EventMask) {
-        if dir == self.root {
+        if dir == self.root || dir == self.root.join(OBJECTS) {
             // Not even the same number means that the path leads to the same directory.
             self.unwatch_below(dir);
-            self.follow_root();
+            self.look();
         } else if mask.contains(EventMask::IGNORED) {
             self.watched.remove(&watch.get_watch_descriptor_id());
         }
@@ -239,7 +274,11 @@ impl Directory {
         if is_hidden(path) || !self.is_ours(path) {
             return;
         }
-        if mask.contains(EventMask::MOVED_FROM) || !mask.contains(EventMask::ISDIR) {
+        if path == self.root.join(OBJECTS) {
+            self.unwatch_below(path);
+            return self.follow_objects();
+        }
+        if mask.contains(EventMask::MOVED_FROM) {
             // The watches went with it, to where nobody follows.
             self.unwatch_below(path);
         }
@@ -250,6 +289,9 @@ impl Directory {
     fn unwatch_below(&mut self, path: &Path) {
         if self.root.starts_with(path) {
             self.root_id = None;
+        }
+        if self.root.join(OBJECTS).starts_with(path) {
+            self.objects_id = None;
         }
         for (_, (watch, _)) in self.watched.extract_if(.., |_, (_, dir)| dir.starts_with(path)) {
             // It may be gone by now, which is what is wanted.

@@ -31,8 +31,8 @@ const FLUSH_AT: usize = 256;
 /// How much text of files is held at once: a pod's is 1 to 10 KiB, so this is up to some hundred pods; a longer file
 /// alone. What is read in between costs 10 times as much.
 const READ_LEN: usize = 256 * 1024;
-/// How often it is looked whether the directory is still the one that is followed: one system call.
-const ROOT_LOOK_EVERY: Duration = Duration::from_secs(5);
+/// How often it is looked whether the directory and its objects are still those that are followed: two system calls.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// How long after a failure the status file is tried again.
 const WRITE_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
@@ -117,12 +117,12 @@ impl Driver {
     /// Every branch is cancel-safe: events stay with the kernel and commands in their queue until they are taken.
     pub(super) async fn run(mut self, mut inbox: mpsc::Receiver<Command>) {
         let mut flush_at = None;
-        let mut look_at = self.clock.now().mono + ROOT_LOOK_EVERY;
+        let mut look_at = self.clock.now().mono + LOOK_EVERY;
         loop {
             tokio::select! {
                 () = self.clock.sleep_until(Some(look_at)) => {
-                    look_at = self.clock.now().mono + ROOT_LOOK_EVERY;
-                    self.directory.follow_root();
+                    look_at = self.clock.now().mono + LOOK_EVERY;
+                    self.directory.look();
                     flush_at = self.flush_at(flush_at);
                 }
                 changed = self.directory.changed() => {
@@ -198,7 +198,7 @@ impl Driver {
             }
         }
         if !refreshed.is_empty() {
-            self.directory.follow_root();
+            self.directory.look();
             self.directory.mark_all();
             self.flush();
         }

@@ -101,3 +101,79 @@ async fn a_directory_that_is_removed_and_made_anew_is_followed_whatever_its_numb
         agent.until_namespaces(1).await;
     }
 }
+
+/// Writes a version of the objects, as a tool does that switches a link to it afterwards.
+fn version(dir: &Path, namespaces: &[&str]) -> PathBuf {
+    fs::create_dir_all(dir).unwrap();
+    for name in namespaces {
+        fs::write(dir.join(format!("{name}.yaml")), namespace(name)).unwrap();
+    }
+    dir.to_path_buf()
+}
+
+/// Lets a link lead to `target`, in one step.
+fn switch(link: &Path, target: &Path) {
+    let fresh = link.with_file_name("..fresh");
+    std::os::unix::fs::symlink(target, &fresh).unwrap();
+    fs::rename(fresh, link).unwrap();
+}
+
+#[tokio::test]
+async fn a_config_map_mounted_as_the_whole_directory_is_followed_through_its_switch() {
+    let mesh = Mesh::new();
+    fs::remove_dir(mesh.objects()).unwrap();
+    version(&mesh.root().join("..1/objects"), &["a"]);
+    fs::write(mesh.root().join("..1/trust-bundle.yaml"), bundle(1)).unwrap();
+    switch(&mesh.root().join("..data"), Path::new("..1"));
+    switch(&mesh.objects(), Path::new("..data/objects"));
+    switch(&mesh.root().join("trust-bundle.yaml"), Path::new("..data/trust-bundle.yaml"));
+    let mut agent = mesh.agent("n1");
+    assert_eq!(agent.namespaces(), 1);
+    version(&mesh.root().join("..2/objects"), &["a", "b"]);
+    fs::write(mesh.root().join("..2/trust-bundle.yaml"), bundle(2)).unwrap();
+    switch(&mesh.root().join("..data"), Path::new("..2"));
+    fs::remove_dir_all(mesh.root().join("..1")).unwrap();
+    agent.until_namespaces(2).await;
+    agent.until("its bundle", |world| world.trust().unwrap().generation == 2).await;
+    version(&mesh.objects(), &["c"]);
+    agent.until_namespaces(3).await;
+    assert_eq!(agent.problems(), [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_link_on_the_way_to_the_objects_may_be_switched_and_its_target_made_anew() {
+    let mesh = Mesh::new();
+    let git = mesh.dir.path().join("git");
+    version(&git.join("one/objects"), &["a"]);
+    let two = version(&git.join("two/objects"), &["a", "b"]);
+    switch(&git.join("current"), Path::new("one"));
+    fs::remove_dir(mesh.objects()).unwrap();
+    switch(&mesh.objects(), &git.join("current/objects"));
+    let mut agent = mesh.agent("n1");
+    assert_eq!(agent.namespaces(), 1);
+    switch(&git.join("current"), Path::new("two"));
+    agent.until_namespaces(2).await;
+    version(&mesh.objects(), &["c"]);
+    agent.until_namespaces(3).await;
+    // Removed, and made anew at once or later, with what may be the same inode number.
+    for away_first in [false, true].repeat(3) {
+        fs::remove_dir_all(&two).unwrap();
+        if away_first {
+            agent.cluster.refresh().await;
+            assert_eq!(agent.namespaces(), 3, "what is known stays");
+        }
+        version(&two, &["a"]);
+        agent.until_namespaces(1).await;
+        version(&two, &["b", "c"]);
+        agent.until_namespaces(3).await;
+    }
+    // Away and back, and changed in between.
+    let away = git.join("away");
+    fs::rename(&two, &away).unwrap();
+    agent.cluster.refresh().await;
+    version(&away, &["d"]);
+    agent.cluster.refresh().await;
+    assert_eq!(agent.namespaces(), 3, "what is known stays");
+    fs::rename(&away, &two).unwrap();
+    agent.until_namespaces(4).await;
+}
