@@ -193,7 +193,7 @@ fn own(config: &Config, version: &str) -> cluster::Own {
         settings: config.settings(),
         version: version.into(),
         admin_socket: config.admin.socket.clone(),
-        copy_dir: Some(config.run_dir.join("objects")),
+        copy_dir: Some(config.run_dir.clone()),
     }
 }
 

@@ -1,9 +1,11 @@
-//! The copy of what was accepted: an agent that starts while a file is broken goes on from its last good version.
+//! The copy of what was accepted: an agent that starts while a file is broken, or while another agent's status file is
+//! gone, goes on from its last good version.
 //!
-//! One file per file of `DIR/objects`, with its text as it was accepted, under RUN_DIR, which is gone with the node.
-//! Holds objects, not models: a new version of the agent translates them anew. A copy that cannot be written or read
-//! costs that last good version, and nothing else.
+//! One file per file of `DIR/objects` or `DIR/status`, with its text as it was accepted, under RUN_DIR, which is gone
+//! with the node. Holds texts, not models: a new version of the agent translates them anew. A copy that cannot be
+//! written or read costs that last good version, and nothing else.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
@@ -24,6 +26,13 @@ impl Copy {
     pub(super) fn open(dir: PathBuf) -> io::Result<Self> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
         Ok(Self { dir })
+    }
+
+    /// Every file that there is a copy of.
+    pub(super) fn files(&self) -> io::Result<Vec<PathBuf>> {
+        let names = fs::read_dir(&self.dir)?.flatten().map(|entry| entry.file_name());
+        let file = |name: OsString| Some(decoded(name.to_str()?.strip_suffix(SUFFIX)?));
+        Ok(names.filter_map(file).collect())
     }
 
     /// The last accepted text of a file.
@@ -69,6 +78,12 @@ impl Copy {
     }
 }
 
+/// The path that such a name stands for.
+fn decoded(name: &str) -> PathBuf {
+    // `%2F` first: what was `%2F` in the path is `%252F` in the name.
+    name.replace("%2F", "/").replace("%25", "%").into()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -83,6 +98,9 @@ mod tests {
         copy.keep(b, "other").unwrap();
         assert_eq!(copy.load(a).as_deref(), Some("two"));
         assert_eq!(copy.load(b).as_deref(), Some("other"));
+        let mut files = copy.files().unwrap();
+        files.sort();
+        assert_eq!(files, [a, b], "by their own names");
         copy.keep_only([a].into_iter()).unwrap();
         assert_eq!((copy.load(a).is_some(), copy.load(b)), (true, None));
         copy.forget(a).unwrap();

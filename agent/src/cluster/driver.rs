@@ -48,6 +48,8 @@ pub(super) struct Driver {
     statuses: Statuses,
     bundle: Bundle,
     copy: Option<Copy>,
+    /// Of the other agents' status files.
+    status_copy: Option<Copy>,
     builder: WorldBuilder,
     status: NodeStatus,
     status_file: StatusFile,
@@ -79,11 +81,12 @@ impl Driver {
         let dir = Directory::status_dir(&root);
         let (status_file, earlier) = StatusFile::open(&dir, &node.0)
             .map_err(|source| StartError::Status { node: node.0.to_string(), dir, source })?;
-        let copy = own
-            .copy_dir
-            .clone()
-            .map(|dir| Copy::open(dir.clone()).map_err(|source| StartError::Copy { dir, source }));
-        let copy = copy.transpose()?;
+        let copy = |name| {
+            let dir = own.copy_dir.as_ref().map(|dir| dir.join(name));
+            dir.map(|dir| Copy::open(dir.clone()).map_err(|source| StartError::Copy { dir, source }))
+                .transpose()
+        };
+        let (copy, status_copy) = (copy("objects")?, copy("status")?);
         let status = NodeStatus {
             node: node.0.to_string(),
             version: own.version.clone(),
@@ -94,7 +97,7 @@ impl Driver {
             captured: earlier.captured,
             policies: Vec::new(),
         };
-        Ok(Self {
+        let mut driver = Self {
             files: Files::new(Arc::clone(&own.settings.system_namespace)),
             statuses: Statuses::new(node),
             bundle: Bundle::default(),
@@ -106,12 +109,15 @@ impl Driver {
             root,
             directory,
             copy,
+            status_copy,
             status,
             status_file,
             write_again: None,
             ended: BTreeSet::new(),
             is_synced: false,
-        })
+        };
+        driver.recall_statuses();
+        Ok(driver)
     }
 
     /// Every branch is cancel-safe: events stay with the kernel and commands in their queue until they are taken.
@@ -234,7 +240,7 @@ impl Driver {
             }
         }
         let mut changes = Vec::new();
-        changes.extend(status.into_iter().filter_map(|(path, reading)| self.statuses.update(&path, reading)));
+        changes.extend(status.iter().filter_map(|(path, reading)| self.take_status(path, reading)));
         if let Some(reading) = bundle {
             let path = self.root.join("trust-bundle.yaml");
             changes.extend(self.bundle.update(&path, reading, &self.own.settings.trust_domain));
@@ -294,6 +300,33 @@ impl Driver {
         changes
     }
 
+    /// Takes what the other agents said last in an earlier life: the file of one that is away may be gone since then, and
+    /// its pods would be dialled in clear. All of these files are read next, and what is there counts.
+    fn recall_statuses(&mut self) {
+        let Some(copy) = &self.status_copy else { return };
+        let dir = Directory::status_dir(&self.root);
+        let files = copy.files().unwrap_or_else(|error| {
+            warn!(%error, "cannot read the copies of status files");
+            Vec::new()
+        });
+        for file in files.iter().filter(|file| file.parent() == Some(&*dir)) {
+            let reading = copy.load(file).map(Reading::Text);
+            let change = reading.and_then(|reading| self.statuses.update(file, &reading));
+            change.into_iter().for_each(|change| self.builder.apply(change));
+        }
+    }
+
+    /// Takes what was read of another agent's status file, and keeps a copy of what is news and good.
+    fn take_status(&mut self, path: &Path, reading: &Reading) -> Option<Change> {
+        let change = self.statuses.update(path, reading)?;
+        if let (Some(copy), Reading::Text(text)) = (&self.status_copy, reading) {
+            // That nothing is captured is assumed of a node without a file.
+            let is_needless = matches!(&change, Change::Captured { pods, .. } if pods.is_empty());
+            note(if is_needless { copy.forget(path) } else { copy.keep(path, text) }, path);
+        }
+        Some(change)
+    }
+
     /// Takes what was read, and reads those files again whose version of an object counts now.
     fn update(&mut self, objects: Vec<(PathBuf, Reading)>) -> Vec<Change> {
         let mut update = self.files.update(objects);
@@ -316,8 +349,12 @@ impl Driver {
     fn forget_gone(&mut self) {
         if self.statuses.has_gone() {
             let world = self.builder.freeze();
-            let changes = self.statuses.forget_gone(|uid| world.workload(uid).is_some());
-            changes.into_iter().for_each(|change| self.builder.apply(change));
+            for (file, change) in self.statuses.forget_gone(|uid| world.workload(uid).is_some()) {
+                self.builder.apply(change);
+                if let Some(copy) = &self.status_copy {
+                    note(copy.forget(&file), &file);
+                }
+            }
         }
     }
 
@@ -398,6 +435,6 @@ fn read_some(paths: &mut impl Iterator<Item = PathBuf>) -> Vec<(PathBuf, Reading
 /// Says that a copy could not be kept or forgotten.
 fn note(kept: io::Result<()>, file: &Path) {
     if let Err(error) = kept {
-        warn!(%error, file = %file.display(), "cannot keep a copy of the objects");
+        warn!(%error, file = %file.display(), "cannot keep a copy");
     }
 }

@@ -28,7 +28,7 @@ pub struct Own {
     pub version: String,
     /// The admin socket that the status file shows.
     pub admin_socket: PathBuf,
-    /// Where the copy of accepted objects is kept; none: no copy.
+    /// Where copies of accepted objects and status files are kept, in `objects` and `status`; none: no copies.
     pub copy_dir: Option<PathBuf>,
 }
 
@@ -61,8 +61,8 @@ pub enum StartError {
     /// The node's name cannot be a file's.
     #[error("the node's name {0:?} is no name of a Kubernetes node")]
     NodeName(String),
-    /// The copy of accepted objects has no place.
-    #[error("cannot keep a copy of the objects in {dir}")]
+    /// The copies of what was accepted have no place.
+    #[error("cannot keep copies of accepted objects and status files in {dir}")]
     Copy {
         /// Where.
         dir: PathBuf,

@@ -38,7 +38,7 @@ impl Statuses {
     }
 
     /// Takes what was read of one file. Returns what the World should be told.
-    pub(super) fn update(&mut self, path: &Path, reading: Reading) -> Option<Change> {
+    pub(super) fn update(&mut self, path: &Path, reading: &Reading) -> Option<Change> {
         let node = NodeName(path.file_stem()?.to_str()?.into());
         if node == self.own {
             return None;
@@ -53,8 +53,8 @@ impl Statuses {
                 known.is_gone = true;
                 fault(None, Wrong::Status("is gone; its pods are taken for captured still".into()))
             }
-            Reading::Unreadable(message) => fault(None, Wrong::Unreadable(message)),
-            Reading::Text(text) => match parse(&text, &node) {
+            Reading::Unreadable(message) => fault(None, Wrong::Unreadable(message.clone())),
+            Reading::Text(text) => match parse(text, &node) {
                 Err(wrong) => wrong,
                 Ok(pods) => {
                     let known = self.known.entry(path.to_path_buf()).or_default();
@@ -74,13 +74,16 @@ impl Statuses {
         None
     }
 
-    /// Forgets nodes whose file is gone and of whose captured pods none is left. Returns what the World should be told.
-    pub(super) fn forget_gone(&mut self, is_there: impl Fn(&PodUid) -> bool) -> Vec<Change> {
+    /// Forgets nodes whose file is gone and of whose captured pods none is left. Returns what the World should be told,
+    /// by file.
+    pub(super) fn forget_gone(&mut self, is_there: impl Fn(&PodUid) -> bool) -> Vec<(PathBuf, Change)> {
         let over =
             self.known.extract_if(.., |_, known| known.is_gone && !known.captured.iter().any(&is_there));
-        let node = |path: PathBuf| Some(NodeName(path.file_stem()?.to_str()?.into()));
-        over.filter_map(|(path, _)| Some(Change::Captured { node: node(path)?, pods: BTreeSet::new() }))
-            .collect()
+        let released = |path: &Path| {
+            let node = NodeName(path.file_stem()?.to_str()?.into());
+            Some(Change::Captured { node, pods: BTreeSet::new() })
+        };
+        over.filter_map(|(path, _)| released(&path).map(|change| (path, change))).collect()
     }
 
     /// Whether the file of some node is gone.

@@ -105,3 +105,39 @@ async fn an_announcement_that_cannot_be_written_says_so_and_is_made_up_for() {
     agent.cluster.refresh().await;
     assert!(mesh.status("n1").captured.contains("uid-web"));
 }
+
+#[tokio::test]
+async fn what_a_lost_status_file_said_holds_for_an_agent_that_starts_anew() {
+    let mesh = Mesh::new();
+    mesh.write("a.yaml", &(namespace("shop") + &pod("web", "n1")));
+    let (one, mut two) = (mesh.agent("n1"), mesh.agent("n2"));
+    let is_captured = |world: &World| world.workload(&uid("web")).unwrap().captured;
+    one.cluster.announcer().set_captured(uid("web"), true).await.unwrap();
+    two.until("captured", is_captured).await;
+    drop((one, two));
+    fs::remove_dir_all(mesh.root().join("status")).unwrap();
+    let mut two = mesh.agent("n2");
+    assert!(is_captured(&two.view.world()), "never in clear for a file that was lost");
+    assert!(two.problems()[0].contains("status/n1.yaml: is gone"), "{:?}", two.problems());
+    // What is there counts, not what was kept.
+    write(&mesh.root().join("status/n1.yaml"), "node: n1\n");
+    two.until("released", |world| !is_captured(world)).await;
+    write(&mesh.root().join("status/n1.yaml"), "node: n1\ncaptured: [uid-web]\n");
+    two.until("captured again", is_captured).await;
+    drop(two);
+    write(&mesh.root().join("status/n1.yaml"), "node: n1\n");
+    let mut two = mesh.agent("n2");
+    assert!(!is_captured(&two.view.world()));
+    // Forgotten for good with the node's last pod.
+    write(&mesh.root().join("status/n1.yaml"), "node: n1\ncaptured: [uid-web]\n");
+    two.until("captured again", is_captured).await;
+    fs::remove_file(mesh.root().join("status/n1.yaml")).unwrap();
+    mesh.write("a.yaml", &namespace("shop"));
+    two.until("that the pods are gone", |world| world.workload(&uid("web")).is_none()).await;
+    two.cluster.refresh().await;
+    drop(two);
+    mesh.write("a.yaml", &(namespace("shop") + &pod("web", "n1")));
+    let two = mesh.agent("n2");
+    assert!(!is_captured(&two.view.world()));
+    assert_eq!(two.problems(), [""; 0]);
+}
