@@ -192,7 +192,10 @@ impl Driver {
                     self.ended.insert(uid);
                     self.forget_ended();
                 }
-                Command::Acknowledge(generation) => self.status.bundle_generation = generation,
+                Command::Acknowledge(generation) => {
+                    self.status.bundle_generation = generation;
+                    self.bundle.acknowledge(generation);
+                }
                 Command::Refresh(done) => refreshed.push(done),
             }
             next = inbox.try_recv().ok();

@@ -129,14 +129,20 @@ pub(super) fn read_status(text: &str) -> Result<NodeStatus, Fault> {
 /// The trust bundle's file.
 #[derive(Debug, Default)]
 pub(super) struct Bundle {
-    /// The highest `spiffe_sequence` taken in this life.
-    newest: u64,
+    /// The `spiffe_sequence` of the one that handshakes use: one with a root or a list that cannot be read is handed on
+    /// from here, and refused by who uses it.
+    in_force: u64,
     troubles: Vec<Trouble>,
 }
 
 impl Bundle {
+    /// Is told which bundle is in force.
+    pub(super) fn acknowledge(&mut self, generation: u64) {
+        self.in_force = generation;
+    }
+
     /// Takes what was read of the file. A bundle that is gone is one that cannot be read: nobody is untrusted for it. An
-    /// older one than the last is not taken: a backup, or a roll-back that brings a revoked peer back.
+    /// older one than that in force is not taken: a backup, or a roll-back that brings a revoked peer back.
     pub(super) fn update(&mut self, path: &Path, reading: Reading, own: &TrustDomain) -> Option<Change> {
         let trouble = |at, what| Trouble { file: path.to_path_buf(), at, what };
         let read = match reading {
@@ -148,13 +154,12 @@ impl Bundle {
             Reading::Text(text) => parse_bundle(&text, own),
         };
         match read {
-            Ok((at, read)) if read.bundle.generation < self.newest => {
-                let what = Wrong::OlderTrust { found: read.bundle.generation, newest: self.newest };
+            Ok((at, read)) if read.bundle.generation < self.in_force => {
+                let what = Wrong::OlderTrust { found: read.bundle.generation, newest: self.in_force };
                 self.troubles = vec![trouble(Some(at), what)];
                 None
             }
             Ok((at, read)) => {
-                self.newest = read.bundle.generation;
                 let bad = read.problems.into_iter().map(|bad| trouble(Some(at), Wrong::Revocation(bad)));
                 self.troubles = bad.collect();
                 Some(Change::TrustBundle(read.bundle))

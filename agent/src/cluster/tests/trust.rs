@@ -36,6 +36,7 @@ async fn an_older_trust_bundle_is_not_taken_until_it_is_mended() {
     let file = mesh.root().join("trust-bundle.yaml");
     write(&file, &bundle(7));
     let agent = mesh.agent("n1");
+    agent.cluster.acknowledge_bundle(7).await;
     let generation = |agent: &Agent| agent.view.world().trust().unwrap().generation;
     write(&file, &bundle(6));
     agent.cluster.refresh().await;
@@ -48,4 +49,25 @@ async fn an_older_trust_bundle_is_not_taken_until_it_is_mended() {
     assert_eq!((generation(&agent), agent.problems()), (8, vec![]));
     write(&file, &bundle(6));
     assert_eq!(generation(&mesh.agent("n1")), 6, "a new life knows of no newer one");
+}
+
+#[tokio::test]
+async fn the_bundle_before_one_that_was_refused_is_not_older_than_what_is_in_force() {
+    let mesh = Mesh::new();
+    let file = mesh.root().join("trust-bundle.yaml");
+    write(&file, &bundle(7));
+    let agent = mesh.agent("n1");
+    let generation = |agent: &Agent| agent.view.world().trust().unwrap().generation;
+    agent.cluster.acknowledge_bundle(7).await;
+    // Its root is no certificate: who uses it will say so, and never acknowledge it.
+    let key = r#"{"kty": "EC", "use": "x509-svid", "x5c": ["bm8gY2VydGlmaWNhdGU="]}"#;
+    write(&file, &bundle(8).replace("\"keys\": []", &format!("\"keys\": [{key}]")));
+    agent.cluster.refresh().await;
+    assert_eq!(generation(&agent), 8, "handed on");
+    write(&file, &bundle(7));
+    agent.cluster.refresh().await;
+    assert_eq!((generation(&agent), agent.problems()), (7, vec![]));
+    write(&file, &bundle(6));
+    agent.cluster.refresh().await;
+    assert_eq!((generation(&agent), agent.problems().len()), (7, 1));
 }
