@@ -17,6 +17,9 @@ use adit_proto::{Reason, SpiffeId};
 use super::histogram::Counts;
 use super::said::Said;
 
+#[cfg(test)]
+mod tests;
+
 /// The length of a slot.
 const SLOT: Duration = Duration::from_secs(10);
 /// How many slots are kept: ten minutes.
@@ -254,18 +257,4 @@ pub fn connect_phase(report: &ConnectionReport) -> Duration {
         .into_iter()
         .filter_map(|stage| report.stages.get(stage))
         .sum()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_agents_first_ten_seconds_are_within_the_window_for_ten_minutes() {
-        let at = |seconds| Mono(Duration::from_secs(seconds));
-        assert_eq!(oldest_of(at(5), 60), slot_of(at(0)));
-        assert_eq!(oldest_of(at(599), 60), slot_of(at(9)));
-        assert_eq!(oldest_of(at(600), 60), slot_of(at(10)));
-        assert_eq!(oldest_of(at(39), 1), slot_of(at(30)));
-    }
 }

@@ -27,6 +27,9 @@ use super::said::{Said, Sender};
 use crate::clock::Clock;
 use crate::shutdown::vital_thread;
 
+#[cfg(test)]
+mod tests;
+
 /// How often the thread looks.
 const TICK: Duration = Duration::from_millis(25);
 /// How often idle series are looked for, and the process' own gauges are read.
