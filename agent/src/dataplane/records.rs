@@ -34,8 +34,11 @@ pub(super) const KEY_UPDATE_LEN: usize = 5 + OVERHEAD;
 pub(super) const ALERT_LEN: usize = 2 + OVERHEAD;
 /// Handshake messages after the handshake: tickets are the largest, with some 1 KiB of a client's certificates.
 const MESSAGE_LEN_MAX: usize = 16 * 1024;
-/// Records in a row that carry no data. A KeyUpdate of 27 bytes costs a key; an honest peer sends one in 2^24 records, and
-/// some tickets at the start. Rustls takes as many.
+/// The shortest body of a ticket (4.6.1): lifetime 4, age 4, nonce 1 + 0, ticket 2 + 1, extensions 2 + 0.
+const TICKET_LEN_MIN: usize = 14;
+/// Records without data, and messages in them, in a row: each record counts, and of its messages each but the first. A
+/// KeyUpdate of 27 bytes costs a key; an honest peer sends one in 2^24 records, and some tickets at the start. Rustls takes
+/// as many records.
 const WITHOUT_DATA_MAX: u8 = 32;
 
 const TYPE_DATA: u8 = 23;
@@ -61,7 +64,7 @@ pub(super) enum RecordError {
     /// Not to come after the handshake.
     #[error("peer sent a TLS handshake message of type {0} after the handshake")]
     UnexpectedMessage(u8),
-    /// More records in a row than [`WITHOUT_DATA_MAX`].
+    /// More in a row than [`WITHOUT_DATA_MAX`].
     #[error("peer sent nothing but TLS records without data")]
     WithoutData,
     /// Not of the form that its type has.
@@ -283,7 +286,7 @@ pub(super) struct Opener {
     session: Rc<Session>,
     /// A handshake message of which parts have come.
     message: Vec<u8>,
-    /// Records since the last one with data.
+    /// Records since the last one with data, and their messages: see [`WITHOUT_DATA_MAX`].
     without_data: u8,
 }
 
@@ -317,10 +320,8 @@ impl Opener {
         }
         if kind == TYPE_DATA && len > 0 {
             self.without_data = 0;
-        } else if self.without_data < WITHOUT_DATA_MAX {
-            self.without_data += 1;
         } else {
-            return Err(RecordError::WithoutData.into());
+            self.count_without_data()?;
         }
         match kind {
             TYPE_DATA => Ok(Opened::Data(HEADER_LEN..HEADER_LEN + len)),
@@ -330,18 +331,32 @@ impl Opener {
         }
     }
 
+    /// One more record, or message in it, that carries no data.
+    fn count_without_data(&mut self) -> Result<(), RecordError> {
+        if self.without_data >= WITHOUT_DATA_MAX {
+            return Err(RecordError::WithoutData);
+        }
+        self.without_data += 1;
+        Ok(())
+    }
+
     fn handshake(&mut self, content: &[u8]) -> io::Result<Opened> {
         // Must have content (5.1).
         if content.is_empty() || self.message.len() + content.len() > MESSAGE_LEN_MAX {
             return Err(RecordError::Malformed("handshake record").into());
         }
         self.message.extend_from_slice(content);
-        while let &[kind, high, middle, low, ref rest @ ..] = self.message.as_slice() {
+        let mut done = 0;
+        while let &[kind, high, middle, low, ref rest @ ..] = &self.message[done..] {
             let len = usize::from(high) << 16 | usize::from(middle) << 8 | usize::from(low);
             let Some(body) = rest.get(..len) else { break };
             match kind {
                 // Only a server sends them (4.6.1). Resumption is off: what a ticket is for is never asked.
-                MESSAGE_NEW_SESSION_TICKET if self.session.is_client() => {}
+                MESSAGE_NEW_SESSION_TICKET if self.session.is_client() => {
+                    if len < TICKET_LEN_MIN {
+                        return Err(RecordError::Malformed("NewSessionTicket").into());
+                    }
+                }
                 // The new key begins with the next record, so nothing else follows in this one (5.1).
                 MESSAGE_KEY_UPDATE if rest.len() == len => {
                     let &[asked @ (0 | 1)] = body else {
@@ -353,8 +368,13 @@ impl Opener {
                 }
                 other => return Err(RecordError::UnexpectedMessage(other).into()),
             }
-            drop(self.message.drain(..4 + len));
+            if done > 0 {
+                self.count_without_data()?;
+            }
+            done += 4 + len;
         }
+        // Once for all of them: each time, what follows is moved.
+        drop(self.message.drain(..done));
         if self.message.is_empty() {
             self.message = Vec::new();
         }

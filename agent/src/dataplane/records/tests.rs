@@ -259,6 +259,36 @@ fn a_peer_that_sends_no_data_is_refused_in_the_end() {
     }
 }
 
+/// A ticket whose body has this length.
+fn ticket(len: u8) -> Vec<u8> {
+    let mut ticket = vec![MESSAGE_NEW_SESSION_TICKET, 0, 0, len];
+    ticket.resize(4 + usize::from(len), 9);
+    ticket
+}
+
+#[test]
+fn a_record_full_of_tickets_counts_as_many_records_without_data() {
+    let (mut client, mut server) = ends();
+    let shortest = ticket(14);
+    for _ in 0..3 {
+        let record = server.record(TYPE_HANDSHAKE, &shortest.repeat(usize::from(WITHOUT_DATA_MAX)));
+        client.says_nothing(record);
+        let record = server.data(b"x");
+        assert_eq!(client.open(record), b"x");
+    }
+    let record = server.record(TYPE_HANDSHAKE, &shortest.repeat(CONTENT_LEN_MAX / shortest.len()));
+    assert_eq!(client.refusal(record), RecordError::WithoutData);
+}
+
+#[test]
+fn a_ticket_that_is_shorter_than_any_is_refused() {
+    for len in [0, 13] {
+        let (mut client, mut server) = ends();
+        let record = server.record(TYPE_HANDSHAKE, &ticket(len));
+        assert_eq!(client.refusal(record), RecordError::Malformed("NewSessionTicket"), "{len}");
+    }
+}
+
 #[test]
 fn a_message_that_never_ends_is_refused() {
     let (mut client, mut server) = ends();
