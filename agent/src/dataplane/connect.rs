@@ -328,7 +328,9 @@ impl Phase<'_> {
                 Ok(Connected { carrier: Carrier::Plain(stream), in_use: Some(in_use) })
             }
             Err(error) => {
-                self.blame(candidate.addr);
+                if is_of_the_endpoint(error.failure(false)) {
+                    self.blame(candidate.addr);
+                }
                 Err(error)
             }
         }

@@ -36,6 +36,9 @@ enum From {
     /// Without privilege: the process's own namespace, no mark, its own address; every address counts as the pod's.
     #[cfg(test)]
     Here,
+    /// As [`From::Here`], but the process has no descriptor left.
+    #[cfg(test)]
+    Nowhere,
 }
 
 impl Legs {
@@ -48,6 +51,12 @@ impl Legs {
     #[cfg(test)]
     pub(super) fn here(options: LegOptions) -> Self {
         Self { from: From::Here, options }
+    }
+
+    /// The same without a descriptor left.
+    #[cfg(test)]
+    pub(super) fn nowhere(options: LegOptions) -> Self {
+        Self { from: From::Nowhere, options }
     }
 
     /// To another pod's agent.
@@ -85,6 +94,8 @@ impl Legs {
             }),
             #[cfg(test)]
             From::Here => true,
+            #[cfg(test)]
+            From::Nowhere => false,
         }
     }
 
@@ -117,6 +128,13 @@ impl Legs {
                 stream.set_nodelay(true).map_err(connect)?;
                 Ok(stream)
             }
+            #[cfg(test)]
+            From::Nowhere => Err(DialError::Socket { to, step: "socket", source: no_descriptor() }),
         }
     }
+}
+
+#[cfg(test)]
+fn no_descriptor() -> std::io::Error {
+    nix::errno::Errno::EMFILE.into()
 }

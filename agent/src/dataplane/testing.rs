@@ -124,6 +124,15 @@ impl Rig {
 
     /// A captured pod with a certificate, known to the world. Serves nothing yet.
     pub(super) fn pod(&self, account: &str) -> Rc<Pod> {
+        self.pod_with(account, Legs::here(self.worker.config.legs()))
+    }
+
+    /// The same for a pod of which every socket has to be refused: the agent has no descriptor left.
+    pub(super) fn pod_without_descriptors(&self, account: &str) -> Rc<Pod> {
+        self.pod_with(account, Legs::nowhere(self.worker.config.legs()))
+    }
+
+    fn pod_with(&self, account: &str, legs: Legs) -> Rc<Pod> {
         let ip = own_ip();
         let uid = PodUid(format!("uid-{account}-{ip}").into());
         self.change(Change::Pod(model(account, &uid, ip)));
@@ -135,7 +144,6 @@ impl Rig {
             mark: 0,
             identity: id(account),
         };
-        let legs = Legs::here(self.worker.config.legs());
         let pod = Pod::new(&self.worker, &served, legs, Arc::new(Live::default()));
         self.pods.borrow_mut().push(Rc::clone(&pod));
         pod

@@ -20,7 +20,7 @@ use tokio::task::spawn_local;
 use tokio_rustls::TlsAcceptor;
 
 use super::super::pool::GONE_AFTER;
-use super::super::testing::{Carried, Rig, app, greet, id, on_worker};
+use super::super::testing::{Carried, Rig, app, greet, id, on_worker, own_ip};
 use super::super::{Config, pod::Pod};
 
 /// What a scripted peer does.
@@ -321,6 +321,29 @@ fn a_dead_endpoint_is_passed_over_and_no_connection_fails() {
         }
         assert!(attempts.iter().all(|attempts| (1..=2).contains(attempts)), "{attempts:?}");
         assert!(attempts.contains(&2), "the dead one was tried: {attempts:?}");
+    });
+}
+
+#[test]
+fn a_dial_without_a_descriptor_left_ejects_no_endpoint_and_a_refused_one_does() {
+    on_worker(async {
+        let rig = Rig::new(Config::default());
+        let (lacking, web) = (rig.pod_without_descriptors("lacking"), rig.pod("web"));
+        // Two addresses outside the mesh where nobody listens.
+        let closed = [own_ip(), own_ip()].map(|ip| SocketAddr::new(ip, 9));
+        let vip = service(&rig, &closed);
+        let (registry, failures) =
+            (rig.worker.handles.reporter.registry(), TrafficSettings::default().ejection_failures);
+        for (pod, reason, ejects) in [(&lacking, Reason::MemoryLimit, false), (&web, Reason::Refused, true)] {
+            // Whichever is chosen: one of the two fails often enough.
+            for _ in 0..2 * failures {
+                let mut near = rig.connect(pod, vip).await;
+                assert!(near.read(&mut [0; 1]).await.is_err());
+                assert_eq!(rig.reason(Direction::Outbound).await, Some(reason));
+            }
+            let ejections = registry.counter_value("adit_ejections_total", &[("service", "shop/api")]);
+            assert_eq!(ejections > 0, ejects, "{reason:?}");
+        }
     });
 }
 
