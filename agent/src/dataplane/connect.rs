@@ -30,6 +30,7 @@ use super::protocol::{self, Head};
 use super::share::Chunk;
 use super::tunnel::{Slot, StreamError};
 use crate::telemetry::Report;
+use crate::telemetry::shard::Budget;
 use crate::view::View;
 
 /// What carries a connection from here on.
@@ -396,8 +397,7 @@ impl Phase<'_> {
         let allowed = self
             .spender()
             .is_some_and(|spender| worker.endpoints.may_retry(&spender, &self.route.traffic, self.now()));
-        let result = if allowed { "granted" } else { "denied" };
-        metrics::counter!("adit_retry_budget_total", "result" => result).increment(1);
+        worker.shard.asked_budget(if allowed { Budget::Granted } else { Budget::Denied });
         if allowed { Ok(()) } else { Err(CarryError::BudgetExhausted { last: Box::new(error) }) }
     }
 

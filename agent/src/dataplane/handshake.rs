@@ -9,7 +9,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use adit_proto::Reason;
 use rustls::client::{ClientConnectionData, UnbufferedClientConnection};
 use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{
@@ -33,25 +32,6 @@ mod tests;
 const READ_LEN: usize = 16 * 1024;
 /// What may have come and not be understood yet. Rustls takes no message above 64 KiB.
 const INCOMING_MAX: usize = 128 * 1024;
-
-/// Which part this side has in a handshake.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Role {
-    /// It dialled.
-    Client,
-    /// It was dialled.
-    Server,
-}
-
-/// Counts a handshake that has ended: well, or with `failure`. Apart from connections: a retry may have succeeded.
-pub(super) fn count(role: Role, failure: Option<Reason>) {
-    let side = match role {
-        Role::Client => "client",
-        Role::Server => "server",
-    };
-    let result = failure.map_or("ok", Reason::label);
-    metrics::counter!("adit_tls_handshakes_total", "side" => side, "result" => result).increment(1);
-}
 
 /// What a finished handshake leaves.
 pub(super) struct Secured {

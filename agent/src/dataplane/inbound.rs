@@ -38,6 +38,7 @@ use super::wire::Wire;
 use crate::identity::Peer;
 use crate::identity::tls;
 use crate::sockets;
+use crate::telemetry::shard::Role;
 use crate::view::View;
 
 #[cfg(test)]
@@ -124,7 +125,7 @@ async fn accept(
             Ok(peer) => Ok((stream, peer)),
             Err(error) => Err(refused(error.reason())(&error)),
         });
-    handshake::count(handshake::Role::Server, secured.as_ref().err().map(|none| none.reason));
+    worker.shard.handshake(Role::Server, secured.as_ref().err().map(|none| none.reason));
     let (stream, peer) = secured?;
     let handshake_took = worker.handles.clock.now().mono.since(begun);
     let wire = stream.wire();

@@ -89,6 +89,7 @@ impl Pod {
             legs: legs.clone(),
             certs: worker.handles.certs.clone(),
             share: Rc::clone(&share),
+            shard: worker.shard.clone(),
             clock: worker.handles.clock,
             own: served.identity.clone(),
             idle_timeout: worker.config.tunnel_idle_timeout,

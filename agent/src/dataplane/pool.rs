@@ -19,13 +19,14 @@ use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
 use super::error::of_tunnel;
-use super::handshake::{self, Role};
 use super::legs::Legs;
 use super::protocol::STREAMS_MAX;
 use super::share::Share;
 use super::tunnel::{self, DialStage, DialTimes, Driver, Slot, Towards, Tunnel, TunnelError};
 use crate::clock::Clock;
 use crate::identity::CertSource;
+use crate::telemetry::Shard;
+use crate::telemetry::shard::Role;
 
 /// How long a pod may be missing from the world before what its tunnels carry is ended. A file that an editor saves is
 /// away for milliseconds; the kernel notices a peer that is no more after 20 s.
@@ -70,6 +71,8 @@ pub(super) struct Dialling {
     pub(super) certs: CertSource,
     /// The pod's share of the worker's buffers.
     pub(super) share: Rc<Share>,
+    /// Where its handshakes are counted.
+    pub(super) shard: Shard,
     /// The clock.
     pub(super) clock: Clock,
     /// The pod's identity.
@@ -312,25 +315,26 @@ async fn dial(pool: Weak<Pool>, key: Key, id: u64) {
     let dialling = &strong.dialling;
     let (legs, certs) = (dialling.legs.clone(), dialling.certs.clone());
     let (share, clock, own) = (Rc::clone(&dialling.share), dialling.clock, dialling.own.clone());
+    let shard = dialling.shard.clone();
     drop(strong);
     let addr = SocketAddr::new(key.ip, PORT_INBOUND_HBONE);
     let towards = Towards { addr, own, expected: key.expected.clone() };
     let result = Box::pin(tunnel::dial(&legs, &certs, &share, clock, &towards)).await;
-    count_handshake(result.as_ref().err());
+    count_handshake(&shard, result.as_ref().err());
     if let Some(pool) = pool.upgrade() {
         pool.finish(&key, id, result);
     }
 }
 
 /// Counts the handshake of a dial that ended so, if it came to one.
-fn count_handshake(error: Option<&TunnelError>) {
+fn count_handshake(shard: &Shard, error: Option<&TunnelError>) {
     match error {
-        None | Some(TunnelError::Http { .. }) => handshake::count(Role::Client, None),
+        None | Some(TunnelError::Http { .. }) => shard.handshake(Role::Client, None),
         Some(
             error @ (TunnelError::Tls { .. }
             | TunnelError::Handshake { .. }
             | TunnelError::Timeout { stage: DialStage::Tls, .. }),
-        ) => handshake::count(Role::Client, Some(of_tunnel(error))),
+        ) => shard.handshake(Role::Client, Some(of_tunnel(error))),
         Some(
             TunnelError::NoCertificate(_)
             | TunnelError::Dial(_)

@@ -14,6 +14,7 @@ use adit_core::net::PodKey;
 use adit_core::time::{Mono, Now};
 use adit_core::world::World;
 use adit_proto::Reason;
+use metrics::Gauge;
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
@@ -23,6 +24,7 @@ use super::listeners::Serving;
 use super::model::{OpenError, ServedPod};
 use super::pod::Live;
 use super::shared::Worker;
+use crate::telemetry::Registry;
 
 /// How often a worker forgets what is idle and reports long connections.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
@@ -70,6 +72,7 @@ async fn serve(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>) {
     let mut view = worker.handles.view.clone();
     let mut certs = worker.handles.certs.clone();
     let clock = worker.handles.clock;
+    let gauges = Gauges::new(worker.handles.reporter.registry());
     // When a pod that is missing from the world counts as gone.
     let mut due = None;
     let mut upkeep = interval(UPKEEP_INTERVAL);
@@ -87,7 +90,7 @@ async fn serve(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>) {
             () = clock.sleep_until(due) => due = sweep(&pods, &view.world(), clock.now()),
             () = certs.trust_changed() => pods.values().for_each(|serving| serving.pod().pool.cut_distrusted()),
             _ = pulse.tick() => {}
-            _ = upkeep.tick() => due = look_after(&worker, &pods),
+            _ = upkeep.tick() => due = look_after(&worker, &pods, &gauges),
         }
     }
     for serving in pods.into_values() {
@@ -134,7 +137,7 @@ fn sweep(pods: &HashMap<PodKey, Serving>, world: &World, now: Now) -> Option<Mon
     pods.values().filter_map(|serving| serving.pod().sweep(world, now)).min()
 }
 
-fn look_after(worker: &Worker, pods: &HashMap<PodKey, Serving>) -> Option<Mono> {
+fn look_after(worker: &Worker, pods: &HashMap<PodKey, Serving>, gauges: &Gauges) -> Option<Mono> {
     let (world, now) = (worker.handles.view.world(), worker.handles.clock.now());
     let due = sweep(pods, &world, now);
     worker.shard.tick();
@@ -143,12 +146,31 @@ fn look_after(worker: &Worker, pods: &HashMap<PodKey, Serving>) -> Option<Mono> 
     worker.buffers.let_unused_go();
     let tunnels = pods.values().map(|serving| serving.pod().pool.tunnels()).sum();
     let inbound = pods.values().map(|serving| serving.pod().inbound_tunnels()).sum();
-    let thread = std::thread::current().name().unwrap_or_default().to_owned();
     let small = |count: usize| f64::from(u32::try_from(count).unwrap_or(u32::MAX));
-    metrics::gauge!("adit_tunnels_open", "worker" => thread.clone()).set(small(tunnels));
-    metrics::gauge!("adit_inbound_tunnels_open", "worker" => thread.clone()).set(small(inbound));
-    metrics::gauge!("adit_endpoints_ejected", "worker" => thread.clone())
-        .set(small(worker.endpoints.ejected(now.mono)));
-    metrics::gauge!("adit_buffered_bytes", "worker" => thread).set(small(worker.buffers.used()));
+    gauges.tunnels.set(small(tunnels));
+    gauges.inbound_tunnels.set(small(inbound));
+    gauges.ejected.set(small(worker.endpoints.ejected(now.mono)));
+    gauges.buffered.set(small(worker.buffers.used()));
     due
+}
+
+/// What a worker shows of itself. Looked up once: that waits for whoever reads all metrics.
+struct Gauges {
+    tunnels: Gauge,
+    inbound_tunnels: Gauge,
+    ejected: Gauge,
+    buffered: Gauge,
+}
+
+impl Gauges {
+    fn new(registry: &Registry) -> Self {
+        let thread = std::thread::current();
+        let gauge = |name| registry.gauge(name, &[("worker", thread.name().unwrap_or_default())]);
+        Self {
+            tunnels: gauge("adit_tunnels_open"),
+            inbound_tunnels: gauge("adit_inbound_tunnels_open"),
+            ejected: gauge("adit_endpoints_ejected"),
+            buffered: gauge("adit_buffered_bytes"),
+        }
+    }
 }

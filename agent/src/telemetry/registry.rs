@@ -135,6 +135,13 @@ impl Registry {
         }
     }
 
+    /// Does `work` while all metrics are being read, which holds the lock.
+    #[cfg(test)]
+    pub(super) fn while_read<T>(&self, work: impl FnOnce() -> T) -> T {
+        let _read = self.lock();
+        work()
+    }
+
     fn counter_cell(&self, name: &str, labels: String) -> Arc<AtomicU64> {
         let cell = Arc::new(AtomicU64::new(0));
         match self.series(&mut self.lock(), name, labels, || Series::Counter(Cells::default())) {

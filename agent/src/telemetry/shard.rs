@@ -1,6 +1,7 @@
 //! One worker's part of telemetry: opens and closes reports, counts, and hands closed reports to the telemetry thread.
 //!
-//! Nothing here is shared with another worker but the queue. Series are looked up once per edge and kept.
+//! Nothing here is shared with another worker but the queue. Series are looked up once, when they are first counted in,
+//! and kept: whoever reads all metrics holds a lock for as long as that takes.
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::hash_map::Entry;
@@ -38,6 +39,8 @@ struct Inner {
     /// The policies of which generation the verdicts are of.
     policies_of: Cell<u64>,
     ejections: RefCell<HashMap<ObjectName, Arc<AtomicU64>>>,
+    handshakes: RefCell<HashMap<(Role, Option<Reason>), Arc<AtomicU64>>>,
+    budget: RefCell<HashMap<Budget, Arc<AtomicU64>>>,
     live: RefCell<LiveList>,
 }
 
@@ -86,6 +89,42 @@ impl Verdict {
             Self::Denied | Self::WouldDeny => "DENY",
             Self::Audited => "AUDIT",
             Self::PlaintextRefused => "",
+        }
+    }
+}
+
+/// Which part this side had in a handshake.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum Role {
+    /// It dialled.
+    Client,
+    /// It was dialled.
+    Server,
+}
+
+impl Role {
+    const fn label(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Server => "server",
+        }
+    }
+}
+
+/// What the budget said when a retry asked it.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum Budget {
+    /// It paid.
+    Granted,
+    /// It was used up.
+    Denied,
+}
+
+impl Budget {
+    const fn label(self) -> &'static str {
+        match self {
+            Self::Granted => "granted",
+            Self::Denied => "denied",
         }
     }
 }
@@ -142,6 +181,8 @@ impl Shard {
             verdicts: RefCell::default(),
             policies_of: Cell::new(0),
             ejections: RefCell::default(),
+            handshakes: RefCell::default(),
+            budget: RefCell::default(),
             live: RefCell::default(),
         }))
     }
@@ -184,6 +225,25 @@ impl Shard {
         let counter = ejections.entry(service.clone()).or_insert_with(|| {
             let labels = [("service", &*service.to_string())];
             self.0.registry.counter("adit_ejections_total", &labels)
+        });
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts a handshake that has ended: well, or with `failure`. Apart from connections: a retry may have succeeded.
+    pub fn handshake(&self, role: Role, failure: Option<Reason>) {
+        let mut handshakes = self.0.handshakes.borrow_mut();
+        let counter = handshakes.entry((role, failure)).or_insert_with(|| {
+            let labels = [("side", role.label()), ("result", failure.map_or("ok", Reason::label))];
+            self.0.registry.counter("adit_tls_handshakes_total", &labels)
+        });
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts a retry that asked its budget.
+    pub fn asked_budget(&self, answer: Budget) {
+        let mut budget = self.0.budget.borrow_mut();
+        let counter = budget.entry(answer).or_insert_with(|| {
+            self.0.registry.counter("adit_retry_budget_total", &[("result", answer.label())])
         });
         counter.fetch_add(1, Ordering::Relaxed);
     }

@@ -21,7 +21,7 @@ use super::edges::EdgeKey;
 use super::registry::{IDLE, Registry};
 use super::render::Page;
 use super::said::{QUEUE_LEN_MAX, Said, Sender};
-use super::shard::Verdict;
+use super::shard::{Budget, Role, Verdict};
 use super::{Format, Reporter, Shard};
 use crate::clock::Clock;
 
@@ -281,4 +281,33 @@ async fn a_verdict_names_the_action_of_the_policies_that_gave_it() {
     ] {
         assert!(page.lines().any(|l| l == line), "{line}\n{page}");
     }
+}
+
+#[test]
+fn a_worker_counts_on_while_all_metrics_are_being_read() {
+    const PATIENCE: Duration = Duration::from_secs(20);
+    let reporter = Reporter::to(sync_channel(1).0);
+    let registry = reporter.registry().clone();
+    let ((go, going), (counted, counts)) = (sync_channel::<()>(1), sync_channel(2));
+    let worker = std::thread::spawn(move || {
+        let (shard, name) = (reporter.shard(Clock::real()), ObjectName::new("shop", "cart"));
+        for _ in 0..2 {
+            shard.handshake(Role::Client, Some(Reason::PeerUntrusted));
+            shard.asked_budget(Budget::Denied);
+            shard.verdict(Some(&name), Verdict::Allowed);
+            shard.ejected(&name);
+            counted.send(()).unwrap();
+            going.recv().unwrap();
+        }
+    });
+    counts.recv_timeout(PATIENCE).unwrap();
+    registry.while_read(|| {
+        go.send(()).unwrap();
+        counts.recv_timeout(PATIENCE).expect("the worker does not wait for the reader");
+    });
+    go.send(()).unwrap();
+    worker.join().unwrap();
+    let failed = [("side", "client"), ("result", "peer_untrusted")];
+    assert_eq!(registry.counter_value("adit_tls_handshakes_total", &failed), 2);
+    assert_eq!(registry.counter_value("adit_retry_budget_total", &[("result", "denied")]), 2);
 }

@@ -267,23 +267,21 @@ fn what_is_no_connect_to_this_pods_app_is_a_400_with_its_reason() {
 
 #[test]
 fn handshakes_are_counted_by_side_and_result_with_retries_and_without() {
-    let registry = crate::telemetry::Registry::default();
-    let count = |side, result| {
-        registry.counter_value("adit_tls_handshakes_total", &[("side", side), ("result", result)])
-    };
-    metrics::with_local_recorder(&registry, || {
-        on_worker(async {
-            let carried = Carried::begin().await;
-            assert_eq!((count("client", "ok"), count("server", "ok")), (1, 1));
-            let thief = carried.rig.serving_pod("thief").await;
-            let to = SocketAddr::new(thief.first_ip(), PORT_INBOUND_HBONE);
-            let mut plain = TcpStream::connect(to).await.unwrap();
-            tokio::io::AsyncWriteExt::write_all(&mut plain, b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
-            assert_eq!(carried.rig.reason(Direction::Inbound).await, Some(Reason::PeerProtocol));
-            assert_eq!((count("server", "peer_protocol"), count("server", "ok")), (1, 1));
-            assert_eq!(carried.api.inbound_tunnels(), 1);
-            assert_eq!(thief.inbound_tunnels(), 0, "a seat of a tunnel that never was is given back");
-        });
+    on_worker(async {
+        let carried = Carried::begin().await;
+        let registry = carried.rig.worker.handles.reporter.registry();
+        let count = |side, result| {
+            registry.counter_value("adit_tls_handshakes_total", &[("side", side), ("result", result)])
+        };
+        assert_eq!((count("client", "ok"), count("server", "ok")), (1, 1));
+        let thief = carried.rig.serving_pod("thief").await;
+        let to = SocketAddr::new(thief.first_ip(), PORT_INBOUND_HBONE);
+        let mut plain = TcpStream::connect(to).await.unwrap();
+        tokio::io::AsyncWriteExt::write_all(&mut plain, b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+        assert_eq!(carried.rig.reason(Direction::Inbound).await, Some(Reason::PeerProtocol));
+        assert_eq!((count("server", "peer_protocol"), count("server", "ok")), (1, 1));
+        assert_eq!(carried.api.inbound_tunnels(), 1);
+        assert_eq!(thief.inbound_tunnels(), 0, "a seat of a tunnel that never was is given back");
     });
 }
 

@@ -90,9 +90,12 @@ struct Outcome {
 }
 
 async fn outcome(peer: Peer) -> Outcome {
-    let rig = Rig::new(Config::default());
+    outcome_at(&Rig::new(Config::default()), peer).await
+}
+
+async fn outcome_at(rig: &Rig, peer: Peer) -> Outcome {
     let (web, api) = (rig.pod("web"), rig.pod("api"));
-    let seen = plays(&rig, &api, "api", peer).await;
+    let seen = plays(rig, &api, "api", peer).await;
     let mut near = rig.connect(&web, SocketAddr::new(api.first_ip(), 80)).await;
     let error = near.read(&mut [0; 1]).await.unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "a failed connect is a reset");
@@ -160,16 +163,15 @@ fn a_refused_stream_is_retried_at_once() {
 
 #[test]
 fn retries_end_where_the_budget_does() {
-    let registry = crate::telemetry::Registry::default();
-    metrics::with_local_recorder(&registry, || {
-        on_worker(async {
-            // The floor pays for one retry in 100 ms; the second would come within 75 ms of the first.
-            let outcome = outcome(Peer::Resets).await;
-            assert_eq!((outcome.reason, outcome.attempts), (Reason::RetryBudgetExhausted, 2));
-        });
+    on_worker(async {
+        let rig = Rig::new(Config::default());
+        // The floor pays for one retry in 100 ms; the second would come within 75 ms of the first.
+        let outcome = outcome_at(&rig, Peer::Resets).await;
+        assert_eq!((outcome.reason, outcome.attempts), (Reason::RetryBudgetExhausted, 2));
+        let registry = rig.worker.handles.reporter.registry();
+        let asked = |result| registry.counter_value("adit_retry_budget_total", &[("result", result)]);
+        assert_eq!((asked("granted"), asked("denied")), (1, 1));
     });
-    let asked = |result| registry.counter_value("adit_retry_budget_total", &[("result", result)]);
-    assert_eq!((asked("granted"), asked("denied")), (1, 1));
 }
 
 #[test]
@@ -189,20 +191,18 @@ fn a_peer_that_proves_another_identity_is_refused_before_anything_is_sent() {
 
 #[test]
 fn a_peer_of_an_unknown_ca_is_refused_and_its_handshake_counted() {
-    let registry = crate::telemetry::Registry::default();
-    metrics::with_local_recorder(&registry, || {
-        on_worker(async {
-            let rig = Rig::new(Config::default());
-            let (web, api) = (rig.pod("web"), rig.pod("api"));
-            rig.certs.borrow().issue_untrusted(&id("api"));
-            plays(&rig, &api, "api", Peer::Answers(200, "")).await;
-            let mut near = rig.connect(&web, SocketAddr::new(api.first_ip(), 80)).await;
-            assert!(near.read(&mut [0; 1]).await.is_err());
-            assert_eq!(rig.reason(Direction::Outbound).await, Some(Reason::PeerUntrusted));
-        });
+    on_worker(async {
+        let rig = Rig::new(Config::default());
+        let (web, api) = (rig.pod("web"), rig.pod("api"));
+        rig.certs.borrow().issue_untrusted(&id("api"));
+        plays(&rig, &api, "api", Peer::Answers(200, "")).await;
+        let mut near = rig.connect(&web, SocketAddr::new(api.first_ip(), 80)).await;
+        assert!(near.read(&mut [0; 1]).await.is_err());
+        assert_eq!(rig.reason(Direction::Outbound).await, Some(Reason::PeerUntrusted));
+        let (registry, untrusted) =
+            (rig.worker.handles.reporter.registry(), [("side", "client"), ("result", "peer_untrusted")]);
+        assert_eq!(registry.counter_value("adit_tls_handshakes_total", &untrusted), 1);
     });
-    let untrusted = [("side", "client"), ("result", "peer_untrusted")];
-    assert_eq!(registry.counter_value("adit_tls_handshakes_total", &untrusted), 1);
 }
 
 #[test]
