@@ -36,8 +36,8 @@ struct Inner {
     interim_interval: Duration,
     edges: RefCell<HashMap<EdgeKey, Rc<EdgeSeries>>>,
     verdicts: RefCell<HashMap<VerdictKey, Arc<AtomicU64>>>,
-    /// The policies of which generation the verdicts are of.
-    policies_of: Cell<u64>,
+    /// The generation of the world that was last looked through for lost policies.
+    looked_at: Cell<u64>,
     ejections: RefCell<HashMap<ObjectName, Arc<AtomicU64>>>,
     handshakes: RefCell<HashMap<(Role, Option<Reason>), Arc<AtomicU64>>>,
     budget: RefCell<HashMap<Budget, Arc<AtomicU64>>>,
@@ -179,7 +179,7 @@ impl Shard {
             interim_interval,
             edges: RefCell::default(),
             verdicts: RefCell::default(),
-            policies_of: Cell::new(0),
+            looked_at: Cell::new(0),
             ejections: RefCell::default(),
             handshakes: RefCell::default(),
             budget: RefCell::default(),
@@ -252,7 +252,8 @@ impl Shard {
     /// more; their series leave after [`IDLE`]. To be called every few seconds.
     pub fn forget_lost(&self, world: &World) {
         self.0.ejections.borrow_mut().retain(|service, _| world.service(service).is_some());
-        if self.0.policies_of.replace(world.policy_generation()) == world.policy_generation() {
+        // Not that of the policies: a pod that goes, and then a policy that selects no other one, change no live decision.
+        if self.0.looked_at.replace(world.generation()) == world.generation() {
             return;
         }
         let mut selecting = HashSet::new();

@@ -154,3 +154,33 @@ fn a_policy_that_is_gone_takes_its_counts_off_the_page_and_one_that_is_there_kee
     look_after(Mono(IDLE * 4));
     assert_eq!(registry.counter_value("adit_ejections_total", &[("service", "shop/lost")]), 0);
 }
+
+#[test]
+fn a_policy_that_outlives_the_last_pod_it_selects_leaves_no_count_on_the_page() {
+    let rig = Rig::new(Config::default());
+    let (api, other) = (rig.pod("api"), rig.pod("other"));
+    let (shard, view) = (&rig.worker.shard, &rig.worker.handles.view);
+    let registry = rig.worker.handles.reporter.registry();
+    let count = || {
+        let labels = [("policy", "shop/p"), ("action", "ALLOW"), ("verdict", "allowed")];
+        registry.counter_value("adit_policy_verdicts_total", &labels)
+    };
+    rig.change(policy("p", Action::Allow, 1));
+    assert_eq!(Coming::to(&api, Some(id("web"))).ask(&rig, admit), Ok(()));
+    let look_after = |at| {
+        shard.forget_lost(&view.world());
+        registry.expire(at);
+    };
+    look_after(Mono::from_millis(1));
+    // As when a namespace is deleted: neither change is one of a live decision.
+    let before = view.world().policy_generation();
+    rig.change(Change::PodGone(rig.object(&api).name));
+    look_after(Mono(IDLE * 2));
+    assert_eq!(count(), 1, "it selects another pod");
+    rig.change(Change::PodGone(rig.object(&other).name));
+    rig.change(Change::AuthorizationPolicyGone(ObjectName::new("shop", "p")));
+    assert_eq!(view.world().policy_generation(), before);
+    look_after(Mono(IDLE * 3));
+    look_after(Mono(IDLE * 5));
+    assert_eq!(count(), 0);
+}
