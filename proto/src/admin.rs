@@ -208,7 +208,8 @@ pub struct Edges {
     pub window_s: u64,
     /// Sorted by source, destination, service.
     pub edges: Vec<Edge>,
-    /// Connections of edges beyond the bound, summed up as "other".
+    /// Connections of edges beyond the bound, summed up as "other": those open now, and those that have ended since the
+    /// agent began.
     pub other: u64,
     /// Reports that were lost because they came faster than they could be written.
     pub dropped: u64,

@@ -1,19 +1,20 @@
 //! Edges: what each workload sent each other one in the last ten minutes, in slots of ten seconds, bounded.
 //!
 //! Fed with closed (and interim) reports on the telemetry thread; read by the admin API. Needs no Prometheus. Who is open
-//! now is not counted here, where a report may be late or lost: see [`super::active`].
+//! now is not counted here, where a report may be late or lost, but asked of [`Active`].
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use adit_core::net::ObjectName;
-use adit_core::report::{ConnectionReport, Direction, Stage, Transport};
+use adit_core::report::{ConnectionReport, Direction, End, Stage, Transport};
 use adit_core::time::Mono;
 use adit_core::workload::Owner;
 use adit_proto::admin::{Edge, Party};
 use adit_proto::{Reason, SpiffeId};
 
+use super::active::Active;
 use super::histogram::Counts;
 use super::said::Said;
 
@@ -50,6 +51,11 @@ pub struct EdgeKey {
 }
 
 impl EdgeKey {
+    /// What edges are sorted by.
+    fn order(&self) -> impl Ord {
+        (&self.source, &self.destination, &self.service, self.direction.label(), self.transport.label())
+    }
+
     /// The edge that a connection belongs to.
     pub fn of(report: &ConnectionReport) -> Self {
         let side = |workload: &adit_core::workload::Workload| {
@@ -76,13 +82,16 @@ impl EdgeKey {
     }
 }
 
-/// All edges of the last ten minutes.
+/// All edges of the last ten minutes, and those that are active.
 #[derive(Debug)]
 pub struct Edges {
     kept_max: usize,
+    active: Active,
     edges: HashMap<EdgeKey, Window>,
-    /// Connections of edges beyond `kept_max`.
+    /// Connections that have ended, of edges beyond `kept_max`.
     other: u64,
+    /// The slot in which idle edges were last forgotten to make room. Within a slot hardly any becomes idle.
+    forgotten_in: Option<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -103,43 +112,53 @@ struct Slot {
 }
 
 impl Edges {
-    /// No edges yet; at most `kept_max` are kept apart.
-    pub fn new(kept_max: usize) -> Self {
-        Self { kept_max, edges: HashMap::new(), other: 0 }
+    /// No edges yet; at most `kept_max` are kept apart. `active`: who is open now.
+    pub fn new(kept_max: usize, active: Active) -> Self {
+        Self { kept_max, active, edges: HashMap::new(), other: 0, forgotten_in: None }
     }
 
     /// Counts one report.
     pub fn add(&mut self, said: &Said) {
         let key = EdgeKey::of(&said.report);
         if !self.edges.contains_key(&key) && self.edges.len() >= self.kept_max {
-            self.forget_idle(said.at);
+            let slot = Some(slot_of(said.at));
+            if self.forgotten_in != slot {
+                self.forgotten_in = slot;
+                self.forget_idle(said.at, &self.active.read());
+            }
         }
         if !self.edges.contains_key(&key) && self.edges.len() >= self.kept_max {
-            self.other += 1;
+            // While it is open, it is among the active ones.
+            self.other += u64::from(said.end != End::Open);
             return;
         }
         self.edges.entry(key).or_default().add(said);
     }
 
-    fn forget_idle(&mut self, now: Mono) {
+    /// An edge with open connections is not idle, however seldom these are reported.
+    fn forget_idle(&mut self, now: Mono, active: &HashMap<EdgeKey, u64>) {
         let oldest = oldest_of(now, SLOTS_MAX as u64);
-        self.edges.retain(|_, window| window.slots.back().is_some_and(|(at, _)| *at >= oldest));
+        self.edges.retain(|key, window| {
+            window.slots.back().is_some_and(|(at, _)| *at >= oldest) || active.contains_key(key)
+        });
     }
 
-    /// The edges of the last `window` (at most ten minutes) and those that are `active` now, sorted; and how many
+    /// The edges of the last `window` (at most ten minutes) and those that are active now, sorted; and how many
     /// connections are in none of them.
-    pub fn read(&mut self, now: Mono, window: Duration, active: &HashMap<EdgeKey, u64>) -> (Vec<Edge>, u64) {
-        self.forget_idle(now);
+    pub fn read(&mut self, now: Mono, window: Duration) -> (Vec<Edge>, u64) {
+        let active = self.active.read();
+        self.forget_idle(now, &active);
         let slots = (window.as_secs().div_ceil(SLOT.as_secs())).clamp(1, SLOTS_MAX as u64);
         let since = oldest_of(now, slots);
         let none = Window::default();
-        // Open, and not reported yet. As many as would be kept apart once they are.
-        let fresh = active.keys().filter(|key| !self.edges.contains_key(key)).map(|key| (key, &none));
-        let room = self.kept_max.saturating_sub(self.edges.len());
+        // Open, and not reported yet. As many as would be kept apart once they are, and always the same ones.
+        let mut fresh: Vec<_> = active.iter().filter(|(key, _)| !self.edges.contains_key(key)).collect();
+        fresh.sort_unstable_by(|(a, _), (b, _)| a.order().cmp(&b.order()));
+        let beyond = fresh.split_off(fresh.len().min(self.kept_max.saturating_sub(self.edges.len())));
         let mut edges: Vec<_> = self
             .edges
             .iter()
-            .chain(fresh.take(room))
+            .chain(fresh.into_iter().map(|(key, _)| (key, &none)))
             .filter_map(|(key, window)| window.read(key, since, active.get(key).copied().unwrap_or(0)))
             .collect();
         edges.sort_by(|a, b| {
@@ -151,7 +170,7 @@ impl Edges {
                 &b.transport,
             ))
         });
-        (edges, self.other)
+        (edges, self.other + beyond.iter().map(|(_, open)| *open).sum::<u64>())
     }
 }
 

@@ -41,7 +41,6 @@ pub struct Flowing {
     node: Arc<str>,
     clock: Clock,
     registry: Registry,
-    active: Active,
     kept: Arc<Mutex<Kept>>,
     dropped: Arc<AtomicU64>,
     rounds: Arc<AtomicU64>,
@@ -78,8 +77,7 @@ impl Flowing {
 
     /// The edges of the last `window`.
     pub fn edges(&self, window: Duration) -> admin::Edges {
-        let active = self.active.read();
-        let (edges, other) = lock(&self.kept).edges.read(self.clock.now().mono, window, &active);
+        let (edges, other) = lock(&self.kept).edges.read(self.clock.now().mono, window);
         admin::Edges {
             node: self.node.to_string(),
             window_s: window.as_secs(),
@@ -128,7 +126,7 @@ pub fn start(
     let kept = Arc::new(Mutex::new(Kept {
         flows: VecDeque::new(),
         flows_max: config.flows_kept,
-        edges: Edges::new(config.edges_kept),
+        edges: Edges::new(config.edges_kept, active.clone()),
     }));
     let dropped = sender.dropped();
     let rounds = Arc::<AtomicU64>::default();
@@ -137,7 +135,6 @@ pub fn start(
         node,
         clock,
         registry: registry.clone(),
-        active: active.clone(),
         kept: Arc::clone(&kept),
         dropped,
         rounds: Arc::clone(&rounds),

@@ -1,6 +1,5 @@
 //! What a report says, through the whole of telemetry but the thread.
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -17,7 +16,7 @@ use adit_proto::admin::Flow;
 
 use super::access_log::{flow, words, write_line};
 use super::active::Active;
-use super::edges::EdgeKey;
+use super::edges::Edges;
 use super::registry::{IDLE, Registry};
 use super::render::Page;
 use super::said::{QUEUE_LEN_MAX, Said, Sender};
@@ -95,8 +94,8 @@ impl Setup {
         report
     }
 
-    pub(super) fn active(&self) -> HashMap<EdgeKey, u64> {
-        self.reporter.active.read()
+    pub(super) fn edges(&self, kept_max: usize) -> Edges {
+        Edges::new(kept_max, self.reporter.active.clone())
     }
 
     pub(super) fn page(&self) -> String {
