@@ -2,7 +2,7 @@
 
 use std::error::Error;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -362,6 +362,14 @@ pub(super) enum ServeError {
     /// It is not for this pod's app.
     #[error(transparent)]
     NotForUs(#[from] InboundRefusal),
+    /// It may be for an address that only the kernel knows as the pod's, and the kernel could not be asked.
+    #[error("cannot tell whether {ip} is the pod's")]
+    WhoseUnknown {
+        /// The address.
+        ip: IpAddr,
+        /// Why not.
+        source: io::Error,
+    },
     /// The pod has as many connections as it may have.
     #[error("the pod has {0} connections")]
     AcceptLimit(usize),
@@ -394,6 +402,8 @@ impl ServeError {
         match self {
             Self::BadConnect => Reason::BadConnect,
             Self::NotForUs(refusal) => refusal.reason(),
+            Self::WhoseUnknown { source, .. } if is_own_lack(source) => Reason::MemoryLimit,
+            Self::WhoseUnknown { .. } => Reason::NotThisPod,
             Self::AcceptLimit(_) => Reason::AcceptLimit,
             Self::MemoryLimit(_) => Reason::MemoryLimit,
             Self::Denied(refusal) => refusal.reason,
@@ -412,6 +422,7 @@ impl ServeError {
             Self::Denied(refusal) => Refusal::clone(refusal),
             Self::BadConnect
             | Self::NotForUs(_)
+            | Self::WhoseUnknown { .. }
             | Self::AcceptLimit(_)
             | Self::MemoryLimit(_)
             | Self::NoLongerAllowed(_)
@@ -427,7 +438,8 @@ impl ServeError {
         match self {
             Self::BadConnect | Self::NotForUs(_) => StatusCode::BAD_REQUEST,
             Self::Denied(_) | Self::NoLongerAllowed(_) => StatusCode::FORBIDDEN,
-            Self::AcceptLimit(_)
+            Self::WhoseUnknown { .. }
+            | Self::AcceptLimit(_)
             | Self::MemoryLimit(_)
             | Self::App(_)
             | Self::AppTimeout(_)

@@ -2,6 +2,7 @@
 //!
 //! The only file of the data plane that dials. Chooses nothing.
 
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -84,18 +85,14 @@ impl Legs {
         self.dial(to, None, options).await
     }
 
-    /// Whether an address is one of the pod's, by the word of the kernel; `false` where that cannot be found out. Costs a
-    /// dozen system calls.
-    pub(super) fn is_pods_own(&self, ip: IpAddr) -> bool {
+    /// Whether an address is one of the pod's, by the word of the kernel. Costs a dozen system calls.
+    pub(super) fn is_pods_own(&self, ip: IpAddr) -> io::Result<bool> {
         match &self.from {
-            From::Pod { netns, .. } => is_local(netns, ip).unwrap_or_else(|error| {
-                tracing::debug!(netns = %netns.path().display(), %ip, "cannot tell whose address it is: {error}");
-                false
-            }),
+            From::Pod { netns, .. } => is_local(netns, ip),
             #[cfg(test)]
-            From::Here => true,
+            From::Here => Ok(true),
             #[cfg(test)]
-            From::Nowhere => false,
+            From::Nowhere => Err(no_descriptor()),
         }
     }
 
@@ -135,6 +132,6 @@ impl Legs {
 }
 
 #[cfg(test)]
-fn no_descriptor() -> std::io::Error {
+fn no_descriptor() -> io::Error {
     nix::errno::Errno::EMFILE.into()
 }

@@ -156,14 +156,18 @@ fn share(pod: &Pod, kind: Kind) -> &Rc<Share> {
 
 /// Where in the pod it is for. The redirect takes what comes for any address that the pod has: also a second interface's,
 /// or one that was added since, which neither the runtime nor the pod's object names, and only the kernel knows.
-fn target(pod: &Pod, world: &World, client: IpAddr, dst: OriginalDst) -> Result<Target, InboundRefusal> {
+fn target(pod: &Pod, world: &World, client: IpAddr, dst: OriginalDst) -> Result<Target, ServeError> {
     let (local, ip) = (pod.local(world), dst.0.ip());
     let told = resolve::inbound(world, &local, &pod.ips, client, dst.0);
     // A loopback address is the pod's, too; but what its apps have there is for nobody outside.
-    if told == Err(InboundRefusal::NotThisPod) && !ip.is_loopback() && pod.legs.is_pods_own(ip) {
-        return resolve::inbound(world, &local, &[ip], client, dst.0);
+    if told != Err(InboundRefusal::NotThisPod) || ip.is_loopback() {
+        return Ok(told?);
     }
-    told
+    match pod.legs.is_pods_own(ip) {
+        Ok(true) => Ok(resolve::inbound(world, &local, &[ip], client, dst.0)?),
+        Ok(false) => Ok(told?),
+        Err(source) => Err(ServeError::WhoseUnknown { ip, source }),
+    }
 }
 
 fn asked(pod: &Pod, client: SocketAddr, dst: OriginalDst) -> Asked<'_> {

@@ -2,7 +2,6 @@ use std::net::{IpAddr, Shutdown};
 
 use adit_core::net::OriginalDst;
 use adit_core::report::Direction;
-use adit_core::resolve::InboundRefusal;
 use adit_proto::Reason;
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -61,13 +60,27 @@ fn an_address_that_only_the_kernel_knows_is_the_pods_unless_it_is_a_loopback_one
         let world = rig.worker.handles.view.world();
         for (dst, expected) in [
             ("10.9.9.9:80", Ok(())),
-            ("10.9.9.9:15006", Err(InboundRefusal::Loop)),
-            ("127.0.0.1:80", Err(InboundRefusal::NotThisPod)),
-            ("127.0.0.1:15006", Err(InboundRefusal::Loop)),
+            ("10.9.9.9:15006", Err(Reason::Loop)),
+            ("127.0.0.1:80", Err(Reason::NotThisPod)),
+            ("127.0.0.1:15006", Err(Reason::Loop)),
         ] {
             let dst = OriginalDst(dst.parse().unwrap());
             let client = IpAddr::from([10, 0, 0, 1]);
-            assert_eq!(target(&pod, &world, client, dst).map(drop), expected, "{dst:?}");
+            let told = target(&pod, &world, client, dst);
+            assert_eq!(told.map(drop).map_err(|error| error.reason()), expected, "{dst:?}");
         }
+    });
+}
+
+#[test]
+fn an_address_that_the_kernel_cannot_be_asked_about_for_want_of_a_descriptor_is_a_limit() {
+    on_worker(async {
+        let rig = Rig::new(Config::default());
+        let pod = rig.pod_without_descriptors("web");
+        let (mut near, leg) = pair().await;
+        let (client, dst) = (leg.peer_addr().unwrap(), "10.9.9.9:80".parse().unwrap());
+        spawn_local(super::serve_to(pod, leg, client, OriginalDst(dst)));
+        assert!(near.read(&mut [0; 1]).await.is_err());
+        assert_eq!(rig.reason(Direction::Inbound).await, Some(Reason::MemoryLimit));
     });
 }
