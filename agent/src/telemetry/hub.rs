@@ -221,8 +221,6 @@ struct Log {
     out: BufWriter<Box<dyn Write + Send>>,
     /// The line that is being made: it is written whole or not at all.
     line: Vec<u8>,
-    /// Lines that are in `out` and may not have left it.
-    buffered: u64,
     lost: Arc<AtomicU64>,
     draws: Seed,
     broken: bool,
@@ -240,9 +238,13 @@ impl Log {
                 open_file(path).map_err(|source| StartError::AccessLog { path: path.clone(), source })?,
             ),
         };
+        Ok(Self::to(out, config, lost))
+    }
+
+    fn to(out: Box<dyn Write + Send>, config: AccessLog, lost: Arc<AtomicU64>) -> Self {
         let draws = Seed(u64::from(std::process::id()));
         let out = BufWriter::with_capacity(Self::BUFFER_LEN, out);
-        Ok(Self { config, out, line: Vec::new(), buffered: 0, lost, draws, broken: false })
+        Self { config, out, line: Vec::new(), lost, draws, broken: false }
     }
 
     /// Opens the file anew, if it is one.
@@ -252,7 +254,7 @@ impl Log {
             Ok(file) => {
                 self.flush();
                 // What the old file did not take is given up with it, and not tried again while it is dropped.
-                self.lost.fetch_add(std::mem::take(&mut self.buffered), Ordering::Relaxed);
+                self.lost.fetch_add(self.waiting(), Ordering::Relaxed);
                 let fresh = BufWriter::with_capacity(Self::BUFFER_LEN, Box::new(file) as Box<_>);
                 drop(std::mem::replace(&mut self.out, fresh).into_parts());
                 tracing::info!(path = %path.display(), "the access log's file is opened anew");
@@ -271,9 +273,8 @@ impl Log {
         self.line.clear();
         let written = write_line(&mut self.line, self.config.format, &flow(said))
             .and_then(|()| self.out.write_all(&self.line));
-        match written {
-            Ok(()) => self.buffered += 1,
-            Err(_) => drop(self.lost.fetch_add(1, Ordering::Relaxed)),
+        if written.is_err() {
+            self.lost.fetch_add(1, Ordering::Relaxed);
         }
         self.note(written);
     }
@@ -286,10 +287,13 @@ impl Log {
     /// What cannot be written stays buffered, to be tried again.
     fn flush(&mut self) {
         let flushed = self.out.flush();
-        if flushed.is_ok() {
-            self.buffered = 0;
-        }
         self.note(flushed);
+    }
+
+    /// Lines that have not left, or not whole. Counted as they stand there: the buffer also empties itself, when a line
+    /// does not fit, and an error leaves in it only what was not taken.
+    fn waiting(&self) -> u64 {
+        self.out.buffer().iter().map(|byte| u64::from(*byte == b'\n')).sum()
     }
 
     fn note(&mut self, result: io::Result<()>) {

@@ -3,7 +3,7 @@ use std::sync::mpsc::sync_channel;
 use adit_core::report::End;
 use adit_proto::Reason;
 
-use super::super::tests::Setup;
+use super::super::tests::{Setup, setup};
 use super::super::{Format, Reporter};
 use super::*;
 
@@ -81,4 +81,48 @@ async fn a_renamed_access_log_is_written_on_until_its_name_is_asked_for_anew() {
     };
     assert_eq!(reasons(&old), ["refused", "unreachable"]);
     assert_eq!(reasons(&path), ["policy_denied"]);
+}
+
+/// A disk that takes so many bytes, and then is full.
+struct Disk {
+    room: usize,
+    taken: Arc<Mutex<Vec<u8>>>,
+}
+
+impl Write for Disk {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = bytes.len().min(self.room);
+        if count == 0 {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        self.room -= count;
+        self.taken.lock().unwrap().extend_from_slice(&bytes[..count]);
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_line_that_was_written_is_not_lost_when_the_disk_fills_up_after_it() {
+    const LINES: u64 = 1000;
+    let setup = setup();
+    setup.shard.open(setup.report()).close(End::Closed);
+    let said = setup.said.try_recv().unwrap();
+    // In one round the buffer empties itself several times; the last time ends in the middle of a line.
+    for room in [0, 1, 100_000, 300_000] {
+        let folder = tempfile::tempdir().unwrap();
+        let (taken, lost) = (Arc::default(), Arc::<AtomicU64>::default());
+        let config = AccessLog { path: Some(folder.path().join("access.log")), ..AccessLog::default() };
+        let disk = Box::new(Disk { room, taken: Arc::clone(&taken) });
+        let mut log = Log::to(disk, config, Arc::clone(&lost));
+        (0..LINES).for_each(|_| log.write(&said));
+        log.flush();
+        log.reopen();
+        let whole = taken.lock().unwrap().iter().filter(|byte| **byte == b'\n').count() as u64;
+        assert_eq!(whole + lost.load(Ordering::Relaxed), LINES, "{room} bytes, {whole} lines");
+        assert_eq!(whole > 0, room > 1);
+    }
 }
