@@ -49,7 +49,10 @@ const GAUGES: &[(&str, &str)] = &[
     ("adit_certificate_issued_timestamp_seconds", "When the certificate in use was issued, by identity."),
     ("adit_connections_active", "Connections open now, by edge."),
     ("adit_endpoints_ejected", "Endpoints that a worker leaves out now after failures in a row."),
-    ("adit_inbound_tunnels_open", "Tunnels that peers have open to this node's pods, by worker."),
+    (
+        "adit_inbound_tunnels_open",
+        "Tunnels of peers to this node's pods that are open or shaking hands, by worker.",
+    ),
     ("adit_object_errors", "Files and objects that are broken or refused now."),
     ("adit_pods", "Sandboxes of this node, by what they are to the mesh."),
     ("adit_sysctls_refused", "Pods in which a sysctl that capture wants cannot be set, by sysctl."),
