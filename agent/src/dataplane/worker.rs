@@ -29,8 +29,10 @@ use crate::telemetry::Registry;
 /// How often a worker forgets what is idle and reports long connections.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 
-/// A timer that is always due sooner than any deadline of a connection (1 s at the least by default). Tokio wakes its own
-/// driver with a system call for each timer that is due before all others: without this, for every second connection.
+/// A timer that is due no later than any that most connections set: the soonest is that of a side which is not read
+/// (500 ms, see [`super::unread`]), then the attempt's time-out (1 s by default). Tokio wakes its own driver with a system
+/// call for each timer that is due before all others: without this, for every second connection. What is sooner, a retry's
+/// delay (250 ms at most by default) or a shorter time-out from the configuration, costs that call and is no less exact.
 const PULSE: Duration = Duration::from_millis(500);
 
 /// Makes, on the worker, what is to run there.
