@@ -182,7 +182,8 @@ pub fn start(config: Config, clock: Clock, trust: TrustInput) -> Result<(CertSou
         trust_domain: config.trust_domain,
         life: config.leaf_life,
     };
-    let ca = ca_client::CaClient::new(ca, tls.clone(), trust.clone())
+    let (publish, certs) = certs::channel(tls.clone(), Arc::new(first_trust(&tls, &trust)));
+    let ca = ca_client::CaClient::new(ca, tls.clone(), certs.clone())
         .map_err(|source| StartError::Address { address: config.ca_address, source })?;
     let mut seed = [0; 8];
     tls.provider().secure_random.fill(&mut seed).map_err(|_| StartError::Random)?;
@@ -190,7 +191,6 @@ pub fn start(config: Config, clock: Clock, trust: TrustInput) -> Result<(CertSou
     if let Keeping::NotTmpfs(path) = &keeping {
         tracing::warn!(?path, "not on tmpfs: keys are kept in memory only, a restart needs the CA");
     }
-    let (publish, certs) = certs::channel(tls.clone(), Arc::new(first_trust(&tls, &trust)));
     let (driver, outlets) = driver::Driver::new(driver::Inlets {
         clock,
         tls,

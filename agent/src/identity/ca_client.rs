@@ -1,7 +1,8 @@
 //! Asks the CA for one certificate: gRPC over TLS, Istio's wire, a bearer token.
 //!
 //! The CA's server certificate is checked by name, against the bundle of the own trust domain or a configured PEM
-//! file, and against the kill list. Makes no key and checks no answer: see [`super::csr`] and [`super::cert`].
+//! file, and against all that is revoked; a channel that was opened before a change of trust is not used after it.
+//! Makes no key and checks no answer: see [`super::csr`] and [`super::cert`].
 
 use std::collections::BTreeMap;
 use std::io;
@@ -10,14 +11,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use adit_core::rotation::Failure;
-use adit_core::trust::TrustBundle;
 use adit_proto::{SpiffeId, TrustDomain};
 use hyper_util::rt::TokioIo;
 use rustls::RootCertStore;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, InvalidDnsNameError, ServerName};
 use tokio::net::TcpStream;
-use tokio::sync::watch;
 use tokio_rustls::TlsConnector;
 use tonic::metadata::errors::InvalidMetadataValue;
 use tonic::metadata::{Ascii, MetadataValue};
@@ -25,10 +24,12 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Request, Status};
 use zeroize::Zeroizing;
 
+use super::certs::CertSource;
 use super::leaf::serials;
 use super::stub::IstioCertificateRequest;
 use super::stub::istio_certificate_service_client::IstioCertificateServiceClient;
 use super::tls::Tls;
+use super::verify::Trust;
 
 /// How long one call may take, connecting included. A CA answers in milliseconds; a pod's ADD waits 30 s in all.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -108,27 +109,32 @@ pub(crate) struct Ca {
 pub(crate) struct CaClient {
     ca: Arc<Ca>,
     tls: Tls,
-    trust: watch::Receiver<Arc<TrustBundle>>,
+    /// Whom the agent trusts, in the CA as in its peers.
+    certs: CertSource,
     endpoint: Endpoint,
     /// Made on first use; dropped after a failed call, so that a dead connection fails one call and not the next.
-    channel: Mutex<Option<Channel>>,
+    channel: Mutex<Option<Opened>>,
+}
+
+/// A channel, and the trust under which it was opened: the CA's certificate was held against what was revoked then, and
+/// not against what has been since.
+#[derive(Debug)]
+struct Opened {
+    channel: Channel,
+    under: Arc<Trust>,
 }
 
 impl CaClient {
     /// Connects to nothing yet. Fails if the address is no `host:port`.
-    pub(crate) fn new(
-        ca: Ca,
-        tls: Tls,
-        trust: watch::Receiver<Arc<TrustBundle>>,
-    ) -> Result<Self, tonic::transport::Error> {
+    pub(crate) fn new(ca: Ca, tls: Tls, certs: CertSource) -> Result<Self, tonic::transport::Error> {
         let endpoint =
             Endpoint::from_shared(format!("https://{}", ca.address))?.connect_timeout(CALL_TIMEOUT);
-        Ok(Self { ca: Arc::new(ca), tls, trust, endpoint, channel: Mutex::new(None) })
+        Ok(Self { ca: Arc::new(ca), tls, certs, endpoint, channel: Mutex::new(None) })
     }
 
     /// Asks for a certificate; returns the chain as the CA sent it, in PEM. Takes at most [`CALL_TIMEOUT`].
     pub(crate) async fn issue(&self, id: &SpiffeId, csr: String) -> Result<Vec<String>, CaError> {
-        if !self.trust.borrow().roots.contains_key(&self.ca.trust_domain) {
+        if !self.certs.trust().bundle().roots.contains_key(&self.ca.trust_domain) {
             // Whatever the CA issued could not be checked.
             return Err(CaError::NoBundle(self.ca.trust_domain.clone()));
         }
@@ -176,20 +182,25 @@ impl CaClient {
         }
     }
 
+    /// The open channel, unless trust has changed since: the CA proves itself anew before it gets another token. One that
+    /// held a leaked key before it was revoked would else keep the agent for as long as the connection lasts.
     fn channel(&self) -> Channel {
-        let mut channel = self.channel.lock().unwrap_or_else(PoisonError::into_inner);
-        channel.get_or_insert_with(|| self.connect_lazy()).clone()
+        let mut opened = self.channel.lock().unwrap_or_else(PoisonError::into_inner);
+        let trust = self.certs.trust();
+        opened.take_if(|opened| !Arc::ptr_eq(&opened.under, &trust));
+        opened.get_or_insert_with(|| Opened { channel: self.connect_lazy(), under: trust }).channel.clone()
     }
 
-    fn drop_channel(&self) {
+    /// The next call connects anew.
+    pub(crate) fn drop_channel(&self) {
         *self.channel.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     fn connect_lazy(&self) -> Channel {
-        let (ca, tls, trust) = (self.ca.clone(), self.tls.clone(), self.trust.clone());
+        let (ca, tls, certs) = (self.ca.clone(), self.tls.clone(), self.certs.clone());
         self.endpoint.connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
-            let (ca, tls, bundle) = (ca.clone(), tls.clone(), trust.borrow().clone());
-            async move { connect(&ca, &tls, &bundle).await.map(TokioIo::new) }
+            let (ca, tls, certs) = (ca.clone(), tls.clone(), certs.clone());
+            async move { connect(&ca, &tls, &certs).await.map(TokioIo::new) }
         }))
     }
 
@@ -224,9 +235,9 @@ fn impersonating(id: &SpiffeId) -> prost_types::Struct {
 async fn connect(
     ca: &Ca,
     tls: &Tls,
-    bundle: &TrustBundle,
+    certs: &CertSource,
 ) -> Result<tokio_rustls::client::TlsStream<TcpStream>, ConnectError> {
-    let roots = roots(ca, bundle).await?;
+    let roots = roots(ca, &certs.trust()).await?;
     let config = tls.ca_client(roots).map_err(ConnectError::Config)?;
     let stream = TcpStream::connect(&*ca.address)
         .await
@@ -240,15 +251,16 @@ async fn connect(
         .await
         .map_err(|source| ConnectError::Handshake { address: ca.address.clone(), source })?;
     let shown = stream.get_ref().1.peer_certificates().unwrap_or_default();
-    // Before anything is sent: who holds a leaked intermediate's key can be the CA to whoever does not ask.
-    let revoked = serials(shown).find(|serial| bundle.revoked_serials.contains(serial));
+    // Before anything is sent: who holds a leaked intermediate's key can be the CA to whoever does not ask. By what is
+    // trusted now, as the handshake may have taken a while.
+    let revoked = certs.trust().first_revoked(serials(shown));
     match revoked {
         Some(serial) => Err(ConnectError::Revoked { address: ca.address.clone(), serial }),
         None => Ok(stream),
     }
 }
 
-async fn roots(ca: &Ca, bundle: &TrustBundle) -> Result<RootCertStore, ConnectError> {
+async fn roots(ca: &Ca, trust: &Trust) -> Result<RootCertStore, ConnectError> {
     let mut store = RootCertStore::empty();
     match &ca.root_file {
         Some(path) => {
@@ -258,7 +270,7 @@ async fn roots(ca: &Ca, bundle: &TrustBundle) -> Result<RootCertStore, ConnectEr
             store.add_parsable_certificates(CertificateDer::pem_slice_iter(&pem).flatten());
         }
         None => {
-            let roots = bundle.roots.get(&ca.trust_domain).map(Vec::as_slice).unwrap_or_default();
+            let roots = trust.bundle().roots.get(&ca.trust_domain).map(Vec::as_slice).unwrap_or_default();
             store.add_parsable_certificates(roots.iter().map(|der| CertificateDer::from(&der[..])));
         }
     }

@@ -113,6 +113,11 @@ impl CertSource {
         (!leads).then_some(Reason::PeerUntrusted)
     }
 
+    /// What peers are verified with now. Another one whenever handshakes go another way.
+    pub(super) fn trust(&self) -> Arc<Trust> {
+        self.shared.current.load().trust.clone()
+    }
+
     /// What is served for an identity.
     pub fn certificate(&self, id: &SpiffeId) -> Option<ServedCertificate> {
         self.shared.current.load().served.get(id).map(|served| served.certificate.clone())

@@ -269,6 +269,9 @@ impl Driver {
             }
             Err(error) => {
                 let kind = error.kind();
+                if kind == Failure::Unusable {
+                    self.ca.doubt();
+                }
                 metrics::counter!("adit_certificate_requests_total", "result" => kind.label()).increment(1);
                 let text = chain(&error);
                 tracing::warn!(%id, kind = kind.label(), error = text, "no new certificate");
@@ -389,6 +392,16 @@ impl Issuer {
             Self::Ca(ca) => ca.issue(id, csr).await,
             #[cfg(test)]
             Self::Script(asked) => tests::ask(asked, id, csr).await,
+        }
+    }
+
+    /// Who answers with what peers would refuse may be none of ours: it proves itself anew before the next request, and
+    /// with it the next token.
+    fn doubt(&self) {
+        match self {
+            Self::Ca(ca) => ca.drop_channel(),
+            #[cfg(test)]
+            Self::Script(_) => {}
         }
     }
 }

@@ -161,6 +161,11 @@ impl Trust {
             || serials.any(|serial| self.revoked_serials.contains(serial))
     }
 
+    /// The first of these serials that is revoked, by the kill list or by a revocation list.
+    pub(crate) fn first_revoked(&self, mut serials: impl Iterator<Item = Arc<str>>) -> Option<Arc<str>> {
+        serials.find(|serial| self.revoked_serials.contains(serial))
+    }
+
     /// Whether the root is still there by which a peer's certificate was proven, as long as that has not expired.
     pub(crate) fn still_leads_to_a_root(&self, id: &SpiffeId, serial: &str) -> bool {
         let anchors = self.anchors_of(id).unwrap_or_default();

@@ -1,15 +1,22 @@
 //! The client against a gRPC server made by hand of TLS and HTTP/2 alone: what goes over the wire is Istio's.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 
+use adit_core::draw::Seed;
+use adit_core::rotation::Policy;
 use adit_core::trust::TrustBundle;
 use bytes::{BufMut, Bytes, BytesMut};
 use http::HeaderMap;
 use prost::Message;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
+use super::super::certs::{self, Publish};
+use super::super::driver::{Driver, Inlets, Issuer, Outlets};
+use super::super::needs::IdentityStatus;
 use super::super::testing::{Authority, bundle, id, wall};
 use super::*;
 use crate::clock::Clock;
@@ -39,6 +46,8 @@ struct Seen {
 struct Server {
     address: String,
     seen: mpsc::Receiver<Seen>,
+    /// TLS handshakes that were begun with it.
+    connections: Arc<AtomicUsize>,
     _running: JoinSet<()>,
 }
 
@@ -57,10 +66,13 @@ async fn serve(root: &Authority, name: &str, script: Script) -> Server {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let (saw, seen) = mpsc::channel();
+    let connections = Arc::new(AtomicUsize::new(0));
+    let accepted = Arc::clone(&connections);
     let mut running = JoinSet::new();
     running.spawn(async move {
         let mut connections = JoinSet::new();
         while let Ok((stream, _)) = listener.accept().await {
+            accepted.fetch_add(1, Ordering::Relaxed);
             let (acceptor, saw, script) = (acceptor.clone(), saw.clone(), script.clone());
             connections.spawn(async move {
                 let Ok(stream) = acceptor.accept(stream).await else {
@@ -77,7 +89,7 @@ async fn serve(root: &Authority, name: &str, script: Script) -> Server {
             });
         }
     });
-    Server { address, seen, _running: running }
+    Server { address, seen, connections, _running: running }
 }
 
 async fn answer(
@@ -119,11 +131,23 @@ async fn answer(
 /// A client, and what must live as long as it.
 struct Setup {
     client: CaClient,
-    trust: watch::Sender<Arc<TrustBundle>>,
+    publish: Publish,
     dir: tempfile::TempDir,
 }
 
-fn setup(address: &str, trust: TrustBundle, root_pem: Option<String>) -> Setup {
+impl Setup {
+    /// As the driver does with a bundle that differs.
+    fn trust_in(&self, bundle: TrustBundle) {
+        self.publish.trust_in(&trust(bundle), wall());
+    }
+}
+
+fn trust(bundle: TrustBundle) -> Arc<Trust> {
+    let tls = Tls::new(Clock::paused(wall()));
+    Arc::new(Trust::new(Arc::new(bundle), tls.algorithms()).unwrap())
+}
+
+fn setup(address: &str, bundle: TrustBundle, root_pem: Option<String>) -> Setup {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("token"), "the-token\n").unwrap();
     let root_file = root_pem.map(|pem| {
@@ -138,8 +162,9 @@ fn setup(address: &str, trust: TrustBundle, root_pem: Option<String>) -> Setup {
         trust_domain: "cluster.local".parse().unwrap(),
         life: Duration::from_secs(3600),
     };
-    let (trust, seen) = watch::channel(Arc::new(trust));
-    Setup { client: CaClient::new(ca, Tls::new(Clock::paused(wall())), seen).unwrap(), trust, dir }
+    let tls = Tls::new(Clock::paused(wall()));
+    let (publish, certs) = certs::channel(tls.clone(), trust(bundle));
+    Setup { client: CaClient::new(ca, tls, certs).unwrap(), publish, dir }
 }
 
 async fn ask(setup: &Setup) -> Result<Vec<String>, CaError> {
@@ -219,7 +244,7 @@ async fn without_a_bundle_or_a_token_nothing_is_sent() {
         (error.kind(), error.to_string().as_str()),
         (Failure::NotReady, "the trust bundle of cluster.local is not known yet")
     );
-    setup.trust.send_replace(Arc::new(bundle(1, &[&root])));
+    setup.trust_in(bundle(1, &[&root]));
     for token in ["", " \n", "two\nlines"] {
         std::fs::write(setup.dir.path().join("token"), token).unwrap();
         let error = ask(&setup).await.unwrap_err();
@@ -248,4 +273,75 @@ async fn after_a_failed_call_the_next_one_connects_anew() {
     let setup = setup(&dead.address, bundle(1, &[&root]), None);
     ask(&setup).await.unwrap_err();
     assert!(setup.client.channel.lock().unwrap().is_none());
+}
+
+/// What revokes the serial 70: the kill list, and a revocation list.
+fn revocations_of_70(root: &Authority) -> [TrustBundle; 2] {
+    [
+        TrustBundle { revoked_serials: ["70".into()].into(), ..bundle(2, &[root]) },
+        TrustBundle { crls: vec![root.crl(&[&[0x70]])], ..bundle(2, &[root]) },
+    ]
+}
+
+#[tokio::test]
+async fn a_ca_under_an_intermediate_that_either_list_revokes_gets_no_token() {
+    let root = Authority::root("root");
+    let leaked = root.intermediate("leaked", &[0x70]);
+    for revoking in revocations_of_70(&root) {
+        let server = serve(&leaked, CA_NAME, Script::Issue(vec!["leaf".into()])).await;
+        let error = ask(&setup(&server.address, revoking, None)).await.unwrap_err();
+        assert_eq!(error.kind(), Failure::Unreachable, "{error}");
+        assert!(server.seen.try_recv().is_err(), "the token went out under a revoked certificate");
+    }
+}
+
+#[tokio::test]
+async fn a_ca_that_was_connected_to_before_its_revocation_gets_no_token_after_it() {
+    let root = Authority::root("root");
+    let leaked = root.intermediate("leaked", &[0x70]);
+    for revoking in revocations_of_70(&root) {
+        let server = serve(&leaked, CA_NAME, Script::Issue(vec!["leaf".into()])).await;
+        let setup = setup(&server.address, bundle(1, &[&root]), None);
+        for _ in 0..2 {
+            assert_eq!(ask(&setup).await.unwrap(), ["leaf"]);
+            server.seen.try_recv().unwrap();
+        }
+        assert_eq!(server.connections.load(Ordering::Relaxed), 1, "one channel while trust stays");
+        setup.trust_in(revoking);
+        let error = ask(&setup).await.unwrap_err();
+        assert_eq!(error.kind(), Failure::Unreachable, "{error}");
+        assert!(server.seen.try_recv().is_err(), "the token went out over the channel of before");
+    }
+}
+
+#[tokio::test]
+async fn a_ca_whose_certificates_are_refused_proves_itself_anew_before_the_next_request() {
+    let (root, stranger) = (Authority::root("root"), Authority::root("stranger"));
+    let server = serve(&root, CA_NAME, Script::Issue(vec![stranger.pem()])).await;
+    let Setup { client, publish, dir: _dir } = setup(&server.address, bundle(1, &[&root]), None);
+    let (_trust, trust) = watch::channel(Arc::new(bundle(1, &[&root])));
+    let clock = Clock::paused(wall());
+    let (driver, outlets) = Driver::new(Inlets {
+        clock,
+        tls: Tls::new(clock),
+        ca: Issuer::Ca(Arc::new(client)),
+        trust,
+        journal: None,
+        publish,
+        policy: Policy::default(),
+        seed: Seed(7),
+    });
+    let Outlets { needs, mut status, .. } = outlets;
+    let mut running = JoinSet::new();
+    running.spawn(driver.run());
+    for (name, connections) in [("web", 1), ("api", 2)] {
+        needs.need(id(name));
+        let failed = |status: &Arc<[IdentityStatus]>| {
+            status.iter().any(|status| status.id == id(name) && status.last_failure.is_some())
+        };
+        let seen = status.wait_for(failed).await.unwrap().clone();
+        let of_it = seen.iter().find(|status| status.id == id(name)).unwrap();
+        assert_eq!(of_it.last_failure.as_ref().unwrap().0, Failure::Unusable, "{of_it:?}");
+        assert_eq!(server.connections.load(Ordering::Relaxed), connections, "{name}");
+    }
 }
