@@ -67,8 +67,8 @@ pub struct Config {
     /// The life of certificates to ask for, in whole seconds, at least `10s`; the CA may shorten it. Default `24h`.
     #[serde(deserialize_with = "units::duration")]
     pub leaf_life: Duration,
-    /// Where keys and certificates are kept over a restart; used only if it lies on tmpfs. Default
-    /// `/run/adit/identity`; null: nowhere.
+    /// Where keys and certificates are kept over a restart; used only if it lies on tmpfs and is the agent's
+    /// own. Default `/run/adit/identity`; null: nowhere.
     pub journal: Option<PathBuf>,
 }
 

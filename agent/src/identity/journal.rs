@@ -1,8 +1,8 @@
 //! Keys and certificates kept over a restart, so that a restarted agent serves without the CA.
 //!
-//! Only on tmpfs: a private key never reaches a disk. One file per identity, 0600 in a directory that is made with 0700,
-//! written beside and renamed. What is named otherwise in that directory is somebody else's and never touched. What is
-//! read back is checked like the CA's answer. Nothing here logs a key.
+//! Only on tmpfs: a private key never reaches a disk. One file per identity, 0600 in a directory that is made with 0700
+//! and is the agent's own, written beside and renamed. What is named otherwise in that directory is somebody else's and
+//! never touched. What is read back is checked like the CA's answer. Nothing here logs a key.
 
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -18,6 +18,7 @@ use aws_lc_rs::digest;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
+use nix::unistd::{Uid, geteuid};
 use rustls_pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, Zeroizing};
@@ -80,7 +81,7 @@ impl Journal {
         let Some(dir) = dir else {
             return (None, Keeping::Off);
         };
-        match prepare(dir) {
+        match prepare(dir, geteuid()) {
             Ok(true) => {
                 let journal = Self { dir: dir.to_owned(), left: Arc::default() };
                 (Some(journal), Keeping::Tmpfs(dir.to_owned()))
@@ -117,6 +118,7 @@ impl Journal {
         let path = self.path(&certificate.id);
         let fresh = path.with_extension("new");
         remove(&fresh)?;
+        // Only as a file that is new: what may have been put there meanwhile, a link too, is not followed.
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&fresh)?;
         file.write_all(&text)?;
         fs::rename(&fresh, &path)
@@ -196,15 +198,16 @@ fn is_own_name(path: &Path) -> bool {
         && path.extension().and_then(OsStr::to_str).is_some_and(is_known)
 }
 
-/// Makes the directory if it is missing; whether it lies on tmpfs. One into which others may write is none for keys;
-/// its mode is not changed, as it may be somebody else's.
-fn prepare(dir: &Path) -> io::Result<bool> {
+/// Makes the directory if it is missing; whether it lies on tmpfs. One into which others than `me` may write is none for
+/// keys: by its mode, or because it is theirs, whatever its mode. Neither is changed, as it may be somebody else's.
+fn prepare(dir: &Path, me: Uid) -> io::Result<bool> {
     DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
     if statfs(dir)?.filesystem_type() != TMPFS_MAGIC {
         return Ok(false);
     }
     let others_write = 0o022;
-    if fs::metadata(dir)?.mode() & others_write != 0 {
+    let meta = fs::metadata(dir)?;
+    if meta.mode() & others_write != 0 || meta.uid() != me.as_raw() {
         return Err(io::ErrorKind::PermissionDenied.into());
     }
     Ok(true)
@@ -213,7 +216,7 @@ fn prepare(dir: &Path) -> io::Result<bool> {
 fn read(path: &Path) -> io::Result<Entry> {
     let file = File::open(path)?;
     let meta = file.metadata()?;
-    if meta.mode() & 0o077 != 0 || meta.uid() != nix::unistd::geteuid().as_raw() {
+    if meta.mode() & 0o077 != 0 || meta.uid() != geteuid().as_raw() {
         return Err(io::ErrorKind::PermissionDenied.into());
     }
     let mut text = Zeroizing::new(Vec::with_capacity(FILE_LEN_MAX));
@@ -225,5 +228,20 @@ fn remove(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_of_somebody_else_holds_no_keys_though_only_its_owner_may_write_there() {
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let mine = fs::metadata(dir.path()).unwrap().uid();
+        assert!(prepare(dir.path(), Uid::from_raw(mine)).unwrap());
+        // To give it away takes root; to whom it is somebody else's does not.
+        let refused = prepare(dir.path(), Uid::from_raw(mine + 1)).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::PermissionDenied);
     }
 }

@@ -404,6 +404,14 @@ fn the_journal_is_private_and_only_on_tmpfs() {
     assert_eq!((&*kept.chain, kept.secret.expose()), (&*made.chain.cert, made.secret.expose()));
     assert_eq!(kept.at, wall());
 
+    // What was planted where the next one is written is replaced, and not written through.
+    let elsewhere = dir.path().join("elsewhere");
+    std::fs::write(&elsewhere, "not a key").unwrap();
+    std::os::unix::fs::symlink(&elsewhere, file.with_extension("new")).unwrap();
+    journal.keep(&made).unwrap();
+    assert_eq!(std::fs::read(&elsewhere).unwrap(), b"not a key");
+    assert!(std::fs::symlink_metadata(&file).unwrap().is_file());
+
     // A file that others can read is no secret any more; a damaged one is none either. Both are removed.
     std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).unwrap();
     assert!(journal.kept(&id("web")).is_none() && !file.exists());
