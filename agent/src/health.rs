@@ -96,6 +96,8 @@ async fn ready(State(readiness): State<Readiness>) -> (StatusCode, String) {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroUsize;
+
     use adit_core::readiness::SysctlRefused;
     use adit_core::redirect::Sysctl;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -129,7 +131,8 @@ mod tests {
         let reply = ask(address, "/healthz/ready").await;
         assert!(reply.starts_with("HTTP/1.1 200") && reply.ends_with("\r\n\r\nready\n"), "{reply}");
         readiness.update(|facts| {
-            facts.sysctls_refused = vec![SysctlRefused { sysctl: Sysctl::ConntrackBeLiberal, pods: 1 }];
+            facts.sysctls_refused =
+                vec![SysctlRefused { sysctl: Sysctl::ConntrackBeLiberal, pods: NonZeroUsize::MIN }];
         });
         let reply = ask(address, "/healthz/ready").await;
         let detail = "ready\nnet/netfilter/nf_conntrack_tcp_be_liberal cannot be set in 1 pod\n";

@@ -4,6 +4,8 @@
 //! adopted. A pod that cannot be captured, or a certificate that cannot be had, is a problem of that pod, shown elsewhere:
 //! an unready agent would take every other pod of the node with it.
 
+use std::num::NonZeroUsize;
+
 use crate::redirect::Sysctl;
 
 /// What each part of the agent says of itself.
@@ -28,14 +30,14 @@ pub struct Facts {
 pub struct SysctlRefused {
     /// Which.
     pub sysctl: Sysctl,
-    /// In how many pods; never 0.
-    pub pods: usize,
+    /// In how many pods.
+    pub pods: NonZeroUsize,
 }
 
 impl std::fmt::Display for SysctlRefused {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { sysctl, pods } = self;
-        write!(f, "{} cannot be set in {pods} pod{}", sysctl.path(), if *pods == 1 { "" } else { "s" })
+        write!(f, "{} cannot be set in {pods} pod{}", sysctl.path(), if pods.get() == 1 { "" } else { "s" })
     }
 }
 
@@ -106,7 +108,8 @@ mod tests {
                 "the agent is draining",
             ]
         );
-        let refused = SysctlRefused { sysctl: Sysctl::TcpMigrateReq, pods: 2 };
+        let refused =
+            SysctlRefused { sysctl: Sysctl::TcpMigrateReq, pods: NonZeroUsize::MIN.saturating_add(1) };
         let all = Facts {
             workers_running: true,
             cni_listening: true,

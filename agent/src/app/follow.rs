@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{self, Write};
+use std::num::NonZeroUsize;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -64,7 +65,7 @@ pub(super) async fn report_readiness(
     let mut pods_seen = pods.changes();
     loop {
         view.latest();
-        let refused = sysctls_refused(&pods.status()).filter(|refused| refused.pods > 0).collect();
+        let refused = refused_anywhere(&pods.status());
         readiness.update(|facts| {
             *facts = Facts {
                 kinds_missing: cluster.kinds_missing(),
@@ -86,13 +87,19 @@ pub(super) async fn report_readiness(
     }
 }
 
-/// In how many pods each sysctl that capture wants cannot be set.
-fn sysctls_refused(pods: &[PodStatus]) -> impl Iterator<Item = SysctlRefused> + '_ {
+/// What capture does without, in at least one pod.
+fn refused_anywhere(pods: &[PodStatus]) -> Vec<SysctlRefused> {
+    let refused = sysctls_refused(pods);
+    refused
+        .filter_map(|(sysctl, pods)| Some(SysctlRefused { sysctl, pods: NonZeroUsize::new(pods)? }))
+        .collect()
+}
+
+/// In how many pods each sysctl that capture wants cannot be set; in none, as a rule.
+fn sysctls_refused(pods: &[PodStatus]) -> impl Iterator<Item = (Sysctl, usize)> + '_ {
     let lacks =
         |sysctl: Sysctl| move |pod: &&PodStatus| pod.sysctls_refused.iter().any(|it| it == sysctl.path());
-    Sysctl::ALL
-        .into_iter()
-        .map(move |sysctl| SysctlRefused { sysctl, pods: pods.iter().filter(lacks(sysctl)).count() })
+    Sysctl::ALL.into_iter().map(move |sysctl| (sysctl, pods.iter().filter(lacks(sysctl)).count()))
 }
 
 /// The line that scripts and tests wait for. Nobody may be there to read it: then it is not said.
@@ -112,7 +119,7 @@ pub(super) async fn show(mut view: View, pods: Arc<Pods>, version: &'static str)
         metrics::gauge!("adit_pods", "state" => "enrolled").set(count(|pod| pod.enrolled));
         metrics::gauge!("adit_pods", "state" => "captured").set(count(|pod| pod.captured));
         metrics::gauge!("adit_pods", "state" => "known").set(count(|_| true));
-        for SysctlRefused { sysctl, pods } in sysctls_refused(&status) {
+        for (sysctl, pods) in sysctls_refused(&status) {
             metrics::gauge!("adit_sysctls_refused", "sysctl" => sysctl.path()).set(pods as f64);
         }
         view.latest();
@@ -219,14 +226,17 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_sysctl_is_counted_by_pods() {
+    fn a_refused_sysctl_is_counted_by_pods_and_told_only_where_there_is_one() {
         let without = |paths: &[&str]| PodStatus {
             sysctls_refused: paths.iter().map(|path| (*path).to_owned()).collect(),
             ..PodStatus::default()
         };
         let migrate = Sysctl::TcpMigrateReq;
         let pods = [without(&[migrate.path()]), without(&[]), without(&[migrate.path()])];
-        let refused: Vec<_> = sysctls_refused(&pods).filter(|refused| refused.pods > 0).collect();
-        assert_eq!(refused, [SysctlRefused { sysctl: migrate, pods: 2 }]);
+        let told: Vec<_> = refused_anywhere(&pods).iter().map(ToString::to_string).collect();
+        assert_eq!(told, [format!("{} cannot be set in 2 pods", migrate.path())]);
+        let counted: Vec<_> = sysctls_refused(&pods).collect();
+        let expected = Sysctl::ALL.map(|sysctl| (sysctl, if sysctl == migrate { 2 } else { 0 }));
+        assert_eq!(counted, expected, "the gauge shows the others as 0");
     }
 }
