@@ -1,8 +1,8 @@
 //! What a restarted agent must know of the sandboxes before it: one file each, on tmpfs.
 //!
 //! Written whole and renamed into place, so a kill at any point leaves the file of before or of after. An entry of another
-//! boot is dropped: its namespace is gone. Nothing else is: what cannot be read, another version's entry first of all,
-//! stays and is counted, and what is named otherwise than an entry belongs to somebody else.
+//! boot is dropped, whatever version wrote it: its namespace is gone. Nothing else is: what cannot be read, another
+//! version's entry first of all, stays and is counted, and what is named otherwise than an entry belongs to somebody else.
 
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, OpenOptions};
@@ -162,11 +162,12 @@ impl Journal {
         }
         let text = fs::read(path)?;
         let head: Head = serde_json::from_slice(&text)?;
-        if head.version != VERSION {
-            return Ok(Found::Unread(format!("it is of version {}, not {VERSION}", head.version)));
-        }
+        // Before the version: what no version can use any more needs none to be dropped, where the folder is on disk.
         if head.boot != self.boot {
             return Ok(Found::Old);
+        }
+        if head.version != VERSION {
+            return Ok(Found::Unread(format!("it is of version {}, not {VERSION}", head.version)));
         }
         let entry: Entry = serde_json::from_slice(&text)?;
         if entry.container_id.as_str() != name {
@@ -248,9 +249,11 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_of_another_boot_is_dropped() {
+    fn an_entry_of_another_boot_is_dropped_whatever_version_wrote_it() {
         let dir = tempfile::tempdir().unwrap();
         Journal::open(dir.path(), "boot-1").unwrap().write(&entry("a")).unwrap();
+        let newer = format!(r#"{{"version":{},"boot":"boot-1","all":"is otherwise"}}"#, VERSION + 1);
+        fs::write(dir.path().join("b.json"), newer).unwrap();
         let journal = Journal::open(dir.path(), "boot-2").unwrap();
         assert_eq!(journal.load().unwrap(), []);
         assert_eq!(names(dir.path()), [""; 0]);
