@@ -129,7 +129,7 @@ pub fn start(config: Config, links: Links, seed: Seed) -> Result<Pods, StartErro
     let boot = fs::read_to_string(BOOT_ID).map_err(StartError::Boot)?;
     let unusable = |source| StartError::Journal { path: config.journal.clone(), source };
     let journal = Journal::open(&config.journal, boot.trim()).map_err(unusable)?;
-    let entries = journal.load().map_err(unusable)?;
+    let loaded = journal.load().map_err(unusable)?;
     // Last of what can fail: from here on the plugin gets answers from us, not from an agent before us.
     let listener = server::listen(&config.socket)?;
     let limits = Limits { add: config.add_deadline, drain: config.drain_deadline, ..Limits::default() };
@@ -147,13 +147,14 @@ pub fn start(config: Config, links: Links, seed: Seed) -> Result<Pods, StartErro
         certs: links.certs,
         view: links.view,
         journal,
+        unread: loaded.unread,
         missed,
         namespaces,
         show,
         seed,
     });
     // Before the caller asks for readiness.
-    driver.adopt(entries);
+    driver.adopt(loaded.entries);
     Ok(Pods {
         shown,
         dataplane,

@@ -10,11 +10,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use adit_core::draw::Seed;
-use adit_core::net::{PodKey, PodUid};
+use adit_core::net::{PodKey, PodUid, SandboxId};
 use adit_core::pods::{Drift, Event, Failure, Limits, Op, Pods as Machine, Ticket, Token, Want, Wish};
 use adit_core::time::Mono;
 use adit_proto::SpiffeId;
-use adit_proto::cni::{PodRef, Reply};
+use adit_proto::cni::{IfName, PodRef, Reply};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
@@ -46,6 +46,7 @@ pub(super) struct Parts {
     pub(super) certs: CertSource,
     pub(super) view: View,
     pub(super) journal: Journal,
+    pub(super) unread: BTreeMap<SandboxId, Option<IfName>>,
     pub(super) missed: Missed,
     pub(super) namespaces: NamespacesFile,
     pub(super) show: watch::Sender<Shown>,
@@ -61,6 +62,8 @@ pub(super) struct Driver {
     view: View,
     journal: Journal,
     missed: Missed,
+    /// Kept from before, and of no use to this agent: of which interface, where that can be read.
+    unread: BTreeMap<SandboxId, Option<IfName>>,
     /// Kept from before, and not to be opened at the last look.
     unopened: Vec<Entry>,
     /// They were looked at again at least once: nobody waits for them any more.
@@ -131,6 +134,7 @@ impl Driver {
             view: parts.view,
             journal: parts.journal,
             missed: parts.missed,
+            unread: parts.unread,
             unopened: Vec::new(),
             looked_again: false,
             namespaces: parts.namespaces,
@@ -184,6 +188,7 @@ impl Driver {
             self.changed = true;
             self.feed(event);
         }
+        self.count_unread();
         self.take_missed();
         self.show();
     }

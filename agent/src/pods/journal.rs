@@ -2,8 +2,10 @@
 //!
 //! Written whole and renamed into place, so a kill at any point leaves the file of before or of after. An entry of another
 //! boot is dropped, whatever version wrote it: its namespace is gone. Nothing else is: what cannot be read, another
-//! version's entry first of all, stays and is counted, and what is named otherwise than an entry belongs to somebody else.
+//! version's entry first of all, stays until its sandbox goes and is counted, and what is named otherwise than an entry
+//! belongs to somebody else.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Write};
@@ -91,16 +93,37 @@ struct Head {
     boot: String,
 }
 
+/// What a file of another version may say, as far as one can tell.
+#[derive(Deserialize)]
+struct Interface {
+    ifname: IfName,
+}
+
+/// What the journal holds at a start.
+#[derive(Debug, Default)]
+pub(super) struct Loaded {
+    /// Every entry of this boot, in order of arrival.
+    pub(super) entries: Vec<Entry>,
+    /// What is named as an entry and cannot be used, by sandbox: of which interface it is, where that can be read.
+    pub(super) unread: BTreeMap<SandboxId, Option<IfName>>,
+}
+
 /// What a file of the folder is.
 enum Found {
     /// An entry of this boot, last written then.
     Entry(SystemTime, Box<Entry>),
     /// What is of no use to anybody any more, by its name and its text.
     Old,
-    /// Named as an entry, and none that can be used, for this reason.
-    Unread(String),
+    /// Named as an entry, and none that can be used.
+    Unread(Unread),
     /// None of ours.
     Other,
+}
+
+/// Why an entry cannot be used, and of which interface it seems to be.
+struct Unread {
+    why: String,
+    ifname: Option<IfName>,
 }
 
 impl Journal {
@@ -110,14 +133,14 @@ impl Journal {
         Ok(Self { dir: dir.to_owned(), boot: boot.to_owned() })
     }
 
-    /// Every entry of this boot, in order of arrival; drops those of another boot. What cannot be used stays, is said
-    /// and counted: it must not keep the other pods from being taken up.
-    pub(super) fn load(&self) -> io::Result<Vec<Entry>> {
+    /// What there is of this boot; drops what is of another. What cannot be used stays and is said: it must not keep the
+    /// other pods from being taken up.
+    pub(super) fn load(&self) -> io::Result<Loaded> {
         let mut entries = Vec::new();
-        let mut unread = 0_u32;
+        let mut unread = BTreeMap::new();
         for file in fs::read_dir(&self.dir)? {
             let path = file?.path();
-            let found = self.look_at(&path).unwrap_or_else(|error| Found::Unread(error.to_string()));
+            let found = self.look_at(&path).unwrap_or_else(|error| Unread::because(error.to_string()));
             match found {
                 Found::Entry(modified, entry) => entries.push((modified, *entry)),
                 Found::Old => {
@@ -126,8 +149,9 @@ impl Journal {
                         tracing::error!(file = %path.display(), %error, "cannot drop a file of the journal");
                     }
                 }
-                Found::Unread(why) => {
-                    unread += 1;
+                Found::Unread(Unread { why, ifname }) => {
+                    let name = path.file_stem().unwrap_or_default().to_string_lossy();
+                    unread.insert(SandboxId((*name).into()), ifname);
                     tracing::error!(
                         file = %path.display(),
                         why,
@@ -137,10 +161,9 @@ impl Journal {
                 Found::Other => {}
             }
         }
-        metrics::gauge!("adit_journal_unread_entries").set(unread);
         // An agent before this one may have written entries without their order.
         entries.sort_by_key(|(modified, entry)| (entry.arrival, *modified));
-        Ok(entries.into_iter().map(|(_, entry)| entry).collect())
+        Ok(Loaded { entries: entries.into_iter().map(|(_, entry)| entry).collect(), unread })
     }
 
     fn look_at(&self, path: &Path) -> io::Result<Found> {
@@ -158,7 +181,7 @@ impl Journal {
             return Ok(Found::Old);
         }
         if meta.len() > ENTRY_LEN_MAX {
-            return Ok(Found::Unread(format!("it is longer than {ENTRY_LEN_MAX} bytes")));
+            return Ok(Unread::because(format!("it is longer than {ENTRY_LEN_MAX} bytes")));
         }
         let text = fs::read(path)?;
         let head: Head = serde_json::from_slice(&text)?;
@@ -167,11 +190,15 @@ impl Journal {
             return Ok(Found::Old);
         }
         if head.version != VERSION {
-            return Ok(Found::Unread(format!("it is of version {}, not {VERSION}", head.version)));
+            let said = serde_json::from_slice(&text).ok();
+            return Ok(Found::Unread(Unread {
+                why: format!("it is of version {}, not {VERSION}", head.version),
+                ifname: said.map(|Interface { ifname }| ifname),
+            }));
         }
         let entry: Entry = serde_json::from_slice(&text)?;
         if entry.container_id.as_str() != name {
-            return Ok(Found::Unread(format!("it is about {}", entry.container_id)));
+            return Ok(Unread::because(format!("it is about {}", entry.container_id)));
         }
         Ok(Found::Entry(meta.modified()?, Box::new(entry)))
     }
@@ -190,6 +217,12 @@ impl Journal {
     /// Drops what is kept of a sandbox; succeeds if nothing is.
     pub(super) fn remove(&self, sandbox: &SandboxId) -> io::Result<()> {
         remove(&self.dir.join(format!("{sandbox}{SUFFIX}")))
+    }
+}
+
+impl Unread {
+    fn because(why: String) -> Found {
+        Found::Unread(Self { why, ifname: None })
     }
 }
 
@@ -242,7 +275,7 @@ mod tests {
         let changed = Entry { mark: 8, ..entry("a") };
         journal.write(&changed).unwrap();
         let next = Journal::open(&dir.path().join("journal"), "boot-1").unwrap();
-        assert_eq!(next.load().unwrap(), [changed]);
+        assert_eq!(next.load().unwrap().entries, [changed]);
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(&dir.path().join("journal")), 0o700);
         assert_eq!(mode(&dir.path().join("journal/a.json")), 0o600);
@@ -255,7 +288,8 @@ mod tests {
         let newer = format!(r#"{{"version":{},"boot":"boot-1","all":"is otherwise"}}"#, VERSION + 1);
         fs::write(dir.path().join("b.json"), newer).unwrap();
         let journal = Journal::open(dir.path(), "boot-2").unwrap();
-        assert_eq!(journal.load().unwrap(), []);
+        let loaded = journal.load().unwrap();
+        assert_eq!((loaded.entries, loaded.unread), (vec![], BTreeMap::new()));
         assert_eq!(names(dir.path()), [""; 0]);
     }
 
@@ -270,7 +304,9 @@ mod tests {
         // A file under another sandbox's name, and one beyond the bound.
         fs::write(dir.path().join("d.json"), &whole).unwrap();
         fs::write(dir.path().join("e.json"), vec![b' '; 70_000]).unwrap();
-        assert_eq!(journal.load().unwrap(), [entry("a")]);
+        let loaded = journal.load().unwrap();
+        assert_eq!(loaded.entries, [entry("a")]);
+        assert_eq!(loaded.unread, ["c", "d", "e"].map(|name| (SandboxId(name.into()), None)).into());
         assert_eq!(
             names(dir.path()),
             ["a.json", "c.json", "d.json", "e.json"],
@@ -290,7 +326,7 @@ mod tests {
         fs::write(dir.path().join("namespaces.json"), r#"{"version":1,"namespaces":{}}"#).unwrap();
         fs::write(dir.path().join(".profile"), "").unwrap();
         let before = names(dir.path());
-        assert_eq!(journal.load().unwrap(), [entry("a")]);
+        assert_eq!(journal.load().unwrap().entries, [entry("a")]);
         assert_eq!(names(dir.path()), before);
     }
 
@@ -301,7 +337,9 @@ mod tests {
         journal.write(&entry("a")).unwrap();
         let newer = format!(r#"{{"version":{},"boot":"boot-1","all":"is otherwise"}}"#, VERSION + 1);
         fs::write(dir.path().join("b.json"), &newer).unwrap();
-        assert_eq!(journal.load().unwrap(), [entry("a")], "nothing is made of it");
+        let loaded = journal.load().unwrap();
+        assert_eq!(loaded.entries, [entry("a")], "nothing is made of it");
+        assert_eq!(loaded.unread, [(SandboxId("b".into()), None)].into());
         assert_eq!(fs::read_to_string(dir.path().join("b.json")).unwrap(), newer);
     }
 
@@ -314,7 +352,7 @@ mod tests {
         for entry in [&first, &second, &first] {
             journal.write(entry).unwrap();
         }
-        assert_eq!(journal.load().unwrap(), [first, second]);
+        assert_eq!(journal.load().unwrap().entries, [first, second]);
     }
 
     #[test]

@@ -156,7 +156,7 @@ pub(super) fn describe() {
     );
     metrics::describe_gauge!(
         "adit_journal_unread_entries",
-        "Entries of the journal that could not be used at the start, as those of another version: their pods are not served."
+        "Entries of the journal that could not be used at the start, as those of another version, and whose sandboxes have not gone since: their pods are not served."
     );
     metrics::describe_counter!(
         "adit_capture_failures_total",

@@ -98,6 +98,22 @@ impl Node {
         let files = fs::read_dir(self.config().journal).unwrap();
         files.map(|file| file.unwrap().file_name().into_string().unwrap()).collect()
     }
+
+    fn sorted_journal(&self) -> Vec<String> {
+        let mut files = self.journal();
+        files.sort();
+        files
+    }
+
+    /// Of the sandbox in the journal: it may be there, and cannot be opened, as by too many symbolic links. Returns its path.
+    fn leave_unopenable(&self) -> PathBuf {
+        let netns = self.dir.path().join("netns");
+        std::os::unix::fs::symlink(&netns, &netns).unwrap();
+        let file = self.config().journal.join("c0ffee.json");
+        let text = fs::read_to_string(&file).unwrap();
+        fs::write(&file, text.replace("/proc/self/ns/net", netns.to_str().unwrap())).unwrap();
+        netns
+    }
 }
 
 fn clock() -> Clock {
@@ -216,12 +232,7 @@ async fn a_sandbox_that_cannot_be_opened_is_waited_for_until_it_was_looked_at_ag
     let before = node.start();
     assert_eq!(node.ask(Request::Add(add("idle"))).await, Reply::Ok);
     drop(before);
-    // It may be there, and cannot be opened: too many symbolic links.
-    let netns = node.dir.path().join("netns");
-    std::os::unix::fs::symlink(&netns, &netns).unwrap();
-    let file = node.config().journal.join("c0ffee.json");
-    let text = fs::read_to_string(&file).unwrap();
-    fs::write(&file, text.replace("/proc/self/ns/net", netns.to_str().unwrap())).unwrap();
+    node.leave_unopenable();
     let next = node.start();
     assert_eq!((next.adopting(), next.status().len()), (1, 0));
     let mut changes = next.changes();
@@ -229,6 +240,60 @@ async fn a_sandbox_that_cannot_be_opened_is_waited_for_until_it_was_looked_at_ag
         changes.changed().await.unwrap();
     }
     assert_eq!(node.journal(), ["c0ffee.json"], "it is looked at again all the same");
+}
+
+#[tokio::test]
+async fn a_del_or_a_gc_drops_an_entry_that_could_not_be_read() {
+    let node = Node::new();
+    let dir = node.config().journal;
+    fs::create_dir_all(&dir).unwrap();
+    let boot = fs::read_to_string(BOOT_ID).unwrap();
+    let newer = format!(r#"{{"version":60000,"boot":"{}","ifname":"eth0"}}"#, boot.trim());
+    fs::write(dir.join("c0ffee.json"), &newer).unwrap();
+    fs::write(dir.join("b0b.json"), newer).unwrap();
+    fs::write(dir.join("90e.json"), "{").unwrap();
+    let _pods = node.start();
+    let mut left = vec!["90e.json", "b0b.json", "c0ffee.json"];
+    assert_eq!(node.sorted_journal(), left);
+    assert_eq!(node.ask(del("net1")).await, Reply::Ok);
+    assert_eq!(node.sorted_journal(), left, "another interface of the sandbox");
+    assert_eq!(node.ask(del("eth0")).await, Reply::Ok);
+    left.pop();
+    assert_eq!(node.sorted_journal(), left);
+    let valid = ContainerId::try_from("b0b".to_owned()).unwrap();
+    let valid = vec![Attachment { container_id: valid, ifname: ifname("eth0") }];
+    assert_eq!(node.ask(Request::Gc(Gc { valid })).await, Reply::Ok);
+    assert_eq!(node.sorted_journal(), ["b0b.json"]);
+}
+
+#[tokio::test]
+async fn a_sandbox_that_cannot_be_opened_is_dropped_at_its_del() {
+    let mut node = Node::new();
+    node.publish(object(false));
+    let before = node.start();
+    assert_eq!(node.ask(Request::Add(add("idle"))).await, Reply::Ok);
+    drop(before);
+    node.leave_unopenable();
+    let next = node.start();
+    assert_eq!((next.adopting(), node.journal()), (1, vec!["c0ffee.json".to_owned()]));
+    assert_eq!(node.ask(del("eth0")).await, Reply::Ok);
+    assert_eq!((next.adopting(), node.journal()), (0, vec![]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sandbox_that_cannot_be_opened_is_not_taken_for_a_later_one_of_its_id() {
+    let mut node = Node::new();
+    node.publish(object(false));
+    let before = node.start();
+    assert_eq!(node.ask(Request::Add(add("idle"))).await, Reply::Ok);
+    drop(before);
+    let netns = node.leave_unopenable();
+    let next = node.start();
+    assert_eq!(node.ask(Request::Add(add("idle"))).await, Reply::Ok);
+    // The one of before is gone at the next look, and the later one is not.
+    fs::remove_file(&netns).unwrap();
+    tokio::time::timeout(Duration::from_secs(30), std::future::pending::<()>()).await.unwrap_err();
+    assert_eq!((node.journal(), next.status().len()), (vec!["c0ffee.json".to_owned()], 1));
 }
 
 #[tokio::test]

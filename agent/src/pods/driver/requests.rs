@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use adit_core::net::SandboxId;
 use adit_core::pods::{Event, Refusal, Token};
 use adit_core::redirect::Mark;
-use adit_proto::cni::{Add, Check, Del, Gc, PodRef, Reply, Request};
+use adit_proto::cni::{Add, Check, Del, Gc, IfName, PodRef, Reply, Request};
 use tokio::sync::oneshot;
 
 use super::{Driver, Waiting};
@@ -46,6 +46,8 @@ impl Driver {
             // Its DEL was lost, and the id used again.
             self.feed(Event::SandboxGone(key.clone()));
         }
+        // What was kept under its id is of a sandbox before it, and must not be taken for this one later.
+        self.drop_not_taken_in(|id, _| *id == key.sandbox);
         self.arriving.insert(key.clone(), sandbox);
         let token = self.wait("add", pod, reply);
         self.feed(Event::CniAdd { key: key.clone(), token, wish: known.wish, announced: known.announced });
@@ -118,7 +120,12 @@ impl Driver {
             send(reply, Reply::Ok);
             return;
         }
+        let is_known = known.is_some();
         let pod = known.map_or_else(nobody, |known| known.entry.pod.clone());
+        if !is_known {
+            let is_it = |ifname: Option<&IfName>| ifname.is_none_or(|ifname| *ifname == del.ifname);
+            self.drop_not_taken_in(|id, ifname| *id == sandbox && is_it(ifname));
+        }
         let token = self.wait("del", pod, reply);
         self.feed(Event::CniDel { sandbox, token: Some(token) });
     }
@@ -137,8 +144,31 @@ impl Driver {
         for sandbox in gone {
             self.feed(Event::CniDel { sandbox, token: None });
         }
+        self.drop_not_taken_in(|id, _| !valid.contains(id));
         count("gc", "ok");
         send(reply, Reply::Ok);
+    }
+
+    /// Drops what is kept of sandboxes that are gone and were never taken in: no version can read, and no later look can
+    /// open, what is not there any more. They are told by their id, and their interface where it is known.
+    fn drop_not_taken_in(&mut self, is_gone: impl Fn(&SandboxId, Option<&IfName>) -> bool) {
+        let unread = self.unread.extract_if(.., |id, ifname| is_gone(id, ifname.as_ref())).map(|(id, _)| id);
+        let unopened = self
+            .unopened
+            .extract_if(.., |entry| is_gone(&sandbox_id(&entry.container_id), Some(&entry.ifname)));
+        let unopened = unopened.map(|entry| sandbox_id(&entry.container_id));
+        let gone: Vec<SandboxId> = unread.chain(unopened).collect();
+        for id in &gone {
+            tracing::info!(sandbox = %id, "dropping what was kept of a sandbox that is gone");
+            self.forget(id);
+        }
+        self.changed |= !gone.is_empty();
+        self.count_unread();
+    }
+
+    pub(super) fn count_unread(&self) {
+        let count = u32::try_from(self.unread.len()).unwrap_or(u32::MAX);
+        metrics::gauge!("adit_journal_unread_entries").set(count);
     }
 
     pub(super) fn reply(&mut self, token: Token, answer: Result<(), Refusal>) {
