@@ -8,6 +8,7 @@
 //! - rules are asked for only while the pod's listeners are open, and listeners close only once the rules are out;
 //! - every ADD, CHECK and DEL is answered exactly once, an ADD at the latest at its deadline;
 //! - at most one operation on a pod is under way, but for those that may be abandoned ([`Op::may_be_abandoned`]);
+//! - of the sandboxes of one pod the one that arrived last has the say in its annotation, whichever is told of first;
 //! - per identity one `Need` stands while any pod holds it.
 
 mod event;
@@ -20,10 +21,10 @@ use adit_proto::SpiffeId;
 use crate::net::{PodKey, PodUid, SandboxId};
 use crate::time::{Mono, Now};
 pub use event::{
-    Drift, Effect, Event, Failure, Lacking, Limits, Op, PODS_MAX, Refusal, Seen, State, Ticket, Token, Want,
-    Wish,
+    Arrival, Drift, Effect, Event, Failure, Lacking, Limits, Op, PODS_MAX, Refusal, Seen, State, Ticket,
+    Token, Want, Wish,
 };
-use pod::{Annotation, Next, Pod, Readd, Stage};
+use pod::{Adding, Annotation, Next, Pod, Stage};
 
 /// An identity that pods hold.
 #[derive(Debug)]
@@ -62,15 +63,21 @@ impl Pods {
         let now = now.mono;
         let mut out = Vec::new();
         match event {
-            Event::CniAdd { key, token, wish, announced } => {
-                self.add(now, key, token, wish, announced, &mut out)
+            Event::CniAdd { key, arrival, token, wish, announced } => {
+                let (tokens, deadline) = (vec![token], now + self.limits.add);
+                let adding = Adding { tokens, deadline, arrival, wish, announced };
+                self.add(now, key, adding, &mut out)
             }
             Event::CniDel { sandbox, token } => self.del(now, &sandbox, token, &mut out),
             Event::CniCheck { sandbox, token } => {
                 out.push(Effect::Reply { token, answer: self.check(&sandbox) })
             }
-            Event::Adopted { key, captured, announced } => {
-                self.adopt(now, key, captured, announced, &mut out)
+            Event::Adopted { key, arrival, captured, announced } => {
+                let pod = match captured {
+                    Some(want) => Pod::adopted(arrival, want, announced),
+                    None => Pod::new(arrival, Stage::Added, Wish::Unknown, announced),
+                };
+                self.adopt(now, key, pod, &mut out)
             }
             Event::Wanted { uid, want } => self.wish(now, &uid, &Wish::In(want), &mut out),
             Event::Unwanted { uid } => self.wish(now, &uid, &Wish::Out, &mut out),
@@ -137,59 +144,41 @@ impl Pods {
         self.pods.contains_key(key)
     }
 
-    fn add(
-        &mut self,
-        now: Mono,
-        key: PodKey,
-        token: Token,
-        wish: Wish,
-        announced: bool,
-        out: &mut Vec<Effect>,
-    ) {
-        let deadline = now + self.limits.add;
+    fn add(&mut self, now: Mono, key: PodKey, adding: Adding, out: &mut Vec<Effect>) {
         // A runtime that gives an id to another pod has lost the DEL of the first.
         if self.by_sandbox.get(&key.sandbox).is_some_and(|known| *known != key) {
             self.del(now, &key.sandbox, None, out);
         }
         if self.pods.contains_key(&key) {
-            self.with(now, &key, out, |pod, out| {
-                pod.add_again(&key, (token, deadline), wish, announced, out);
-            });
+            self.with(now, &key, out, |pod, out| pod.add_again(&key, adding, out));
             return;
         }
         if self.pods.len() >= PODS_MAX {
-            out.push(Effect::Reply { token, answer: Err(Refusal::TooMany) });
+            let tokens = adding.tokens.into_iter();
+            out.extend(tokens.map(|token| Effect::Reply { token, answer: Err(Refusal::TooMany) }));
             return;
         }
-        let mut pod = Pod::new(Stage::Added, wish, announced);
-        pod.wait(token, deadline);
+        let pod = Pod::added(Stage::Added, adding);
         out.push(Effect::JournalWrite { key: key.clone(), captured: None });
         self.insert(now, key, pod, out);
     }
 
-    fn adopt(
-        &mut self,
-        now: Mono,
-        key: PodKey,
-        captured: Option<Want>,
-        announced: bool,
-        out: &mut Vec<Effect>,
-    ) {
-        if self.pods.contains_key(&key) || self.pods.len() >= PODS_MAX {
-            return;
+    fn adopt(&mut self, now: Mono, key: PodKey, pod: Pod, out: &mut Vec<Effect>) {
+        if !self.pods.contains_key(&key) && self.pods.len() < PODS_MAX {
+            self.insert(now, key, pod, out);
         }
-        let pod = match captured {
-            Some(want) => Pod::adopted(want, announced),
-            None => Pod::new(Stage::Added, Wish::Unknown, announced),
-        };
-        self.insert(now, key, pod, out);
     }
 
-    /// Takes a new sandbox in. Earlier ones of the same pod have no say any more in what the pod object tells.
+    /// Takes a sandbox in. Of those of one pod only the last to arrive has a say in what the pod object tells: as a rule
+    /// this one, but one of before a restart may be found only after its successor.
     fn insert(&mut self, now: Mono, key: PodKey, mut pod: Pod, out: &mut Vec<Effect>) {
-        for earlier in self.sandboxes_of(&key.uid) {
-            self.with(now, &earlier, out, |earlier, _| {
-                if let Some(known) = earlier.supersede() {
+        for other in self.sandboxes_of(&key.uid) {
+            self.with(now, &other, out, |other, _| {
+                if other.arrived_after(&pod) {
+                    if let Some(known) = pod.supersede() {
+                        other.learn(known);
+                    }
+                } else if let Some(known) = other.supersede() {
                     pod.inherit(known);
                 }
             });
@@ -302,19 +291,16 @@ impl Pods {
         let (held, again) = pod.removed(out);
         self.forget(held, out);
         out.push(Effect::JournalRemove(key.clone()));
-        let Some(Readd { adds, deadline, wish, announced }) = again else {
+        let Some(again) = again else {
             if self.by_sandbox.get(&key.sandbox) == Some(key) {
                 self.by_sandbox.remove(&key.sandbox);
             }
             return;
         };
         // Should it be the same namespace still, the rules of the first time stand in it.
-        let mut pod = Pod::new(Stage::Adopted, wish, announced);
+        let mut pod = Pod::added(Stage::Adopted, again);
         // What was seen of the annotation when the ADD came may be old by now.
         pod.inherit(Annotation::Unsure);
-        for token in adds {
-            pod.wait(token, deadline);
-        }
         out.push(Effect::JournalWrite { key: key.clone(), captured: None });
         self.insert(now, key.clone(), pod, out);
     }

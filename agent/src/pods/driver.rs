@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use adit_core::draw::Seed;
 use adit_core::net::{PodKey, PodUid, SandboxId};
-use adit_core::pods::{Drift, Event, Failure, Limits, Op, Pods as Machine, Ticket, Token, Want, Wish};
+use adit_core::pods::{
+    Arrival, Drift, Event, Failure, Limits, Op, Pods as Machine, Ticket, Token, Want, Wish,
+};
 use adit_core::time::Mono;
 use adit_proto::SpiffeId;
 use adit_proto::cni::{IfName, PodRef, Reply};
@@ -180,6 +182,7 @@ impl Driver {
             };
             let key = sandbox.key();
             let event = Event::Adopted {
+                arrival: Arrival(sandbox.entry.arrival),
                 captured: sandbox.entry.captured.as_ref().map(Want::from),
                 announced: world.workload(&key.uid).is_some_and(|workload| workload.captured),
                 key: key.clone(),

@@ -43,6 +43,11 @@ impl Default for Limits {
     }
 }
 
+/// Which of the sandboxes of this boot one is: they are numbered as they come, over restarts. Of two of one pod the later
+/// one is the pod's. 0 was written by an agent that kept no order.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub struct Arrival(pub u64);
+
 /// Who waits for an answer; the driver's number for a connection of the CNI socket.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Token(pub u64);
@@ -78,6 +83,8 @@ pub enum Event {
     CniAdd {
         /// The sandbox.
         key: PodKey,
+        /// When it came, or came again.
+        arrival: Arrival,
         /// Who waits.
         token: Token,
         /// What the labels say.
@@ -99,10 +106,12 @@ pub enum Event {
         /// Who waits.
         token: Token,
     },
-    /// A sandbox from before this process, found in the journal.
+    /// A sandbox from before this process, found in the journal; perhaps after a later one of its pod.
     Adopted {
         /// The sandbox.
         key: PodKey,
+        /// When it came.
+        arrival: Arrival,
         /// As what it was captured, if it was: its rules may stand, in full or in part.
         captured: Option<Want>,
         /// The pod object says that it is captured.

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use adit_proto::{Reason, SpiffeId};
 
-use super::event::{Effect, Lacking, Op, Refusal, State, Ticket, Token, Want, Wish};
+use super::event::{Arrival, Effect, Lacking, Op, Refusal, State, Ticket, Token, Want, Wish};
 use crate::redirect::Part;
 use crate::time::Mono;
 use crate::workload::Skip;
@@ -73,11 +73,12 @@ pub(super) enum Next {
     Remove,
 }
 
-/// An ADD of the same sandbox that came while it was being removed.
+/// An ADD: of a new sandbox, or of one that is known. Several, where they wait for the end of an earlier life.
 #[derive(Debug)]
-pub(super) struct Readd {
-    pub(super) adds: Vec<Token>,
+pub(super) struct Adding {
+    pub(super) tokens: Vec<Token>,
     pub(super) deadline: Mono,
+    pub(super) arrival: Arrival,
     pub(super) wish: Wish,
     pub(super) announced: bool,
 }
@@ -107,6 +108,7 @@ struct Retry {
 /// One sandbox.
 #[derive(Debug)]
 pub(super) struct Pod {
+    arrival: Arrival,
     stage: Stage,
     wish: Wish,
     annotation: Annotation,
@@ -119,7 +121,7 @@ pub(super) struct Pod {
     /// An enrolment failed: all of it is undone before the next attempt.
     failing: bool,
     terminating: bool,
-    /// A later sandbox of the same pod came: the annotation is that one's, for good (the kubelet never goes back).
+    /// A later sandbox of the same pod is, or was, there: the annotation is that one's, for good (the kubelet never goes back).
     superseded: bool,
     /// The runtime removed it.
     deleted: bool,
@@ -132,12 +134,14 @@ pub(super) struct Pod {
     add_deadline: Option<Mono>,
     dels: Vec<Token>,
     del_deadline: Option<Mono>,
-    again: Option<Readd>,
+    /// It was added again while it was being removed.
+    again: Option<Adding>,
 }
 
 impl Pod {
-    pub(super) fn new(stage: Stage, wish: Wish, announced: bool) -> Self {
+    pub(super) fn new(arrival: Arrival, stage: Stage, wish: Wish, announced: bool) -> Self {
         Self {
+            arrival,
             stage,
             wish,
             annotation: if announced { Annotation::Seen } else { Annotation::Off },
@@ -159,14 +163,29 @@ impl Pod {
         }
     }
 
+    /// One for which an ADD waits.
+    pub(super) fn added(stage: Stage, adding: Adding) -> Self {
+        let Adding { tokens, deadline, arrival, wish, announced } = adding;
+        let mut pod = Self::new(arrival, stage, wish, announced);
+        for token in tokens {
+            pod.wait(token, deadline);
+        }
+        pod
+    }
+
     /// One that was captured before a restart.
-    pub(super) fn adopted(want: Want, announced: bool) -> Self {
-        let mut pod = Self::new(Stage::Adopted, Wish::In(want), announced);
+    pub(super) fn adopted(arrival: Arrival, want: Want, announced: bool) -> Self {
+        let mut pod = Self::new(arrival, Stage::Adopted, Wish::In(want), announced);
         if !announced {
             // World may not have read it yet, and what is captured is announced as a rule.
             pod.annotation = Annotation::Unsure;
         }
         pod
+    }
+
+    /// Whether it is the later one. Of two without an order it is the one that is told of later.
+    pub(super) fn arrived_after(&self, other: &Self) -> bool {
+        self.arrival > other.arrival
     }
 
     // What to do next. Pure; what happened is recorded in `happened`.

@@ -61,7 +61,7 @@ impl Story {
     }
 
     fn add(&mut self, key: PodKey, token: u64, wish: Wish) -> Vec<String> {
-        self.on(Event::CniAdd { key, token: Token(token), wish, announced: false })
+        self.on(Event::CniAdd { key, arrival: Arrival(token), token: Token(token), wish, announced: false })
     }
 
     fn del(&mut self, sandbox: &str, token: u64) -> Vec<String> {
@@ -337,9 +337,50 @@ fn a_sandbox_made_anew_under_the_same_uid_is_another_and_the_old_one_says_nothin
 }
 
 #[test]
+fn an_earlier_sandbox_that_is_found_late_leaves_the_annotation_to_its_successor() {
+    let (old, new) = (web(), key("web", "s2"));
+    let adopted =
+        |captured| Event::Adopted { key: old.clone(), arrival: Arrival(1), captured, announced: true };
+    let unrepairable = |key: &PodKey| Event::Drifted { key: key.clone(), drift: Drift::Unrepairable };
+    for captured in [Some(want("web")), None] {
+        let mut story = Story::new();
+        story.add(new.clone(), 2, Wish::In(want("web")));
+        story.on(Event::IdentityReady(id("web")));
+        (0..3).for_each(|_| _ = story.ok(&new));
+        let was_captured = captured.is_some();
+        let taken_up = story.on(adopted(captured));
+        assert_eq!(taken_up, if was_captured { vec!["write captured", "open"] } else { vec![] });
+        if was_captured {
+            story.ok(&old);
+            assert_eq!(story.ok(&old), ["serve"], "nothing is said of it");
+            assert_eq!(story.on(unrepairable(&old)), [""; 0]);
+        }
+        assert_eq!(story.state(&new), State::Live);
+        assert_eq!(story.on(unrepairable(&new)), ["unannounce"], "it has the say");
+    }
+}
+
+#[test]
+fn what_an_earlier_sandbox_may_have_left_on_the_pod_object_is_taken_off_by_its_successor() {
+    let new = key("web", "s2");
+    let mut story = Story::new();
+    story.on(Event::Adopted { key: new.clone(), arrival: Arrival(2), captured: None, announced: false });
+    story.on(Event::Unwanted { uid: new.uid.clone() });
+    let late =
+        Event::Adopted { key: web(), arrival: Arrival(1), captured: Some(want("web")), announced: false };
+    assert_eq!(story.on(late), ["unannounce", "need web", "write captured", "open"]);
+}
+
+#[test]
 fn an_annotation_seen_before_answers_the_add_while_the_api_server_is_away() {
     let mut story = Story::new();
-    story.on(Event::CniAdd { key: web(), token: Token(1), wish: Wish::In(want("web")), announced: true });
+    story.on(Event::CniAdd {
+        key: web(),
+        arrival: Arrival(1),
+        token: Token(1),
+        wish: Wish::In(want("web")),
+        announced: true,
+    });
     story.on(Event::IdentityReady(id("web")));
     story.ok(&web());
     assert_eq!(story.ok(&web()), ["serve", "announce", "1 ok"]);
@@ -396,7 +437,12 @@ fn broken_rules_are_written_again_though_that_cannot_be_said_on_the_pod() {
 fn a_pod_of_before_a_restart_whose_listeners_cannot_be_had_is_waited_for_once_and_not_announced() {
     let mut story = Story::new();
     let adopting = |story: &Story| story.pods.seen().filter(|seen| seen.adopting).count();
-    story.on(Event::Adopted { key: web(), captured: Some(want("web")), announced: true });
+    story.on(Event::Adopted {
+        key: web(),
+        arrival: Arrival(1),
+        captured: Some(want("web")),
+        announced: true,
+    });
     assert_eq!(adopting(&story), 1);
     assert_eq!(story.fails(&web()), ["unannounce"]);
     assert_eq!(adopting(&story), 0);
@@ -422,7 +468,8 @@ fn what_a_repeated_add_wants_is_written_down_before_it_is_done() {
 #[test]
 fn what_was_captured_before_a_restart_is_listened_for_at_once_and_then_verified() {
     let mut story = Story::new();
-    let adopted = Event::Adopted { key: web(), captured: Some(want("web")), announced: true };
+    let adopted =
+        Event::Adopted { key: web(), arrival: Arrival(1), captured: Some(want("web")), announced: true };
     assert_eq!(story.on(adopted.clone()), ["need web", "write captured", "open"]);
     assert_eq!(story.on(adopted), [""; 0], "told twice");
     assert_eq!(story.state(&web()), State::Adopted);
@@ -436,7 +483,12 @@ fn what_was_captured_before_a_restart_is_listened_for_at_once_and_then_verified(
 #[test]
 fn rules_of_before_a_restart_stay_when_listeners_or_rules_cannot_be_had() {
     let mut story = Story::new();
-    story.on(Event::Adopted { key: web(), captured: Some(want("web")), announced: false });
+    story.on(Event::Adopted {
+        key: web(),
+        arrival: Arrival(1),
+        captured: Some(want("web")),
+        announced: false,
+    });
     assert_eq!(story.fails(&web()), ["unannounce"], "the pod object may say more than World knows");
     assert_eq!(story.ok(&web()), [""; 0]);
     assert_eq!(story.pass(Duration::from_secs(1)), ["open"]);
@@ -448,7 +500,12 @@ fn rules_of_before_a_restart_stay_when_listeners_or_rules_cannot_be_had() {
 #[test]
 fn an_adopted_pod_that_is_wanted_no_more_is_released_in_order() {
     let mut story = Story::new();
-    story.on(Event::Adopted { key: web(), captured: Some(want("web")), announced: true });
+    story.on(Event::Adopted {
+        key: web(),
+        arrival: Arrival(1),
+        captured: Some(want("web")),
+        announced: true,
+    });
     story.on(Event::Unwanted { uid: PodUid("web".into()) });
     let mut steps = Vec::new();
     while story.underway.contains_key(&web()) {
@@ -532,6 +589,10 @@ struct Node {
     needed: BTreeSet<SpiffeId>,
     journal: BTreeMap<PodKey, Kept>,
     arrivals: u64,
+    /// Of the last ADD of each, until it is written down.
+    arriving: BTreeMap<PodKey, Arrival>,
+    /// What a restarted agent could not open yet.
+    unopened: Vec<PodKey>,
     /// Sandboxes of which a later one of the same pod came.
     superseded: BTreeSet<PodKey>,
     /// Sandboxes that the runtime removed, or that are gone, and are not released yet.
@@ -557,8 +618,14 @@ struct Stands {
 /// An entry of the journal.
 #[derive(Clone, Debug)]
 struct Kept {
-    arrival: u64,
+    arrival: Arrival,
     captured: Option<Want>,
+}
+
+impl Kept {
+    fn is_before(&self, other: &Self) -> bool {
+        self.arrival < other.arrival
+    }
 }
 
 impl Node {
@@ -588,10 +655,8 @@ impl Node {
                     kept.captured = captured;
                     return;
                 }
-                let earlier = self.journal.keys().filter(|other| other.uid == key.uid);
-                self.superseded.extend(earlier.cloned());
-                self.arrivals += 1;
-                self.journal.insert(key, Kept { arrival: self.arrivals, captured });
+                self.journal.insert(key.clone(), Kept { arrival: self.arriving[&key], captured });
+                self.supersede();
             }
             Effect::JournalRemove(key) => {
                 assert!(self.journal.remove(&key).is_some());
@@ -603,6 +668,24 @@ impl Node {
                 }
                 assert!(!self.stands.remove(&key).unwrap_or_default().listening, "removed while listening");
             }
+        }
+    }
+
+    /// Of the sandboxes of one pod all but the last are superseded, for good.
+    fn supersede(&mut self) {
+        let Self { journal, superseded, .. } = self;
+        let is_earlier = |(key, kept): &(&PodKey, &Kept)| {
+            journal.iter().any(|(other, later)| other.uid == key.uid && kept.is_before(later))
+        };
+        superseded.extend(journal.iter().filter(is_earlier).map(|(key, _)| key.clone()));
+    }
+
+    /// What was not opened yet of this sandbox is forgotten: its DEL has come, or its id is used again.
+    fn forget_unopened(&mut self, sandbox: &SandboxId) {
+        for key in Vec::from_iter(self.unopened.extract_if(.., |key| key.sandbox == *sandbox)) {
+            self.journal.remove(&key);
+            self.superseded.remove(&key);
+            self.stands.remove(&key);
         }
     }
 
@@ -738,20 +821,20 @@ impl Node {
         }
         let mut entries = Vec::from_iter(self.journal.clone());
         entries.sort_by_key(|(_, kept)| kept.arrival);
-        self.superseded = entries
-            .iter()
-            .filter(|(key, kept)| {
-                entries.iter().any(|(other, later)| other.uid == key.uid && later.arrival > kept.arrival)
-            })
-            .map(|(key, _)| key.clone())
-            .collect();
-        let adopted = |(key, kept): (PodKey, Kept)| Event::Adopted {
-            // World may know nothing yet of a captured pod.
-            announced: self.announced.contains(&key.uid) && (kept.captured.is_none() || draw.below(2) == 0),
-            captured: kept.captured,
-            key,
-        };
-        entries.into_iter().map(adopted).collect()
+        self.superseded.clear();
+        self.supersede();
+        let keys = entries.into_iter().map(|(key, _)| key);
+        let (unopened, opened): (Vec<_>, Vec<_>) = keys.partition(|_| draw.below(4) == 0);
+        self.unopened = unopened;
+        opened.into_iter().map(|key| self.adopted(key, draw)).collect()
+    }
+
+    /// What an agent of after a restart is told of this entry of the journal.
+    fn adopted(&self, key: PodKey, draw: &mut Seed) -> Event {
+        let Kept { arrival, captured } = self.journal[&key].clone();
+        // World may know nothing yet of a captured pod.
+        let announced = self.announced.contains(&key.uid) && (captured.is_none() || draw.below(2) == 0);
+        Event::Adopted { key, arrival, captured, announced }
     }
 }
 
@@ -831,6 +914,10 @@ impl History {
         };
         match draw.below(18) {
             0 | 1 => {
+                self.node.forget_unopened(&key.sandbox);
+                self.node.arrivals += 1;
+                let arrival = Arrival(self.node.arrivals);
+                self.node.arriving.insert(key.clone(), arrival);
                 let token = self.node.ask(Some(key.clone()));
                 let announced = self.node.announced.contains(&key.uid);
                 let wish = match chance % 3 {
@@ -838,9 +925,10 @@ impl History {
                     1 => Wish::Out,
                     _ => Wish::In(want),
                 };
-                self.give(Event::CniAdd { key, token, wish, announced });
+                self.give(Event::CniAdd { key, arrival, token, wish, announced });
             }
             2 => {
+                self.node.forget_unopened(&key.sandbox);
                 let token = Some(self.node.ask(None));
                 self.give(Event::CniDel { sandbox: key.sandbox, token });
             }
@@ -865,6 +953,12 @@ impl History {
             }
             11 => self.pass(Duration::from_millis(draw.below(40_000))),
             12 if chance.is_multiple_of(4) => self.restart(draw),
+            12 if chance.is_multiple_of(2) => {
+                if let Some(key) = self.node.unopened.pop() {
+                    let event = self.node.adopted(key, draw);
+                    self.give(event);
+                }
+            }
             _ => self.end(&key, chance),
         }
     }
@@ -872,6 +966,7 @@ impl History {
     /// Removes every sandbox and lets all end.
     fn finish(mut self) {
         for key in self.keys.clone() {
+            self.node.forget_unopened(&key.sandbox);
             let token = Some(self.node.ask(None));
             self.give(Event::CniDel { sandbox: key.sandbox, token });
         }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use adit_core::net::SandboxId;
-use adit_core::pods::{Event, Refusal, Token};
+use adit_core::pods::{Arrival, Event, Refusal, Token};
 use adit_core::redirect::Mark;
 use adit_proto::cni::{Add, Check, Del, Gc, IfName, PodRef, Reply, Request};
 use tokio::sync::oneshot;
@@ -40,7 +40,7 @@ impl Driver {
         };
         let world = self.view.world();
         let known = enrolment::known(&world, &pod, annotations.as_ref(), &self.namespaces.kept);
-        let key = sandbox.key();
+        let (key, arrival) = (sandbox.key(), Arrival(sandbox.entry.arrival));
         let before = self.sandboxes.get(&key);
         if before.is_some_and(|before| before.entry.inode != sandbox.entry.inode) {
             // Its DEL was lost, and the id used again.
@@ -50,7 +50,8 @@ impl Driver {
         self.drop_not_taken_in(|id, _| *id == key.sandbox);
         self.arriving.insert(key.clone(), sandbox);
         let token = self.wait("add", pod, reply);
-        self.feed(Event::CniAdd { key: key.clone(), token, wish: known.wish, announced: known.announced });
+        let (wish, announced) = (known.wish, known.announced);
+        self.feed(Event::CniAdd { key: key.clone(), arrival, token, wish, announced });
         if known.terminating {
             self.feed(Event::Terminating { uid: key.uid.clone() });
         }
@@ -98,7 +99,7 @@ impl Driver {
 
     /// As if it had been in the journal, where it is from now on.
     fn take_in(&mut self, sandbox: Sandbox) -> bool {
-        let key = sandbox.key();
+        let (key, arrival) = (sandbox.key(), Arrival(sandbox.entry.arrival));
         if self.machine.knows(&key) {
             return false;
         }
@@ -107,7 +108,7 @@ impl Driver {
         self.sandboxes.insert(key.clone(), sandbox);
         self.write(&key);
         self.changed = true;
-        self.feed(Event::Adopted { key, captured: None, announced });
+        self.feed(Event::Adopted { key, arrival, captured: None, announced });
         true
     }
 

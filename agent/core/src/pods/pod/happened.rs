@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use adit_proto::SpiffeId;
 
-use super::{Annotation, Broken, Pod, Readd, Retry, Stage, refused};
+use super::{Adding, Annotation, Broken, Pod, Retry, Stage, refused};
 use crate::net::PodKey;
 use crate::pods::event::{Drift, Effect, Failure, Lacking, Limits, Op, Refusal, Ticket, Token, Wish};
 use crate::redirect::Part;
@@ -22,27 +22,23 @@ impl Pod {
     }
 
     /// The runtime repeats its ADD.
-    pub(in crate::pods) fn add_again(
-        &mut self,
-        key: &PodKey,
-        (token, deadline): (Token, Mono),
-        wish: Wish,
-        announced: bool,
-        out: &mut Vec<Effect>,
-    ) {
+    pub(in crate::pods) fn add_again(&mut self, key: &PodKey, adding: Adding, out: &mut Vec<Effect>) {
         if self.deleted {
-            let again = self.again.get_or_insert(Readd {
-                adds: Vec::new(),
-                deadline,
-                wish: Wish::Unknown,
-                announced,
-            });
-            again.adds.push(token);
-            again.wish = wish;
+            match &mut self.again {
+                None => self.again = Some(adding),
+                Some(again) => {
+                    again.tokens.extend(adding.tokens);
+                    again.arrival = adding.arrival;
+                    again.wish = adding.wish;
+                }
+            }
             return;
         }
+        let Adding { tokens, deadline, arrival: _, wish, announced: _ } = adding;
         let started = self.started;
-        self.wait(token, deadline);
+        for token in tokens {
+            self.wait(token, deadline);
+        }
         self.started = started;
         self.retries.clear();
         if wish != Wish::Unknown {
@@ -72,7 +68,7 @@ impl Pod {
         }
     }
 
-    /// A later sandbox of the pod has come; returns what is known of the annotation, which is now the later one's.
+    /// There is a later sandbox of the pod; returns what is known of the annotation, which is now the later one's.
     pub(in crate::pods) fn supersede(&mut self) -> Option<Annotation> {
         let current = !self.superseded;
         self.superseded = true;
@@ -88,6 +84,14 @@ impl Pod {
         };
     }
 
+    /// What an earlier sandbox of before a restart, found only now, may have left on the pod object: more than nothing, but
+    /// older news than what this one has written.
+    pub(in crate::pods) fn learn(&mut self, known: Annotation) {
+        if self.annotation == Annotation::Off && known != Annotation::Off {
+            self.annotation = Annotation::Unsure;
+        }
+    }
+
     /// The pod dies: a start that is under way is given up at once, or the pod would wait for its ADD to end, and
     /// then be started for its grace period.
     pub(in crate::pods) fn terminate(&mut self, out: &mut Vec<Effect>) {
@@ -101,7 +105,7 @@ impl Pod {
     pub(in crate::pods) fn delete(&mut self, out: &mut Vec<Effect>) {
         self.deleted = true;
         self.refuse_adds(&Refusal::Deleted, out);
-        for token in self.again.take().into_iter().flat_map(|again| again.adds) {
+        for token in self.again.take().into_iter().flat_map(|again| again.tokens) {
             out.push(refused(token, &Refusal::Deleted));
         }
     }
@@ -267,7 +271,7 @@ impl Pod {
     }
 
     /// The end: answers the DELs; returns the identity that it held, and what is to begin anew.
-    pub(in crate::pods) fn removed(mut self, out: &mut Vec<Effect>) -> (Option<SpiffeId>, Option<Readd>) {
+    pub(in crate::pods) fn removed(mut self, out: &mut Vec<Effect>) -> (Option<SpiffeId>, Option<Adding>) {
         self.answer_dels(out);
         (self.held, self.again)
     }
