@@ -237,7 +237,7 @@ impl Keeper {
         let Some(given) = self.store.given()? else {
             return Ok(());
         };
-        if let Some(next) = self.state.adopting(&given, now) {
+        if let Some(next) = self.state.adopting(&given, now).map_err(RootError::from)? {
             given.check(&self.state.trust_domain).map_err(KeepError::Given)?;
             tracing::info!("root or intermediate given by hand is taken up");
             self.become_state(next, now)?;

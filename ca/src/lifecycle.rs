@@ -190,7 +190,7 @@ impl State {
                 next.authority = self.authority.renewed(&self.trust_domain, now, until)?;
             }
             Due::AnnounceRoot => {
-                return Ok(self.announcing(Authority::make(&self.trust_domain, now)?, now));
+                next = self.announcing(Authority::make(&self.trust_domain, now)?, now);
             }
             Due::NotePublished => {
                 if let Rotation::Announced { published, .. } = &mut next.rotation {
@@ -212,7 +212,7 @@ impl State {
                 next.longest_leaf_s = outside.leaf_life.duration().as_secs();
                 next.generation += 1;
             }
-            Due::DropRetired => next.drop_retired(now)?,
+            Due::DropRetired => next.drop_retired(now),
             Due::NoteUntil => next.note_until()?,
             Due::DropRevoked => {
                 next.revoked.retain(|revocation| !has_expired(revocation, now));
@@ -220,6 +220,7 @@ impl State {
             }
             Due::NoteLeafLife => next.longest_leaf_s = outside.leaf_life.duration().as_secs(),
         }
+        next.remember(self, now)?;
         Ok(next)
     }
 
@@ -264,16 +265,16 @@ impl State {
     /// has to wait for a change of root to end.
     ///
     /// What leads to a root that agents trust already signs at once. Another root is announced first, like our own.
-    pub fn adopting(&self, given: &Authority, now: Stamp) -> Option<Self> {
+    pub fn adopting(&self, given: &Authority, now: Stamp) -> Result<Option<Self>, Broken> {
         let same = |authority: &Authority| authority.chain == given.chain && authority.roots == given.roots;
         match &self.rotation {
-            Rotation::Announced { .. } | Rotation::Overlap { .. } => return None,
-            Rotation::Steady if same(&self.authority) => return None,
+            Rotation::Announced { .. } | Rotation::Overlap { .. } => return Ok(None),
+            Rotation::Steady if same(&self.authority) => return Ok(None),
             Rotation::Steady => {}
         }
         let trusted = given.roots.first().is_some_and(|root| self.authority.roots.contains(root));
         if !trusted {
-            return Some(self.announcing(given.clone(), now));
+            return Ok(Some(self.announcing(given.clone(), now)));
         }
         let mut next = self.clone();
         next.authority = if self.authority.chain == given.chain {
@@ -286,7 +287,8 @@ impl State {
             next.authority.roots.clone_from(&given.roots);
             next.generation += 1;
         }
-        Some(next)
+        next.remember(self, now)?;
+        Ok(Some(next))
     }
 
     fn announcing(&self, next: Authority, now: Stamp) -> Self {
@@ -303,14 +305,7 @@ impl State {
         now.plus(self.longest_leaf()).plus(LEAF_MARGIN)
     }
 
-    /// The key of what is dropped is gone from here, and may all the same be in other hands.
-    fn drop_retired(&mut self, now: Stamp) -> Result<(), Broken> {
-        let retired = self.authorities().flat_map(|authority| &authority.retired);
-        let dropped =
-            retired.filter(|retired| now > retired.until).map(|retired| former(&retired.certificate));
-        let dropped = dropped.collect::<Result<Vec<_>, _>>()?;
-        self.former.extend(dropped);
-        self.former.retain(|former| now <= former.not_after);
+    fn drop_retired(&mut self, now: Stamp) {
         let keep = |authority: &mut Authority| authority.retired.retain(|retired| now <= retired.until);
         keep(&mut self.authority);
         match &mut self.rotation {
@@ -318,19 +313,32 @@ impl State {
             Rotation::Announced { next, .. } => keep(next),
             Rotation::Overlap { previous, .. } => keep(previous),
         }
+    }
+
+    /// Notes every certificate of `before`'s chains that is not kept here: its key is in other hands (a middle one's
+    /// always was) or may be, and agents believe what it signs for as long as any root that it leads to is trusted,
+    /// which may be the second of `ca.crt` long after its own change of root.
+    fn remember(&mut self, before: &Self, now: Stamp) -> Result<(), Broken> {
+        for certificate in before.chains() {
+            if self.chains().any(|kept| kept == certificate) {
+                continue;
+            }
+            let gone = former(certificate)?;
+            if !self.former.contains(&gone) {
+                self.former.push(gone);
+            }
+        }
+        self.former.retain(|former| now <= former.not_after);
         Ok(())
     }
 
-    /// Until when each entry of the kill list is needed. One of an issuing certificate: to that one's end, as whatever
+    /// Until when each entry of the kill list is needed. One of a chain's certificate: to that one's end, as whatever
     /// its key signs is believed until then. Any other serial is a leaf's, which had been given when it was listed.
     fn revoked_until(&self) -> Result<Vec<Option<Stamp>>, Broken> {
         let mut issuing = self.former.clone();
         if !self.revoked.is_empty() {
-            for authority in self.authorities() {
-                let retired = authority.retired.iter().map(|retired| &retired.certificate);
-                for certificate in authority.chain.iter().chain(retired) {
-                    issuing.push(former(certificate)?);
-                }
+            for certificate in self.chains() {
+                issuing.push(former(certificate)?);
             }
         }
         let until = |revocation: &Revocation| match &revocation.subject {

@@ -38,7 +38,8 @@ pub struct State {
     pub longest_leaf_s: u64,
     /// The kill list, oldest first.
     pub revoked: Vec<Revocation>,
-    /// Issuing certificates that are kept no more: should their key leak, they are revoked for as long as they live.
+    /// Certificates of earlier chains that are kept no more: should a key of theirs leak, they are revoked for as long
+    /// as they live.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub former: Vec<Former>,
     /// Names of the request files that are done, as far as their files may still be there.
@@ -73,7 +74,7 @@ pub enum Rotation {
     },
 }
 
-/// What is remembered of an issuing certificate whose leaves have all expired.
+/// What is remembered of a certificate that signed leaves, or led them to a root, and is kept no more.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Former {
@@ -167,6 +168,14 @@ impl State {
             Rotation::Overlap { previous, .. } => Some(&**previous),
         };
         std::iter::once(&self.authority).chain(other)
+    }
+
+    /// Every certificate that is kept and that signs leaves, signed them, or leads them to a root.
+    pub fn chains(&self) -> impl Iterator<Item = &Certificate> {
+        self.authorities().flat_map(|authority| {
+            let retired = authority.retired.iter().map(|retired| &retired.certificate);
+            authority.chain.iter().chain(retired)
+        })
     }
 
     /// The certificate with which leaves are signed or by which they lead to the root, if one is on the kill list.

@@ -254,8 +254,80 @@ fn an_intermediate_given_by_hand_is_revoked_and_goes_on_signing_until_another_is
     nothing(&revoked, &outside(at(5), Some(2), &[]));
     assert_eq!(revoked.revoked_issuer().unwrap().map(Subject::Serial), Some(leaked));
     let next = given_from(&theirs.renewed(&domain, at(6), at(0)).unwrap(), false);
-    let replaced = restarted(&revoked.adopting(&next, at(6)).unwrap());
+    let replaced = restarted(&revoked.adopting(&next, at(6)).unwrap().unwrap());
     assert_eq!(replaced.revoked_issuer().unwrap(), None);
+}
+
+/// A middle certificate under `root` and an issuing one under that, which both end after [`THEIR_LIFE_S`], as a
+/// company's CA gives them.
+fn three_deep_under(root: &rcgen::CertifiedIssuer<'_, rcgen::KeyPair>) -> Authority {
+    let signed_by = |name, issuer: &rcgen::Issuer<'_, _>| {
+        rcgen::CertifiedIssuer::signed_by(their_params(name), rcgen::KeyPair::generate().unwrap(), issuer)
+    };
+    let middle = signed_by("middle", root).unwrap();
+    let issuing = signed_by("issuing", &middle).unwrap();
+    let pem = |pem: String| Certificate::all_in(pem.as_bytes()).unwrap();
+    Authority {
+        roots: pem(root.pem()),
+        root_key: None,
+        chain: pem(issuing.pem() + &middle.pem()),
+        key: crate::root::Key::from(issuing.key()),
+        retired: Vec::new(),
+    }
+}
+
+fn their_params(name: &str) -> rcgen::CertificateParams {
+    let mut params = rcgen::CertificateParams::default();
+    params.distinguished_name.push(rcgen::DnType::CommonName, name);
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign, rcgen::KeyUsagePurpose::CrlSign];
+    params.not_before = at(0).offset();
+    params.not_after = at(THEIR_LIFE_S).offset();
+    params
+}
+
+const THEIR_LIFE_S: u64 = 300 * DAY_S;
+
+#[test]
+fn every_certificate_of_a_replaced_chain_can_be_revoked_for_as_long_as_it_lives() {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let root = rcgen::CertifiedIssuer::self_signed(their_params("root"), key).unwrap();
+    let (old, new) = (three_deep_under(&root), three_deep_under(&root));
+    let first = State::first("cluster.local".parse().unwrap(), old.clone(), Life::DEFAULT);
+    let replaced = restarted(&first.adopting(&new, at(100)).unwrap().unwrap());
+    let dropped = step(&replaced, Due::DropRetired, &outside(at(2 * DAY_S), Some(1), &[]));
+    for certificate in &old.chain {
+        for (state, now) in [(&replaced, 101), (&dropped, 3 * DAY_S)] {
+            let revoked = restarted(&state.asked(&Request::Revoke(serial_of(certificate)), at(now)).unwrap());
+            assert_eq!(revoked.revoked[0].until, Some(at(THEIR_LIFE_S)), "{:?}", Facts::read(certificate));
+        }
+    }
+    let late = outside(at(THEIR_LIFE_S + 1), Some(1), &[]);
+    let forgotten = dropped.after(Due::NoteLeafLife, &late).unwrap();
+    assert!(forgotten.former.is_empty(), "what has expired is forgotten");
+}
+
+#[test]
+fn what_leads_to_a_root_that_stays_trusted_after_its_change_can_be_revoked_for_as_long_as_it_lives() {
+    let domain = "cluster.local".parse().unwrap();
+    let made = Authority::make(&domain, at(0)).unwrap();
+    let first = State::first(domain.clone(), given_from(&made, false), Life::DEFAULT);
+    // Renewed just before the change, so that the one before is dropped with the root's authority.
+    let renewed = given_from(&made.renewed(&domain, at(100), at(0)).unwrap(), false);
+    let second = first.adopting(&renewed, at(100)).unwrap().unwrap();
+    let mut given = given_from(&Authority::make(&domain, at(0)).unwrap(), false);
+    given.roots.extend(made.roots.clone());
+    let announced = restarted(&second.adopting(&given, at(101)).unwrap().unwrap());
+    let published = step(&announced, Due::NotePublished, &outside(at(101), Some(2), &[]));
+    let overlap = step(&published, Due::SignWithNew, &outside(at(101), Some(2), &[]));
+    let done = step(&overlap, Due::DropOld, &outside(at(101 + DAY_S + 2), Some(2), &[]));
+    assert!(done.roots().contains(&&made.roots[0]), "the old root is the second of those given");
+    for certificate in [&made.chain[0], &renewed.chain[0]] {
+        let leaked = Request::Revoke(serial_of(certificate));
+        let revoked = restarted(&done.asked(&leaked, at(2 * DAY_S)).unwrap());
+        assert_eq!(revoked.revoked[0].until, Some(Facts::read(certificate).unwrap().not_after));
+        nothing(&revoked, &outside(at(100 * DAY_S), Some(4), &[]));
+    }
 }
 
 #[test]
@@ -282,13 +354,13 @@ fn what_is_given_by_hand_is_announced_before_it_signs_unless_it_is_trusted_alrea
     for directly in [false, true] {
         let given = given_from(&theirs, directly);
         given.check(&domain).unwrap();
-        let announced = restarted(&state().adopting(&given, at(5)).unwrap());
-        assert!(announced.adopting(&given, at(6)).is_none(), "once");
+        let announced = restarted(&state().adopting(&given, at(5)).unwrap().unwrap());
+        assert!(announced.adopting(&given, at(6)).unwrap().is_none(), "once");
         let published = step(&announced, Due::NotePublished, &outside(at(7), Some(2), &[]));
         let signing = step(&published, Due::SignWithNew, &outside(at(8), Some(2), &[]));
         assert_eq!(signing.authority.chain, given.chain);
         let done = step(&signing, Due::DropOld, &outside(at(8 + DAY_S + 2), Some(2), &[]));
-        assert!(done.adopting(&given, at(9 + DAY_S)).is_none());
+        assert!(done.adopting(&given, at(9 + DAY_S)).unwrap().is_none());
         assert!(matches!(done.asked(&Request::RotateRoot, at(9 + DAY_S)), Err(Declined::ByHand)));
         // Never renewed by us, however old.
         nothing(&done, &outside(at(3000 * DAY_S), Some(3), &[]));
@@ -297,14 +369,14 @@ fn what_is_given_by_hand_is_announced_before_it_signs_unless_it_is_trusted_alrea
     let given = given_from(&theirs, false);
     let own = State::first(domain.clone(), given, Life::DEFAULT);
     let next = given_from(&theirs.renewed(&domain, at(100), at(0)).unwrap(), false);
-    let renewed = own.adopting(&next, at(100)).unwrap();
+    let renewed = own.adopting(&next, at(100)).unwrap().unwrap();
     assert!(matches!(renewed.rotation, Rotation::Steady));
     assert_eq!((renewed.authority.chain.clone(), renewed.authority.retired.len()), (next.chain.clone(), 1));
     assert_eq!(renewed.generation, 1);
     // A second root beside the first is published at once.
     let mut two = next;
     two.roots.push(Authority::make(&domain, at(0)).unwrap().roots[0].clone());
-    let with_two = renewed.adopting(&two, at(101)).unwrap();
+    let with_two = renewed.adopting(&two, at(101)).unwrap().unwrap();
     assert_eq!((with_two.generation, with_two.roots().len(), with_two.authority.retired.len()), (2, 2, 1));
 }
 
