@@ -32,9 +32,6 @@ const STREAMS_MAX: u32 = 16;
 const HEADERS_LEN_MAX: u32 = 16 * 1024;
 /// How long one request may take, from its headers to its reply, body included.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a connection is kept; then the agent opens a new one. Frees what idle callers hold (see also
-/// [`server::UNKNOWN_FOR_MAX`]).
-const CONNECTION_AGE_MAX: Duration = Duration::from_secs(3600);
 /// A peer that is silent for so long is asked whether it is there, and dropped if it does not answer as long again.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 /// How long requests that are under way may take to finish at the end.
@@ -158,7 +155,8 @@ impl App {
             .http2_max_header_list_size(HEADERS_LEN_MAX)
             .http2_keepalive_interval(Some(KEEPALIVE))
             .http2_keepalive_timeout(Some(KEEPALIVE))
-            .max_connection_age(CONNECTION_AGE_MAX)
+            // Without tonic's grace: with one, it tells nobody to go, and cuts what is under way when the grace is over.
+            .max_connection_age(server::CONNECTION_AGE_MAX)
             .timeout(REQUEST_TIMEOUT)
             .add_service(self.service.into_server())
             .serve_with_incoming_shutdown(ReceiverStream::new(receiver), async {

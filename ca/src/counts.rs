@@ -15,7 +15,7 @@ pub struct Counts {
     dropped: [AtomicU64; Dropped::ALL.len()],
 }
 
-/// Why a connection was dropped before anybody known asked anything on it.
+/// Why a connection was dropped.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Dropped {
     /// As many as there may be are open.
@@ -28,11 +28,19 @@ pub enum Dropped {
     Handshake,
     /// No known caller asked for anything in time.
     Unknown,
+    /// A known caller's did not end in time when it was told to.
+    Stuck,
 }
 
 impl Dropped {
-    const ALL: [Self; 5] =
-        [Self::TooMany, Self::TooManyOfOne, Self::HandshakeTimeout, Self::Handshake, Self::Unknown];
+    const ALL: [Self; 6] = [
+        Self::TooMany,
+        Self::TooManyOfOne,
+        Self::HandshakeTimeout,
+        Self::Handshake,
+        Self::Unknown,
+        Self::Stuck,
+    ];
 
     /// One word for log and status.
     pub fn word(self) -> &'static str {
@@ -42,6 +50,7 @@ impl Dropped {
             Self::HandshakeTimeout => "handshake_timeout",
             Self::Handshake => "handshake",
             Self::Unknown => "unknown",
+            Self::Stuck => "stuck",
         }
     }
 }

@@ -94,7 +94,7 @@ impl Page {
         family(
             "adit_ca_connections_dropped_total",
             "counter",
-            "Connections on which nobody known asked for anything, by cause of their end.",
+            "Connections that the CA did not take or cut off, by cause.",
             &mut self.counts.drops().map(|(cause, count)| (format!("{{cause=\"{cause}\"}}"), count)),
         );
         let signing = self.signing.borrow().clone();

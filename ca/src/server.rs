@@ -37,6 +37,11 @@ const READY_MAX: usize = 64;
 /// How long a connection may be open before its first request of a known caller. An agent connects in order to ask, and
 /// its call ends within 10 s; whoever has no token holds a place for no longer than this.
 pub const UNKNOWN_FOR_MAX: Duration = Duration::from_secs(30);
+/// How long a known caller's connection is kept; then the agent is told to open a new one. Frees what idle ones hold.
+pub const CONNECTION_AGE_MAX: Duration = Duration::from_secs(3600);
+/// How long it may take to end after that: three times what a request may take. Whoever does not read what it is told
+/// is not waited for any longer.
+pub const CLOSING_MAX: Duration = Duration::from_secs(30);
 /// How long to wait after accept() failed for want of file descriptors, so that the loop does not spin.
 pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -168,28 +173,47 @@ pub(crate) struct Connection {
     _place: Place,
     counts: Arc<Counts>,
     known: Arc<AtomicBool>,
-    /// When it ends if nobody known has asked by then; none once that is settled.
-    unknown_until: Option<Pin<Box<Sleep>>>,
+    standing: Standing,
+    /// When its standing is looked at next.
+    until: Pin<Box<Sleep>>,
+}
+
+/// Whether a connection may go on.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Standing {
+    /// Until [`UNKNOWN_FOR_MAX`], if nobody known has asked by then.
+    OnTrial,
+    /// Until [`CLOSING_MAX`] after it was told to end.
+    Admitted,
+    /// It is over, whatever is still to be read or written.
+    Over,
 }
 
 impl Connection {
     fn new(stream: TlsStream<TcpStream>, from: SocketAddr, place: Place, counts: Arc<Counts>) -> Self {
-        let unknown_until = Some(Box::pin(tokio::time::sleep(UNKNOWN_FOR_MAX)));
-        Self { stream, from, _place: place, counts, known: Arc::default(), unknown_until }
+        let until = Box::pin(tokio::time::sleep(UNKNOWN_FOR_MAX));
+        let standing = Standing::OnTrial;
+        Self { stream, from, _place: place, counts, known: Arc::default(), standing, until }
     }
 
-    /// Whether it has been open for too long without a request of a known caller; else wakes the reader when it has.
-    fn poll_overdue(&mut self, cx: &mut Context<'_>) -> bool {
-        let over = self.unknown_until.as_mut().is_some_and(|until| until.as_mut().poll(cx).is_ready());
-        if !over {
-            return false;
+    /// Fails once it has been open for too long; until then, wakes who asks when that is.
+    ///
+    /// Asked before every read and every write: HTTP/2 always waits for one of them, but not always for a read. While
+    /// it has something to answer to a peer that does not read, it waits for room to write and reads nothing either;
+    /// what else ends a connection, keepalive and age, waits for the same room in order to say so.
+    fn go_on(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        while self.standing != Standing::Over && self.until.as_mut().poll(cx).is_ready() {
+            if self.standing == Standing::OnTrial && self.known.load(Ordering::Relaxed) {
+                self.standing = Standing::Admitted;
+                let end = self.until.deadline() + (CONNECTION_AGE_MAX + CLOSING_MAX - UNKNOWN_FOR_MAX);
+                self.until.as_mut().reset(end);
+                continue;
+            }
+            let why = if self.standing == Standing::OnTrial { Dropped::Unknown } else { Dropped::Stuck };
+            self.standing = Standing::Over;
+            drop_connection(&self.counts, self.from, why, None);
         }
-        self.unknown_until = None;
-        let is_known = self.known.load(Ordering::Relaxed);
-        if !is_known {
-            drop_connection(&self.counts, self.from, Dropped::Unknown, None);
-        }
-        !is_known
+        if self.standing == Standing::Over { Err(io::ErrorKind::TimedOut.into()) } else { Ok(()) }
     }
 }
 
@@ -207,24 +231,24 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        // HTTP/2 always waits for what comes next, so this is asked when the time is over.
-        if self.poll_overdue(cx) {
-            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-        }
+        self.go_on(cx)?;
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.go_on(cx)?;
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.go_on(cx)?;
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.go_on(cx)?;
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

@@ -20,7 +20,20 @@ const PATIENCE: Duration = Duration::from_secs(60);
 async fn with<F: Future<Output = ()>>(
     files: &Files,
     config: adit_ca::Config,
-    test: impl FnOnce(SocketAddr, Box<dyn Fn() -> adit_ca::counts::Counted>) -> F,
+    test: impl FnOnce(SocketAddr, Counting) -> F,
+) {
+    with_patience(files, config, PATIENCE, test).await;
+}
+
+/// What a CA has counted by now.
+pub(crate) type Counting = Box<dyn Fn() -> adit_ca::counts::Counted>;
+
+/// As [`with`], for a test in which much time passes while the clock is paused.
+pub(crate) async fn with_patience<F: Future<Output = ()>>(
+    files: &Files,
+    config: adit_ca::Config,
+    patience: Duration,
+    test: impl FnOnce(SocketAddr, Counting) -> F,
 ) {
     let app = App::bind(config, "test").await.unwrap();
     let (address, counts) = (app.address(), app.counts());
@@ -29,7 +42,7 @@ async fn with<F: Future<Output = ()>>(
         let _ = stopped.await;
     });
     let testing = async {
-        tokio::time::timeout(PATIENCE, test(address, Box::new(counts))).await.expect("the test ends in time");
+        tokio::time::timeout(patience, test(address, Box::new(counts))).await.expect("the test ends in time");
         drop(stop);
     };
     let (ran, ()) = tokio::join!(running, testing);
@@ -38,7 +51,7 @@ async fn with<F: Future<Output = ()>>(
 }
 
 /// Looks again and again until `look` finds what it looks for; the test's own time bound ends it otherwise.
-async fn until<T>(mut look: impl FnMut() -> Option<T>) -> T {
+pub(crate) async fn until<T>(mut look: impl FnMut() -> Option<T>) -> T {
     let mut ticks = tokio::time::interval(Duration::from_millis(5));
     loop {
         ticks.tick().await;
