@@ -197,8 +197,9 @@ async fn every_refusal_has_its_code_its_step_and_its_word_and_is_counted() {
 #[tokio::test]
 async fn an_issuer_given_by_hand_that_ends_refuses_and_says_when() {
     let files = Files::new();
-    // Enough for the CA's own certificate; a few seconds later not enough for any other.
-    let ends = SystemTime::now() + Duration::from_secs(13);
+    // Enough for the CA's own certificate, however slowly it starts (a life is 10 s at least); some seconds later not
+    // enough for any other.
+    let ends = SystemTime::now() + Duration::from_secs(20);
     give_issuer(&files.path("store"), ends);
     with(&files, files.config(), |address, counts| {
         let files = &files;
