@@ -57,7 +57,23 @@ pub(crate) struct Keeper {
     outcomes: Vec<Outcome>,
     progress: Option<Progress>,
     /// The last complaint about each thing, so that it is logged once and not every second.
-    complaints: BTreeMap<&'static str, String>,
+    complaints: BTreeMap<&'static str, Complaint>,
+}
+
+/// What is wrong with a thing.
+#[derive(Clone, Debug, Eq, PartialEq)]
+struct Complaint {
+    error: String,
+    mended_by: MendedBy,
+}
+
+/// Who can mend what is complained of.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum MendedBy {
+    /// The next tick, which tries again.
+    Tick,
+    /// Whoever gave root or intermediate by hand: no tick replaces those.
+    Giver,
 }
 
 /// What the keeper shows to the service and the listener.
@@ -267,19 +283,23 @@ impl Keeper {
         Ok(())
     }
 
-    /// An issuer of ours that is revoked has been replaced by now; one that was given by hand can only be complained of.
+    /// An issuer of ours that is revoked has been replaced by now, unless a step failed; one that was given by hand can
+    /// only be complained of.
     fn look_at_issuer(&mut self) {
-        match self.state.revoked_issuer() {
-            Ok(None) => drop(self.complaints.remove("issuer")),
-            Ok(Some(serial)) => self.complain(
-                "issuer",
-                format!(
-                    "{serial} signs leaves or leads them to the root, and is revoked: every new leaf is refused until \
-                     another is given (tls.crt, tls.key, ca.crt)"
-                ),
-            ),
-            Err(error) => self.complain("issuer", crate::report(&error)),
-        }
+        let serial = match self.state.revoked_issuer() {
+            Ok(None) => return drop(self.complaints.remove("issuer")),
+            Ok(Some(serial)) => serial,
+            Err(error) => return self.complain("issuer", crate::report(&error)),
+        };
+        let wrong = format!(
+            "{serial} signs leaves or leads them to the root, and is revoked: every new leaf is refused until"
+        );
+        let (error, mended_by) = if self.state.authority.root_key.is_some() {
+            (format!("{wrong} it is replaced"), MendedBy::Tick)
+        } else {
+            (format!("{wrong} another is given (tls.crt, tls.key, ca.crt) and signs"), MendedBy::Giver)
+        };
+        self.complain_of("issuer", Complaint { error, mended_by });
     }
 
     fn outside(&self, now: Stamp) -> Outside {
@@ -389,10 +409,19 @@ impl Keeper {
     }
 
     fn complain(&mut self, what: &'static str, error: String) {
-        if self.complaints.get(what) != Some(&error) {
-            tracing::error!(what, error, "failed; will be tried again");
-            self.complaints.insert(what, error);
+        self.complain_of(what, Complaint { error, mended_by: MendedBy::Tick });
+    }
+
+    fn complain_of(&mut self, what: &'static str, complaint: Complaint) {
+        if self.complaints.get(what) == Some(&complaint) {
+            return;
         }
+        let error = &complaint.error;
+        match complaint.mended_by {
+            MendedBy::Tick => tracing::error!(what, error, "failed; will be tried again"),
+            MendedBy::Giver => tracing::error!(what, error, "given by hand, and has to be replaced by hand"),
+        }
+        self.complaints.insert(what, complaint);
     }
 }
 

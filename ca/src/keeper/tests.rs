@@ -18,11 +18,37 @@ struct World {
 
 impl World {
     fn new() -> Self {
+        let world = Self::unbegun();
+        drop(world.keeper(Disk::real(), at(0)).unwrap());
+        world
+    }
+
+    /// One in whose store `given` lies from the first.
+    fn new_with(given: &Authority) -> Self {
+        let world = Self::unbegun();
+        world.give(given);
+        fs::set_permissions(world.path("store"), fs::Permissions::from_mode(0o700)).unwrap();
+        world
+    }
+
+    fn unbegun() -> Self {
         let world = Self { dir: tempfile::tempdir().unwrap() };
         fs::write(world.path("tokens.yaml"), "nodes: {}\n").unwrap();
         fs::set_permissions(world.path("tokens.yaml"), fs::Permissions::from_mode(0o600)).unwrap();
-        drop(world.keeper(Disk::real(), at(0)).unwrap());
         world
+    }
+
+    /// Puts root and intermediate into the store, as a user does by hand.
+    fn give(&self, authority: &Authority) {
+        fs::create_dir_all(self.path("store")).unwrap();
+        for (name, text) in [
+            ("tls.crt", authority.chain[0].pem()),
+            ("tls.key", authority.key.pair().unwrap().serialize_pem()),
+            ("ca.crt", authority.roots[0].pem()),
+        ] {
+            fs::write(self.path("store").join(name), text).unwrap();
+            fs::set_permissions(self.path("store").join(name), fs::Permissions::from_mode(0o600)).unwrap();
+        }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -162,14 +188,22 @@ fn a_revocation_reaches_the_bundle_and_the_service_and_can_be_taken_back() {
     assert!(shown.signing.borrow().revoked.is_empty());
 }
 
+fn serial_of(certificate: &[u8]) -> crate::serial::Serial {
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).unwrap();
+    crate::serial::Serial::from_octets(parsed.raw_serial()).unwrap()
+}
+
+fn revoke(certificate: &[u8]) -> Request {
+    Request::Revoke(Subject::Serial(serial_of(certificate)))
+}
+
 #[test]
 fn a_leaked_intermediate_signs_no_more_once_it_is_revoked() {
     let world = World::new();
     let (mut keeper, shown) = world.keeper(Disk::real(), at(1)).unwrap();
     let leaked = shown.signing.borrow().issuer.chain[0].clone();
-    let (_, parsed) = x509_parser::parse_x509_certificate(&leaked).unwrap();
-    let serial = crate::serial::Serial::from_octets(parsed.raw_serial()).unwrap();
-    world.leave(Request::Revoke(Subject::Serial(serial.clone())));
+    let serial = serial_of(&leaked);
+    world.leave(revoke(&leaked));
     keeper.tick(at(2));
     assert!(!shown.signing.borrow().issuer.chain.contains(&leaked));
     assert_trusted(&world, &shown);
@@ -177,6 +211,41 @@ fn a_leaked_intermediate_signs_no_more_once_it_is_revoked() {
         keeper.tick(at(later));
         assert!(world.published().contains(&format!("\"serial\":\"{serial}\"")), "{later}");
     }
+}
+
+#[test]
+fn an_issuer_of_ours_that_could_not_be_replaced_is_tried_again_and_asked_of_nobody() {
+    let mut seen = 0;
+    for steps in 0..40 {
+        let world = World::new();
+        let Ok((mut keeper, shown)) = world.keeper(Disk::dying_after(steps), at(1)) else {
+            continue;
+        };
+        world.leave(revoke(&shown.signing.borrow().issuer.chain[0]));
+        keeper.tick(at(2));
+        if keeper.state.revoked_issuer().unwrap().is_some() {
+            let complaint = &keeper.complaints["issuer"];
+            assert_eq!(complaint.mended_by, MendedBy::Tick, "{steps}");
+            assert!(!complaint.error.contains("tls.crt"), "{steps}: {}", complaint.error);
+            seen += 1;
+        }
+    }
+    assert!(seen > 0, "some write of the replacement failed after the revocation was stored");
+}
+
+#[test]
+fn an_issuer_given_by_hand_is_complained_of_to_its_giver_until_another_signs() {
+    let domain = "cluster.local".parse().unwrap();
+    let world = World::new_with(&Authority::make(&domain, at(0)).unwrap());
+    let (mut keeper, shown) = world.keeper(Disk::real(), at(1)).unwrap();
+    world.leave(revoke(&shown.signing.borrow().issuer.chain[0]));
+    keeper.tick(at(2));
+    let complaint = &keeper.complaints["issuer"];
+    assert_eq!(complaint.mended_by, MendedBy::Giver);
+    assert!(complaint.error.contains("tls.crt"), "{}", complaint.error);
+    world.give(&Authority::make(&domain, at(0)).unwrap());
+    keeper.tick(at(3));
+    assert!(keeper.complaints.is_empty(), "{:?}", keeper.complaints);
 }
 
 #[test]
@@ -237,22 +306,11 @@ fn a_bundle_that_cannot_be_written_holds_the_rotation_and_not_the_service() {
 fn what_is_given_by_hand_is_used_from_the_first_start_and_taken_up_later() {
     let domain: adit_proto::TrustDomain = "cluster.local".parse().unwrap();
     let theirs = Authority::make(&domain, at(0)).unwrap();
-    let give = |world: &World| {
-        fs::create_dir_all(world.path("store")).unwrap();
-        for (name, text) in [
-            ("tls.crt", theirs.chain[0].pem()),
-            ("tls.key", theirs.key.pair().unwrap().serialize_pem()),
-            ("ca.crt", theirs.roots[0].pem()),
-        ] {
-            fs::write(world.path("store").join(name), text).unwrap();
-            fs::set_permissions(world.path("store").join(name), fs::Permissions::from_mode(0o600)).unwrap();
-        }
-    };
     // Later: announced, acknowledged, signing, as any other root.
     let world = World::new();
     world.acknowledge("a", 1);
     let (mut keeper, shown) = world.keeper(Disk::real(), at(1)).unwrap();
-    give(&world);
+    world.give(&theirs);
     keeper.tick(at(2));
     assert_ne!(&shown.signing.borrow().issuer.chain[0], theirs.chain[0].der());
     assert_eq!(roots_in(&world.published()), 2);
@@ -263,11 +321,7 @@ fn what_is_given_by_hand_is_used_from_the_first_start_and_taken_up_later() {
     assert_eq!(roots_in(&world.published()), 1);
     assert_trusted(&world, &shown);
     // From the first start.
-    let world = World { dir: tempfile::tempdir().unwrap() };
-    fs::write(world.path("tokens.yaml"), "nodes: {}\n").unwrap();
-    fs::set_permissions(world.path("tokens.yaml"), fs::Permissions::from_mode(0o600)).unwrap();
-    give(&world);
-    fs::set_permissions(world.path("store"), fs::Permissions::from_mode(0o700)).unwrap();
+    let world = World::new_with(&theirs);
     let (_keeper, shown) = world.keeper(Disk::real(), at(1)).unwrap();
     assert_eq!(&shown.signing.borrow().issuer.chain[0], theirs.chain[0].der());
     assert_eq!(roots_in(&world.published()), 1);
@@ -333,7 +387,7 @@ fn a_request_that_cannot_be_read_now_is_kept_and_holds_up_no_other() {
     keeper.tick(at(2));
     assert_eq!(keeper.state.revoked.len(), 1);
     assert!(matches!(&*keeper.outcomes, [one] if one.refused.is_none()), "{:?}", keeper.outcomes);
-    assert!(keeper.complaints["request"].contains("0-unreadable.json"), "{:?}", keeper.complaints);
+    assert!(keeper.complaints["request"].error.contains("0-unreadable.json"), "{:?}", keeper.complaints);
     fs::remove_dir(unreadable).unwrap();
     keeper.tick(at(3));
     assert!(keeper.complaints.is_empty(), "{:?}", keeper.complaints);
