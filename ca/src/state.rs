@@ -13,8 +13,11 @@ use crate::root::{Authority, Broken, Certificate, Facts, RootError};
 use crate::serial::Serial;
 use crate::stamp::Stamp;
 
-/// The form in which a state is written. Another number is another form and is refused.
-const VERSION: u32 = 1;
+/// The form in which a state is written. Every field that is added makes another, as a program refuses what it does
+/// not know: 2 has `former`.
+const VERSION: u32 = 2;
+/// The oldest form that is read; what it lacks has a default. A later form than [`VERSION`] is refused.
+const VERSION_OLDEST: u32 = 1;
 
 /// How many revocations are kept. One takes about 120 bytes in `revoked.json` and 40 in each revocation list; with two
 /// lists the published object stays below the 1 MiB that a ConfigMap may have. Serials leave the list when their
@@ -111,8 +114,8 @@ pub enum Subject {
 /// Why a stored state is not taken.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
-    /// Written by another version of this program.
-    #[error("has version {0}; this program knows {VERSION}")]
+    /// Written by a later version of this program.
+    #[error("has version {0}; this program knows {VERSION_OLDEST} to {VERSION}")]
     Version(u32),
     /// It belongs to another trust domain.
     #[error("is of trust domain {found}, but {wanted} is configured")]
@@ -127,7 +130,35 @@ pub enum StateError {
     Authority(#[from] RootError),
 }
 
+/// Why a text is no state.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// Not what this program writes.
+    #[error(transparent)]
+    Json(#[from] serde_json::Error),
+    /// What another writes.
+    #[error(transparent)]
+    State(#[from] StateError),
+}
+
+/// What every form of a state says of itself.
+#[derive(Deserialize)]
+struct Form {
+    version: u32,
+}
+
 impl State {
+    /// Reads a state as it is stored, whichever known form it has; it is written in the present one.
+    ///
+    /// Its version is read before all else, as of a later form nothing else is known.
+    pub fn read(text: &[u8]) -> Result<Self, ReadError> {
+        let Form { version } = serde_json::from_slice(text)?;
+        if !(VERSION_OLDEST..=VERSION).contains(&version) {
+            return Err(StateError::Version(version).into());
+        }
+        Ok(Self { version: VERSION, ..serde_json::from_slice(text)? })
+    }
+
     /// The first state of a store.
     pub fn first(trust_domain: TrustDomain, authority: Authority, life: Life) -> Self {
         Self {
@@ -145,9 +176,6 @@ impl State {
 
     /// Checks a state that was read.
     pub fn check(&self, configured: &TrustDomain) -> Result<(), StateError> {
-        if self.version != VERSION {
-            return Err(StateError::Version(self.version));
-        }
         if self.trust_domain != *configured {
             return Err(StateError::TrustDomain {
                 found: self.trust_domain.clone(),

@@ -16,7 +16,7 @@ use nix::libc;
 
 use crate::disk::{Access, Disk};
 use crate::root::PemError;
-use crate::state::{State, StateError};
+use crate::state::{ReadError, State, StateError};
 use crate::status::Progress;
 
 mod given;
@@ -196,7 +196,10 @@ pub fn peek(dir: &Path) -> Result<Option<State>, StoreError> {
     let Some(text) = read(&path, Secret::Yes)? else {
         return if dir.join(BEGUN).exists() { Err(StoreError::Lost { path }) } else { Ok(None) };
     };
-    serde_json::from_slice(&text).map(Some).map_err(|source| StoreError::Json { path, source })
+    State::read(&text).map(Some).map_err(|error| match error {
+        ReadError::Json(source) => StoreError::Json { path, source },
+        ReadError::State(source) => StoreError::State { path, source },
+    })
 }
 
 /// Whether a CA holds this store now. Only looks: a lock taken to find out could keep a CA from starting just then.

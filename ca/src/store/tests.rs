@@ -1,9 +1,9 @@
 use std::os::unix::fs::PermissionsExt;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::*;
 use crate::issue::Life;
-use crate::lifecycle::Request;
+use crate::lifecycle::{Agents, Due, Outside, Request};
 use crate::root::{Authority, pem_text};
 use crate::stamp::Stamp;
 
@@ -103,7 +103,7 @@ fn a_broken_or_lost_state_is_an_error_that_names_the_file_and_never_a_new_root()
         (good[..good.len() / 2].to_owned(), "EOF while parsing"),
         (good.replace("\"generation\": 1", "\"generation\": -1"), "line 4"),
         (good.replace("\"generation\": 1", "\"generation\": 1, \"x\": 2"), "unknown field `x`"),
-        (good.replace("\"version\": 1", "\"version\": 9"), "has version 9; this program knows 1"),
+        (good.replace("\"version\": 2", "\"version\": 0"), "has version 0; this program knows 1 to 2"),
         (
             good.replace("cluster.local", "other.local"),
             "is of trust domain other.local, but cluster.local is configured",
@@ -120,6 +120,46 @@ fn a_broken_or_lost_state_is_an_error_that_names_the_file_and_never_a_new_root()
     fs::remove_file(&path).unwrap();
     let text = message(store.load(&domain()));
     assert!(text.contains("state.json is missing, although this store was begun"), "{text}");
+}
+
+#[test]
+fn a_state_of_any_known_version_is_read_and_one_of_a_later_version_is_refused_by_that() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(STATE);
+    let store = open(dir.path());
+    let state = state();
+    store.save(&state).unwrap();
+    let present: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    assert_eq!((&present["version"], present.get("former")), (&2.into(), None));
+
+    let first = present.to_string().replace("\"version\":2", "\"version\":1");
+    fs::write(&path, &first).unwrap();
+    let read = store.load(&domain()).unwrap().unwrap();
+    assert_eq!(read.authority.roots, state.authority.roots);
+    store.save(&read).unwrap();
+    assert_eq!(serde_json::from_slice::<serde_json::Value>(&fs::read(&path).unwrap()).unwrap(), present);
+
+    let later = read.after(Due::RenewIntermediate, &outside(Stamp::of(SystemTime::now()))).unwrap();
+    let next_day = Stamp::of(SystemTime::now()).plus(Duration::from_secs(2 * 24 * 3600));
+    let second = later.after(Due::DropRetired, &outside(next_day)).unwrap();
+    assert_eq!(second.former.len(), 1);
+    store.save(&second).unwrap();
+    assert_eq!(store.load(&domain()).unwrap().unwrap().former, second.former);
+
+    let third = first.replace("\"version\":1", "\"version\":3,\"what-this-has\":\"is not known here\"");
+    fs::write(&path, third).unwrap();
+    let text = message(store.load(&domain()));
+    assert!(text.ends_with("state.json has version 3; this program knows 1 to 2"), "{text}");
+}
+
+fn outside(now: Stamp) -> Outside {
+    Outside {
+        now,
+        published: None,
+        agents: Agents::Known(Vec::new()),
+        patience: Duration::ZERO,
+        leaf_life: Life::DEFAULT,
+    }
 }
 
 /// The root's key in the place of the intermediate's.
@@ -172,7 +212,7 @@ fn the_lock_ends_with_its_holder_though_a_process_on_its_way_to_another_program_
 fn requests_are_left_read_in_order_and_forgotten() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
-    let at = |millis| UNIX_EPOCH + std::time::Duration::from_millis(millis);
+    let at = |millis| UNIX_EPOCH + Duration::from_millis(millis);
     let text = leave(dir, Request::RotateRoot, at(1)).unwrap_err().to_string();
     assert!(text.contains("is no store"), "{text}");
     let store = open(dir);
