@@ -52,7 +52,8 @@ pub(super) struct Duplex {
     flow: Flow,
     /// What is being written to the app.
     pending: Bytes,
-    /// How much of it is counted as held: none while the app takes what it gets.
+    /// How much of it is counted as held: none while the app takes what it gets. It falls as bytes are written, not by
+    /// the frame: what is let go of wakes those who wait for room, in vain if the rest were taken again at once.
     stuck_len: usize,
     /// What has arrived while the app did not read.
     backlog: Option<Box<Backlog>>,
@@ -199,7 +200,7 @@ impl Duplex {
                         return Poll::Pending;
                     }
                 };
-                self.unstick();
+                self.unstick(written);
                 self.pending.advance(written);
                 self.flow.near_got(written);
                 // An error means that the stream is gone: the next read of it says why.
@@ -232,7 +233,7 @@ impl Duplex {
         {
             match backlog.pop() {
                 Some(bytes) => {
-                    self.account.release(bytes.len());
+                    self.stuck_len = bytes.len();
                     self.pending = bytes;
                 }
                 None => self.backlog = None,
@@ -249,11 +250,12 @@ impl Duplex {
         }
     }
 
-    /// Ends what [`Duplex::stick`] counted.
-    fn unstick(&mut self) {
-        let stuck_len = std::mem::take(&mut self.stuck_len);
-        if stuck_len > 0 {
-            self.account.release(stuck_len);
+    /// Counts so much less of that frame.
+    fn unstick(&mut self, len: usize) {
+        let len = len.min(self.stuck_len);
+        if len > 0 {
+            self.stuck_len -= len;
+            self.account.release(len);
         }
     }
 
@@ -328,7 +330,7 @@ impl Future for Duplex {
 
 impl Drop for Duplex {
     fn drop(&mut self) {
-        self.unstick();
+        self.unstick(self.stuck_len);
         if let Some(backlog) = &self.backlog {
             self.account.release(backlog.len());
         }

@@ -1,3 +1,4 @@
+use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 
@@ -7,6 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{spawn_local, yield_now};
 
+use super::super::buffers::{Buffers, Waiting};
 use super::super::testing::{Rig, app, greet, on_worker};
 use super::super::{Config, pod::Pod};
 
@@ -179,6 +181,55 @@ fn a_reader_that_stalls_is_held_for_within_its_window_and_harms_no_other() {
         tokio::join!(async { near.write_all(&block).await.unwrap() }, async {
             far.read_exact(&mut vec![0; block.len()]).await.unwrap()
         },);
+    });
+}
+
+/// What is held, once nothing is taken or let go of any more.
+async fn settled(buffers: &Buffers) -> usize {
+    let (mut held, mut quiet) = (buffers.held(), 0);
+    while quiet < 2000 {
+        yield_now().await;
+        quiet = if buffers.held() == held { quiet + 1 } else { 0 };
+        held = buffers.held();
+    }
+    held
+}
+
+/// Waits for room without end, and remembers the most room that it was told of.
+#[derive(Debug)]
+struct Hopeful {
+    buffers: Rc<Buffers>,
+    held_least: Cell<usize>,
+}
+
+impl Waiting for Hopeful {
+    fn has_room(&self) -> bool {
+        self.held_least.set(self.held_least.get().min(self.buffers.held()));
+        false
+    }
+
+    fn wake(&self) {}
+}
+
+#[test]
+fn those_who_wait_for_room_are_told_of_none_that_a_slow_reader_takes_back_at_once() {
+    on_worker(async {
+        let Joined { rig, near, far, .. } = joined(Config::default()).await;
+        let buffers = Rc::clone(&rig.worker.buffers);
+        let mut block = vec![7; 1024 * 1024];
+        while buffers.held() < 2 * block.len() {
+            let _ = near.try_write(&block);
+            yield_now().await;
+        }
+        // All that was sent has come: from now on what is held only falls.
+        let held = settled(&buffers).await;
+        let hopeful = Rc::new(Hopeful { buffers: Rc::clone(&buffers), held_least: Cell::new(held) });
+        buffers.await_room(Rc::<Hopeful>::clone(&hopeful));
+        while buffers.held() > 0 {
+            far.readable().await.unwrap();
+            let _ = far.try_read(&mut block);
+            assert_eq!(settled(&buffers).await, hopeful.held_least.get(), "it was never less than it is now");
+        }
     });
 }
 
