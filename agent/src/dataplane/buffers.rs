@@ -76,11 +76,6 @@ impl Buffers {
         self.limit.saturating_sub(self.used())
     }
 
-    /// Whether half of the budget is held for stalled readers.
-    pub(super) fn is_pressed(&self) -> bool {
-        self.held.get() >= self.limit / 2
-    }
-
     /// Lends the worker's scratch for one synchronous read.
     pub(super) fn with_scratch<T>(&self, read: impl FnOnce(&mut [u8]) -> T) -> T {
         read(&mut self.scratch.borrow_mut())

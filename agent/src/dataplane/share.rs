@@ -62,9 +62,10 @@ impl Share {
         self.held.get() >= self.buffers.not_held().max(SHARE_MIN)
     }
 
-    /// Whether half of it, or of the worker's budget, is held for stalled readers: streams get smaller windows.
+    /// Whether half of it is held for stalled readers: the pod's streams get smaller windows. Not at a worker's bound:
+    /// what other pods hold makes the share smaller, and is no other reason to slow this one down.
     pub(super) fn is_pressed(&self) -> bool {
-        self.buffers.is_pressed() || self.held.get() >= self.buffers.not_held().max(SHARE_MIN) / 2
+        self.held.get() >= self.buffers.not_held().max(SHARE_MIN) / 2
     }
 
     /// Ready while it is not used up; otherwise wakes the task once it is not any more.
@@ -242,6 +243,7 @@ mod tests {
         one.hold(2 * MIB);
         assert!(one.is_full() && !one.has_room(), "half");
         assert!(!two.is_full() && two.has_room());
+        assert!(one.is_pressed() && !two.is_pressed(), "only its own streams get smaller windows");
         one.release(2 * MIB);
         two.hold(4 * MIB);
         assert!([&one, &two].iter().all(|share| share.is_full() && !share.has_room()), "a third each");
@@ -254,8 +256,10 @@ mod tests {
         let one = share(12 * MIB);
         let two = Share::new(Rc::clone(&one.buffers));
         one.hold(13 * MIB);
+        assert!(!two.is_full() && two.has_room() && !two.is_pressed());
+        two.hold(SHARE_MIN / 2);
         assert!(!two.is_full() && two.has_room() && two.is_pressed());
-        two.hold(SHARE_MIN);
+        two.hold(SHARE_MIN / 2);
         assert!(two.is_full() && !two.has_room());
     }
 
