@@ -28,7 +28,7 @@ pub struct Config {
     /// 256 MiB.
     pub connections_per_pod: usize,
     /// Bytes that may wait for slow readers, in all. One pod has at most half of it, and what the others leave; beyond it
-    /// its new connections are refused (`memory_limit`) and nothing more is read from its apps. Default `256MiB`, at
+    /// its new connections are refused (`memory_limit`) and its apps are read only as fast as tunnels take it. Default `256MiB`, at
     /// least `16MiB` a worker.
     #[serde(deserialize_with = "crate::units::size")]
     pub buffer_budget: usize,

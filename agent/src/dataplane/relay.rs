@@ -1,6 +1,8 @@
 //! Carries the bytes of one connection between two sockets, both ways, in one task: what is not tunnelled.
 //!
 //! Small bytes are copied through the worker's scratch; a stream that fills it is spliced in the kernel until it pauses.
+//! What a sink does not take of a copy is held; where the pod may hold no more, a source is read only as far as the sink
+//! has taken what it says, so that no direction waits for the other.
 //! FIN and RST of one side become FIN and RST of the other. Dropped before its end it resets both.
 
 use std::io;
@@ -16,7 +18,7 @@ use tokio::net::TcpStream;
 use super::copy::{Broken, QUOTA};
 use super::flow::Flow;
 use super::pipes::{Pipe, Pipes};
-use super::share::{Enlisted, Share};
+use super::share::Share;
 use super::unread::{Ended, Unread};
 
 #[cfg(test)]
@@ -43,9 +45,8 @@ pub(super) struct Relay {
 #[derive(Default)]
 struct Way {
     closed: bool,
-    /// The sink does not take what was read, or nothing may be read that it might not take.
+    /// The sink does not take what the source says.
     stalled: bool,
-    enlisted: Enlisted,
     /// Copied, and not yet written.
     pending: Bytes,
     pipe: Option<Pipe>,
@@ -206,11 +207,9 @@ impl Way {
                 }
             }
         }
-        // Asked first, so that a socket with nothing to read waits for no room.
-        ready!(source.poll_read_ready(cx)).map_err(|_| Failed::Source)?;
-        self.stalled = true;
-        ready!(share.poll_room(cx, &mut self.enlisted));
-        self.stalled = false;
+        if share.is_used_up() {
+            return self.poll_pass(cx, source, sink, share);
+        }
         share.buffers().with_scratch(|scratch| {
             let mut buf = ReadBuf::new(&mut scratch[..COPY_LEN]);
             ready!(Pin::new(source).poll_read(cx, &mut buf)).map_err(|_| Failed::Source)?;
@@ -226,6 +225,39 @@ impl Way {
             if written < read.len() {
                 self.pending = Bytes::copy_from_slice(&read[written..]);
                 share.hold(self.pending.len());
+            }
+            Poll::Ready(Ok(Took::Written(written)))
+        })
+    }
+
+    /// Writes what the source has said, and only then takes from it what the sink took. A third system call for each
+    /// copy, and nothing to hold.
+    fn poll_pass(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &TcpStream,
+        sink: &mut TcpStream,
+        share: &Share,
+    ) -> Poll<Result<Took, Failed>> {
+        share.buffers().with_scratch(|scratch| {
+            let mut buf = ReadBuf::new(&mut scratch[..COPY_LEN]);
+            ready!(source.poll_peek(cx, &mut buf)).map_err(|_| Failed::Source)?;
+            let said = buf.filled();
+            if said.is_empty() {
+                return Poll::Ready(Ok(Took::End));
+            }
+            // Spliced from now on: the kernel holds that.
+            self.bulk = said.len() == COPY_LEN;
+            self.stalled = true;
+            let written = ready!(Pin::new(sink).poll_write(cx, said)).map_err(|_| Failed::Sink)?;
+            self.stalled = false;
+            // Not polled: that may be put off to give others their turn, and the same bytes would be written again.
+            let mut taken = 0;
+            while taken < written {
+                match source.try_read(&mut scratch[taken..written]) {
+                    Ok(0) | Err(_) => return Poll::Ready(Err(Failed::Source)),
+                    Ok(count) => taken += count,
+                }
             }
             Poll::Ready(Ok(Took::Written(written)))
         })

@@ -1,7 +1,9 @@
 //! What one pod has of a worker's buffers, so that one pod cannot starve another.
 //!
 //! A pod may use as much as is left for the others: alone half of the budget, and of several greedy ones each the same
-//! part, with such a part left over. Beyond it nothing more is read from its apps, and none of its connections begin.
+//! part, with such a part left over. Beyond it none of its connections begin, and its apps are read only as fast as
+//! tunnels take what they say. Not more slowly: an app that is not heard may not listen either, and what is held for it
+//! would never be let go of.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -11,8 +13,9 @@ use bytes::Buf;
 
 use super::buffers::{BATCH_LEN, BLOCK_LEN, Buffers, Waiting};
 
-/// What a pod may use whatever the others do: their streams' windows are granted before the bytes are there, so that
-/// together they can hold more than the budget. One batch; 110 pods, the kubelet's default, are 28 MiB a worker.
+/// What a pod may hold whatever the others do, and queue whatever it holds: their streams' windows are granted before the
+/// bytes are there, so that together they can hold more than the budget. One batch, and where it is queued the one that
+/// exceeds it; 110 pods, the kubelet's default, are 28 MiB a worker held, and 58 MiB queued.
 const SHARE_MIN: usize = BATCH_LEN;
 /// From this size on, what was read of an app goes into the tunnel in the block into which it was read. Below it is
 /// copied: a block that holds little would hold memory for nothing.
@@ -56,6 +59,11 @@ impl Share {
         self.held.get()
     }
 
+    /// Whether all of it is used: what need not be held is not.
+    pub(super) fn is_used_up(&self) -> bool {
+        self.held.get() + self.queued.get() >= self.buffers.not_used().max(SHARE_MIN)
+    }
+
     /// Whether stalled readers alone use it up: the pod takes on no new connection. What is queued for tunnels drains by
     /// itself, and only makes apps wait ([`Share::poll_room`]).
     pub(super) fn is_full(&self) -> bool {
@@ -68,7 +76,7 @@ impl Share {
         self.held.get() >= self.buffers.not_held().max(SHARE_MIN) / 2
     }
 
-    /// Ready while it is not used up; otherwise wakes the task once it is not any more.
+    /// Ready while more may be queued for tunnels; otherwise wakes the task once it may.
     pub(super) fn poll_room(self: &Rc<Self>, cx: &mut Context<'_>, enlisted: &mut Enlisted) -> Poll<()> {
         if self.has_room() {
             return Poll::Ready(());
@@ -130,9 +138,9 @@ impl Share {
 }
 
 impl Waiting for Share {
-    /// Whether it is not used up.
+    /// Whether more may be queued for tunnels. A little always may, whatever is held: no direction waits for the other.
     fn has_room(&self) -> bool {
-        self.held.get() + self.queued.get() < self.buffers.not_used().max(SHARE_MIN)
+        self.queued.get() < SHARE_MIN || !self.is_used_up()
     }
 
     fn wake(&self) {
@@ -238,17 +246,17 @@ mod tests {
         let one = share(12 * MIB);
         let two = Share::new(Rc::clone(&one.buffers));
         one.hold(4 * MIB);
-        assert!(one.is_pressed() && !one.is_full() && one.has_room());
-        assert!(!two.is_pressed() && two.has_room());
+        assert!(one.is_pressed() && !one.is_full() && !one.is_used_up());
+        assert!(!two.is_pressed() && !two.is_used_up());
         one.hold(2 * MIB);
-        assert!(one.is_full() && !one.has_room(), "half");
-        assert!(!two.is_full() && two.has_room());
+        assert!(one.is_full() && one.is_used_up(), "half");
+        assert!(!two.is_full() && !two.is_used_up());
         assert!(one.is_pressed() && !two.is_pressed(), "only its own streams get smaller windows");
         one.release(2 * MIB);
         two.hold(4 * MIB);
-        assert!([&one, &two].iter().all(|share| share.is_full() && !share.has_room()), "a third each");
+        assert!([&one, &two].iter().all(|share| share.is_full() && share.is_used_up()), "a third each");
         one.release(MIB);
-        assert!([&one, &two].iter().all(|share| !share.is_full() && share.has_room()));
+        assert!([&one, &two].iter().all(|share| !share.is_full() && !share.is_used_up()));
     }
 
     #[test]
@@ -256,11 +264,26 @@ mod tests {
         let one = share(12 * MIB);
         let two = Share::new(Rc::clone(&one.buffers));
         one.hold(13 * MIB);
-        assert!(!two.is_full() && two.has_room() && !two.is_pressed());
+        assert!(!two.is_full() && !two.is_used_up() && !two.is_pressed());
         two.hold(SHARE_MIN / 2);
-        assert!(!two.is_full() && two.has_room() && two.is_pressed());
+        assert!(!two.is_full() && !two.is_used_up() && two.is_pressed());
         two.hold(SHARE_MIN / 2);
-        assert!(two.is_full() && !two.has_room());
+        assert!(two.is_full() && two.is_used_up());
+    }
+
+    #[test]
+    fn apps_are_read_whatever_is_held_and_wait_only_for_what_is_queued() {
+        let share = share(12 * MIB);
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut enlisted = Enlisted::default();
+        share.hold(12 * MIB);
+        let little = chunk(&share, SHARE_MIN / 2);
+        assert!(share.poll_room(&mut cx, &mut enlisted).is_ready());
+        let more = chunk(&share, SHARE_MIN / 2);
+        assert!(share.poll_room(&mut cx, &mut enlisted).is_pending());
+        drop(little);
+        assert!(share.waiting.borrow().is_empty() && share.poll_room(&mut cx, &mut enlisted).is_ready());
+        drop(more);
     }
 
     #[test]
@@ -269,6 +292,7 @@ mod tests {
         let two = Share::new(Rc::clone(&one.buffers));
         let mut cx = Context::from_waker(Waker::noop());
         let mut enlisted = Enlisted::default();
+        let queued = chunk(&two, SHARE_MIN);
         one.hold(4 * MIB);
         two.hold(5 * MIB);
         assert!(two.poll_room(&mut cx, &mut enlisted).is_pending());
@@ -276,5 +300,6 @@ mod tests {
         assert_eq!(two.waiting.borrow().len(), 1, "still more than the others' part");
         one.release(2 * MIB);
         assert!(two.waiting.borrow().is_empty() && two.poll_room(&mut cx, &mut enlisted).is_ready());
+        drop(queued);
     }
 }

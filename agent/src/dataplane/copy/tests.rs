@@ -9,7 +9,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{spawn_local, yield_now};
 
 use super::super::buffers::{Buffers, Waiting};
-use super::super::testing::{Rig, app, greet, on_worker};
+use super::super::testing::{Carried, Rig, app, greet, on_worker};
 use super::super::{Config, pod::Pod};
 
 /// A client pod, a serving pod with an app, and a connection of the former to the latter.
@@ -161,16 +161,7 @@ fn a_reader_that_stalls_is_held_for_within_its_window_and_harms_no_other() {
         }
         let block = vec![7; 64 * 1024];
         for (near, _) in &stalled {
-            let mut sent = 0;
-            let mut quiet = 0;
-            // Until nothing moves any more: kernel buffers and window are full.
-            while quiet < 2000 {
-                match near.try_write(&block) {
-                    Ok(len) => (sent, quiet) = (sent + len, 0),
-                    Err(_) => quiet += 1,
-                }
-                yield_now().await;
-            }
+            let sent = write_until_stuck(near, &block).await;
             assert!(sent > 4 * 1024 * 1024, "the window was used: {sent}");
         }
         let held = rig.worker.buffers.held();
@@ -193,6 +184,45 @@ async fn settled(buffers: &Buffers) -> usize {
         held = buffers.held();
     }
     held
+}
+
+/// Fills the way to a reader that stalls: until nothing moves any more.
+async fn write_until_stuck(socket: &TcpStream, block: &[u8]) -> usize {
+    let (mut sent, mut quiet) = (0, 0);
+    while quiet < 2000 {
+        match socket.try_write(block) {
+            Ok(len) => (sent, quiet) = (sent + len, 0),
+            Err(_) => quiet += 1,
+        }
+        yield_now().await;
+    }
+    sent
+}
+
+#[test]
+fn an_app_that_speaks_before_it_listens_is_heard_while_its_share_is_used_up() {
+    on_worker(async {
+        let config = Config { buffer_budget: 16 << 20, ..Config::default() };
+        let Carried { rig, web, api, app, addr, near, far } = Carried::begin_with(config).await;
+        let mut stalled = vec![(near, far, 0)];
+        while !api.share.is_full() {
+            if stalled.last().unwrap().2 > 0 {
+                let near = rig.connect(&web, addr).await;
+                stalled.push((near, app.accept().await.unwrap().0, 0));
+            }
+            let (near, _, sent) = stalled.last_mut().unwrap();
+            *sent = write_until_stuck(near, &[7; 64 * 1024]).await;
+        }
+        // Like a proxy that passes on with back-pressure: it reads no request before its answer is written.
+        let answer = vec![1; 24 << 20];
+        for (near, far, sent) in &mut stalled {
+            let mut heard = vec![0; answer.len()];
+            let (wrote, read) = tokio::join!(far.write_all(&answer), near.read_exact(&mut heard));
+            assert!(wrote.is_ok() && read.is_ok() && heard == answer);
+            far.read_exact(&mut vec![0; *sent]).await.unwrap();
+        }
+        assert_eq!(settled(&rig.worker.buffers).await, 0);
+    });
 }
 
 /// Waits for room without end, and remembers the most room that it was told of.
@@ -304,12 +334,7 @@ fn many_connections_share_one_tunnel() {
 fn a_reset_reaches_a_server_that_does_not_read() {
     on_worker(async {
         let Joined { rig, near, far, .. } = joined(Config::default()).await;
-        let block = vec![1; 64 * 1024];
-        let mut quiet = 0;
-        while quiet < 2000 {
-            quiet = if near.try_write(&block).is_ok() { 0 } else { quiet + 1 };
-            yield_now().await;
-        }
+        write_until_stuck(&near, &[1; 64 * 1024]).await;
         near.set_zero_linger().unwrap();
         drop(near);
         far.ready(tokio::io::Interest::ERROR).await.unwrap();
@@ -326,12 +351,7 @@ fn a_pod_whose_readers_stall_takes_on_no_more_and_starves_no_other() {
         let block = vec![7; 64 * 1024];
         let mut stalled = vec![(near, far)];
         while !client_pod.share.is_full() {
-            let mut quiet = 0;
-            while quiet < 2000 {
-                let (_, far) = stalled.last().unwrap();
-                quiet = if far.try_write(&block).is_ok() { 0 } else { quiet + 1 };
-                yield_now().await;
-            }
+            write_until_stuck(&stalled.last().unwrap().1, &block).await;
             if !client_pod.share.is_full() {
                 let near = rig.connect(&client_pod, addr).await;
                 stalled.push((near, app.accept().await.unwrap().0));
