@@ -12,6 +12,7 @@ use crate::clock::Clock;
 pub mod access_log;
 pub mod active;
 mod config;
+pub mod edge;
 pub mod edges;
 mod help;
 pub mod histogram;

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use super::edges::EdgeKey;
+use super::edge::EdgeKey;
 
 /// The workers' cells by edge. A cell leaves when its worker has let go of it. Cheap to clone.
 #[derive(Clone, Debug, Default)]

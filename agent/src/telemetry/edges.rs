@@ -4,17 +4,15 @@
 //! now is not counted here, where a report may be late or lost, but asked of [`Active`].
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::Arc;
 use std::time::Duration;
 
-use adit_core::net::ObjectName;
-use adit_core::report::{ConnectionReport, Direction, End, Stage, Transport};
+use adit_core::report::{End, Stage};
 use adit_core::time::Mono;
-use adit_core::workload::Owner;
+use adit_proto::Reason;
 use adit_proto::admin::{Edge, Party};
-use adit_proto::{Reason, SpiffeId};
 
 use super::active::Active;
+use super::edge::{EdgeKey, Side};
 use super::histogram::Counts;
 use super::said::Said;
 
@@ -25,62 +23,6 @@ mod tests;
 const SLOT: Duration = Duration::from_secs(10);
 /// How many slots are kept: ten minutes.
 const SLOTS_MAX: usize = 60;
-
-/// One side of an edge.
-#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub struct Side {
-    /// Namespace, kind and name of what made the pod; none for an address that is no pod's.
-    pub workload: Option<(Arc<str>, Arc<str>, Arc<str>)>,
-    /// Its identity: its own on the reporting side, a verified one on the other.
-    pub identity: Option<SpiffeId>,
-}
-
-/// What makes two connections belong to one edge.
-#[derive(Clone, Debug, Eq, Hash, PartialEq)]
-pub struct EdgeKey {
-    /// Which side told it.
-    pub direction: Direction,
-    /// How it was carried.
-    pub transport: Transport,
-    /// The client.
-    pub source: Side,
-    /// The server.
-    pub destination: Side,
-    /// The service that was addressed, with its port.
-    pub service: Option<(ObjectName, u16)>,
-}
-
-impl EdgeKey {
-    /// What edges are sorted by.
-    fn order(&self) -> impl Ord {
-        (&self.source, &self.destination, &self.service, self.direction.label(), self.transport.label())
-    }
-
-    /// The edge that a connection belongs to.
-    pub fn of(report: &ConnectionReport) -> Self {
-        let side = |workload: &adit_core::workload::Workload| {
-            let Owner { kind, name } = &workload.pod.owner;
-            (Arc::clone(&workload.pod.name.namespace), Arc::clone(kind), Arc::clone(name))
-        };
-        let local =
-            Side { workload: Some(side(&report.local)), identity: Some(report.local.identity.clone()) };
-        let remote = Side {
-            workload: report.remote.as_deref().map(side),
-            identity: report.security.as_ref().map(|security| security.peer.clone()),
-        };
-        let (source, destination) = match report.direction {
-            Direction::Outbound => (local, remote),
-            Direction::Inbound => (remote, local),
-        };
-        Self {
-            direction: report.direction,
-            transport: report.transport,
-            source,
-            destination,
-            service: report.service.clone(),
-        }
-    }
-}
 
 /// All edges of the last ten minutes, and those that are active.
 #[derive(Debug)]
@@ -268,12 +210,4 @@ fn party(side: &Side) -> Party<'static> {
         None => party.addr = "outside".into(),
     }
     party
-}
-
-/// How long the connect phase of a report took: all its stages but the first byte.
-pub fn connect_phase(report: &ConnectionReport) -> Duration {
-    [Stage::Resolve, Stage::PoolWait, Stage::Tcp, Stage::Tls, Stage::Connect]
-        .into_iter()
-        .filter_map(|stage| report.stages.get(stage))
-        .sum()
 }

@@ -10,7 +10,7 @@ use adit_proto::Reason;
 use metrics::Gauge;
 
 use super::active::Active;
-use super::edges::{EdgeKey, Side, connect_phase};
+use super::edge::{EdgeKey, Side, connect_phase};
 use super::histogram::Histogram;
 use super::registry::Registry;
 

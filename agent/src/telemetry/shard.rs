@@ -18,7 +18,7 @@ use adit_core::world::World;
 use adit_proto::Reason;
 
 use super::active::Active;
-use super::edges::{EdgeKey, connect_phase};
+use super::edge::{EdgeKey, connect_phase};
 use super::registry::{IDLE, Registry};
 use super::said::{Said, Sender};
 use super::series::EdgeSeries;

@@ -1,3 +1,5 @@
+use adit_core::report::ConnectionReport;
+
 use super::super::Report;
 use super::super::registry::IDLE;
 use super::super::tests::{Setup, setup, workload};
