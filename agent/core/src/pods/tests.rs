@@ -671,13 +671,14 @@ impl Node {
         }
     }
 
-    /// Of the sandboxes of one pod all but the last are superseded, for good.
+    /// Of the sandboxes of one pod that the machine knows all but the last are superseded, for good.
     fn supersede(&mut self) {
-        let Self { journal, superseded, .. } = self;
+        let known = || self.journal.iter().filter(|(key, _)| !self.unopened.contains(key));
         let is_earlier = |(key, kept): &(&PodKey, &Kept)| {
-            journal.iter().any(|(other, later)| other.uid == key.uid && kept.is_before(later))
+            known().any(|(other, later)| other.uid == key.uid && kept.is_before(later))
         };
-        superseded.extend(journal.iter().filter(is_earlier).map(|(key, _)| key.clone()));
+        let earlier: Vec<_> = known().filter(is_earlier).map(|(key, _)| key.clone()).collect();
+        self.superseded.extend(earlier);
     }
 
     /// What was not opened yet of this sandbox is forgotten: its DEL has come, or its id is used again.
@@ -728,6 +729,7 @@ impl Node {
             Op::RestoreSysctls => assert!(!stands.listening && stands.rules == (false, false)),
         }
         if matches!(op, Op::Announce | Op::Unannounce) {
+            assert!(!self.superseded.contains(&key), "the annotation is its successor's");
             let others = self.underway.iter().filter(|(other, _)| other.uid == key.uid && **other != key);
             let others: Vec<_> = others.map(|(_, started)| started.clone()).collect();
             for (ticket, op) in others {
@@ -821,11 +823,11 @@ impl Node {
         }
         let mut entries = Vec::from_iter(self.journal.clone());
         entries.sort_by_key(|(_, kept)| kept.arrival);
-        self.superseded.clear();
-        self.supersede();
         let keys = entries.into_iter().map(|(key, _)| key);
         let (unopened, opened): (Vec<_>, Vec<_>) = keys.partition(|_| draw.below(4) == 0);
         self.unopened = unopened;
+        self.superseded.clear();
+        self.supersede();
         opened.into_iter().map(|key| self.adopted(key, draw)).collect()
     }
 
@@ -953,8 +955,9 @@ impl History {
             }
             11 => self.pass(Duration::from_millis(draw.below(40_000))),
             12 if chance.is_multiple_of(4) => self.restart(draw),
-            12 if chance.is_multiple_of(2) => {
+            12 => {
                 if let Some(key) = self.node.unopened.pop() {
+                    self.node.supersede();
                     let event = self.node.adopted(key, draw);
                     self.give(event);
                 }
