@@ -6,6 +6,7 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
+use super::protocol::CONNECTION_WINDOW;
 use super::records::{ALERT_LEN, CONTENT_LEN_MAX, KEY_UPDATE_LEN, RECORD_LEN_MAX};
 
 /// What is read of an app at once. Smaller batches cost 25 % more CPU per byte, larger ones gain nothing.
@@ -18,6 +19,9 @@ pub(super) const BLOCK_LEN: usize =
 /// under bulk the allocator is asked for new memory all the time, at 10 % more CPU per byte. Those that nobody needed
 /// for a while go back ([`Buffers::let_unused_go`]).
 const SPARE_BLOCKS_MAX: usize = 64;
+/// What may be held beyond the budget before streams are cut: as much again, and this at least. A pod alone may have half
+/// of it beyond its share, which is what one tunnel can still bring once its window is not widened any more.
+const OVERDRAFT_MIN: usize = 2 * CONNECTION_WINDOW as usize;
 
 /// What one worker buffers.
 #[derive(Debug)]
@@ -69,6 +73,13 @@ impl Buffers {
     /// What is not yet held for stalled readers.
     pub(super) fn not_held(&self) -> usize {
         self.limit.saturating_sub(self.held())
+    }
+
+    /// What is not yet held for stalled readers of the budget and the overdraft: nearly all of what comes by windows that
+    /// were granted before the budget was used up.
+    pub(super) fn not_overdrawn(&self) -> usize {
+        let overdraft = self.limit.max(OVERDRAFT_MIN);
+        self.limit.saturating_add(overdraft).saturating_sub(self.held())
     }
 
     /// What is not yet used.

@@ -41,6 +41,8 @@ pub(super) enum Broken {
     TunnelLost(h2::Error),
     /// Half closed, and without a byte for the idle time-out.
     Idle,
+    /// More has come for a reader that stalls than is held for the pod's.
+    Overdrawn,
 }
 
 /// One connection between an app's socket and a stream of a tunnel. Dropped before its end it resets both.
@@ -195,7 +197,7 @@ impl Duplex {
                     Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Err(Broken::NearReset)),
                     Poll::Ready(Ok(written)) => written,
                     Poll::Pending => {
-                        self.stick();
+                        self.stick()?;
                         self.soak(cx)?;
                         return Poll::Pending;
                     }
@@ -243,11 +245,23 @@ impl Duplex {
     }
 
     /// Counts the frame that the app does not take: with a frame of 1 MiB, the most that a stalled stream holds.
-    fn stick(&mut self) {
-        if self.stuck_len == 0 {
-            self.stuck_len = self.pending.len();
-            self.account.hold(self.stuck_len);
+    fn stick(&mut self) -> Result<(), Broken> {
+        if self.stuck_len > 0 {
+            return Ok(());
         }
+        self.stuck_len = self.pending.len();
+        self.hold(self.stuck_len)
+    }
+
+    /// Counts what has come for an app that does not read; fails where that is too much. Of all streams of the pod it is
+    /// one that still gets bytes which then goes: what the others hold already costs nothing more.
+    fn hold(&mut self, len: usize) -> Result<(), Broken> {
+        self.account.hold(len);
+        if !self.account.share().is_overdrawn() {
+            return Ok(());
+        }
+        self.reset_code = h2::Reason::ENHANCE_YOUR_CALM;
+        Err(Broken::Overdrawn)
     }
 
     /// Counts so much less of that frame.
@@ -261,15 +275,17 @@ impl Duplex {
 
     /// Takes over what the tunnel holds for an app that does not read.
     ///
-    /// Bounded by the stream's window, as nothing is released. Left in h2, many small frames would count against the
-    /// whole tunnel's frame budget and end it.
+    /// Bounded by the stream's window, as nothing is released, and by what the pod may hold: a peer need not heed that
+    /// windows became smaller. Left in h2, many small frames would count against the whole tunnel's frame budget and
+    /// end it.
     fn soak(&mut self, cx: &mut Context<'_>) -> Result<(), Broken> {
         while self.to_app == Direction::Open {
             match self.recv.poll_data(cx) {
                 Poll::Ready(Some(frame)) => {
                     let frame = frame.map_err(Broken::of)?;
-                    self.account.hold(frame.len());
+                    let len = frame.len();
                     self.backlog.get_or_insert_default().push(frame);
+                    self.hold(len)?;
                 }
                 Poll::Ready(None) => self.to_app = Direction::Ending,
                 Poll::Pending => break,

@@ -86,6 +86,9 @@ pub(super) enum BrokenBy {
     /// Half closed and silent.
     #[error("half closed and silent")]
     Idle,
+    /// More came for slow readers of the pod than is held.
+    #[error("too many bytes wait for the pod's slow readers")]
+    Overdrawn,
 }
 
 impl BrokenBy {
@@ -99,6 +102,7 @@ impl BrokenBy {
                 Self::Tunnel(lost.unwrap_or_else(|| super::tunnel::reason_of(error)))
             }
             Broken::Idle => Self::Idle,
+            Broken::Overdrawn => Self::Overdrawn,
         }
     }
 
@@ -111,6 +115,7 @@ impl BrokenBy {
                 Self::Tunnel(lost.unwrap_or_else(|| super::tunnel::reason_of(error)))
             }
             Broken::Idle => Self::Idle,
+            Broken::Overdrawn => Self::Overdrawn,
         }
     }
 
@@ -122,6 +127,7 @@ impl BrokenBy {
             Self::PeerPolicy => Reason::PeerDenied,
             Self::Tunnel(reason) => reason,
             Self::Idle => Reason::IdleTimeout,
+            Self::Overdrawn => Reason::MemoryLimit,
         }
     }
 }

@@ -28,8 +28,9 @@ pub struct Config {
     /// 256 MiB.
     pub connections_per_pod: usize,
     /// Bytes that may wait for slow readers, in all. One pod has at most half of it, and what the others leave; beyond it
-    /// its new connections are refused (`memory_limit`) and its apps are read only as fast as tunnels take it. Default `256MiB`, at
-    /// least `16MiB` a worker.
+    /// its new connections are refused (`memory_limit`) and its apps are read only as fast as tunnels take it. What peers
+    /// still send, by windows that they have, is held up to as much again, at least `32MiB` a worker; streams that bring
+    /// more are cut (`memory_limit`). Default `256MiB`, at least `16MiB` a worker.
     #[serde(deserialize_with = "crate::units::size")]
     pub buffer_budget: usize,
     /// How long a tunnel without connections is kept. Default `5m`.

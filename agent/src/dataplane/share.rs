@@ -3,7 +3,8 @@
 //! A pod may use as much as is left for the others: alone half of the budget, and of several greedy ones each the same
 //! part, with such a part left over. Beyond it none of its connections begin, and its apps are read only as fast as
 //! tunnels take what they say. Not more slowly: an app that is not heard may not listen either, and what is held for it
-//! would never be let go of.
+//! would never be let go of. What peers send all the same, by windows that they have, is held for a while; then their
+//! streams are cut.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -29,11 +30,20 @@ pub(super) struct Share {
     queued: Cell<usize>,
     /// Waiting for readers that stall.
     held: Cell<usize>,
-    waiting: RefCell<Vec<Waker>>,
+    /// For room.
+    waiting: Line,
+    /// Until it is not full any more.
+    narrowed: Line,
+}
+
+/// Tasks that wait for the same.
+#[derive(Debug, Default)]
+struct Line {
+    tasks: RefCell<Vec<Waker>>,
     round: Cell<u32>,
 }
 
-/// Which wait for room a task is enlisted in, so that it is enlisted once however often it is polled.
+/// Which wait of a line a task is enlisted in, so that it is enlisted once however often it is polled.
 #[derive(Debug, Default)]
 pub(super) struct Enlisted(Option<u32>);
 
@@ -44,8 +54,8 @@ impl Share {
             buffers,
             queued: Cell::new(0),
             held: Cell::new(0),
-            waiting: RefCell::default(),
-            round: Cell::new(0),
+            waiting: Line::default(),
+            narrowed: Line::default(),
         })
     }
 
@@ -70,6 +80,24 @@ impl Share {
         self.held.get() >= self.buffers.not_held().max(SHARE_MIN)
     }
 
+    /// Ready while it is not full; otherwise wakes the task once something was let go of and it is not any more.
+    pub(super) fn poll_not_full(&self, cx: &Context<'_>, enlisted: &mut Enlisted) -> Poll<()> {
+        if !self.is_full() {
+            return Poll::Ready(());
+        }
+        self.narrowed.enlist(cx, enlisted);
+        Poll::Pending
+    }
+
+    /// Whether so much is held that what comes for stalled readers is cut. A pod alone may have as much as the budget, or
+    /// a tunnel's whole window more than its share, whichever is more: default 256 MiB, 128 MiB beyond its share. What
+    /// peers send in the round trip until they hear of smaller windows is far less; then each stream that stalls has 128
+    /// KiB, so that 1,300 fit between the half of the share where that begins, 85 MiB, and this. Of several pods each may
+    /// have the same part, so that together they stay below twice the budget.
+    pub(super) fn is_overdrawn(&self) -> bool {
+        self.held.get() > self.buffers.not_overdrawn().max(SHARE_MIN)
+    }
+
     /// Whether half of it is held for stalled readers: the pod's streams get smaller windows. Not at a worker's bound:
     /// what other pods hold makes the share smaller, and is no other reason to slow this one down.
     pub(super) fn is_pressed(&self) -> bool {
@@ -81,13 +109,8 @@ impl Share {
         if self.has_room() {
             return Poll::Ready(());
         }
-        if enlisted.0 != Some(self.round.get()) {
-            enlisted.0 = Some(self.round.get());
-            let mut waiting = self.waiting.borrow_mut();
-            if waiting.is_empty() {
-                self.buffers.await_room(Rc::<Self>::clone(self));
-            }
-            waiting.push(cx.waker().clone());
+        if self.waiting.enlist(cx, enlisted) == Place::First {
+            self.buffers.await_room(Rc::<Self>::clone(self));
         }
         Poll::Pending
     }
@@ -102,6 +125,9 @@ impl Share {
     pub(super) fn release(&self, len: usize) {
         self.held.set(self.held.get().saturating_sub(len));
         self.buffers.release(len);
+        if !self.narrowed.is_empty() && !self.is_full() {
+            self.narrowed.wake();
+        }
     }
 
     /// What `read` reads into at most `room` bytes, on its way into a tunnel; counted until it is dropped. `None`: nothing.
@@ -144,9 +170,36 @@ impl Waiting for Share {
     }
 
     fn wake(&self) {
+        self.waiting.wake();
+    }
+}
+
+/// Where in a line a task found itself.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Place {
+    First,
+    Behind,
+}
+
+impl Line {
+    fn is_empty(&self) -> bool {
+        self.tasks.borrow().is_empty()
+    }
+
+    fn enlist(&self, cx: &Context<'_>, enlisted: &mut Enlisted) -> Place {
+        if enlisted.0 == Some(self.round.get()) {
+            return Place::Behind;
+        }
+        enlisted.0 = Some(self.round.get());
+        let mut tasks = self.tasks.borrow_mut();
+        tasks.push(cx.waker().clone());
+        if tasks.len() == 1 { Place::First } else { Place::Behind }
+    }
+
+    fn wake(&self) {
         self.round.set(self.round.get().wrapping_add(1));
-        let waiting = std::mem::take(&mut *self.waiting.borrow_mut());
-        waiting.into_iter().for_each(Waker::wake);
+        let tasks = std::mem::take(&mut *self.tasks.borrow_mut());
+        tasks.into_iter().for_each(Waker::wake);
     }
 }
 
@@ -216,9 +269,9 @@ mod tests {
         assert_eq!((chunk.chunk(), share.buffers.used(), share.is_full()), (&[7][..], BLOCK_LEN, false));
         assert!(share.poll_room(&mut cx, &mut enlisted).is_pending());
         assert!(share.poll_room(&mut cx, &mut enlisted).is_pending());
-        assert_eq!(share.waiting.borrow().len(), 1, "enlisted once");
+        assert_eq!(share.waiting.tasks.borrow().len(), 1, "enlisted once");
         drop(chunk);
-        assert!(share.waiting.borrow().is_empty(), "woken");
+        assert!(share.waiting.is_empty(), "woken");
         assert!(share.poll_room(&mut cx, &mut enlisted).is_ready());
         assert_eq!(Rc::strong_count(&share), 1, "the buffers have let go of it");
     }
@@ -272,18 +325,39 @@ mod tests {
     }
 
     #[test]
+    fn what_a_pod_alone_holds_is_bounded_by_the_budget_and_what_all_hold_by_twice_it() {
+        for (budget, alone) in [(256 * MIB, 256 * MIB), (16 * MIB, (8 + 16) * MIB)] {
+            let one = share(budget);
+            one.hold(alone);
+            assert!(!one.is_overdrawn());
+            one.hold(1);
+            assert!(one.is_overdrawn());
+            let others: Vec<_> = (0..20).map(|_| Share::new(Rc::clone(&one.buffers))).collect();
+            for other in &others {
+                while !other.is_overdrawn() {
+                    other.hold(SHARE_MIN);
+                }
+            }
+            let least = others.iter().map(|other| other.held()).min().unwrap();
+            let bound = budget + budget.max(32 * MIB);
+            assert!(one.buffers.held() <= bound + others.len() * 2 * SHARE_MIN, "{}", one.buffers.held());
+            assert!(least >= SHARE_MIN);
+        }
+    }
+
+    #[test]
     fn apps_are_read_whatever_is_held_and_wait_only_for_what_is_queued() {
         let share = share(12 * MIB);
         let mut cx = Context::from_waker(Waker::noop());
         let mut enlisted = Enlisted::default();
         share.hold(12 * MIB);
-        let little = chunk(&share, SHARE_MIN / 2);
+        let little = chunk(&share, HANDED_ON_MIN - 1);
         assert!(share.poll_room(&mut cx, &mut enlisted).is_ready());
-        let more = chunk(&share, SHARE_MIN / 2);
+        let more = chunk(&share, SHARE_MIN);
         assert!(share.poll_room(&mut cx, &mut enlisted).is_pending());
-        drop(little);
-        assert!(share.waiting.borrow().is_empty() && share.poll_room(&mut cx, &mut enlisted).is_ready());
         drop(more);
+        assert!(share.waiting.is_empty() && share.poll_room(&mut cx, &mut enlisted).is_ready());
+        drop(little);
     }
 
     #[test]
@@ -297,9 +371,9 @@ mod tests {
         two.hold(5 * MIB);
         assert!(two.poll_room(&mut cx, &mut enlisted).is_pending());
         one.release(MIB);
-        assert_eq!(two.waiting.borrow().len(), 1, "still more than the others' part");
+        assert_eq!(two.waiting.tasks.borrow().len(), 1, "still more than the others' part");
         one.release(2 * MIB);
-        assert!(two.waiting.borrow().is_empty() && two.poll_room(&mut cx, &mut enlisted).is_ready());
+        assert!(two.waiting.is_empty() && two.poll_room(&mut cx, &mut enlisted).is_ready());
         drop(queued);
     }
 }

@@ -6,7 +6,7 @@ use adit_core::report::{Direction, Transport};
 use adit_proto::Reason;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::{spawn_local, yield_now};
+use tokio::task::{JoinSet, spawn_local, yield_now};
 
 use super::super::buffers::{Buffers, Waiting};
 use super::super::testing::{Carried, Rig, app, greet, on_worker};
@@ -215,11 +215,21 @@ fn an_app_that_speaks_before_it_listens_is_heard_while_its_share_is_used_up() {
         }
         // Like a proxy that passes on with back-pressure: it reads no request before its answer is written.
         let answer = vec![1; 24 << 20];
-        for (near, far, sent) in &mut stalled {
+        for (near, far, _) in &mut stalled {
             let mut heard = vec![0; answer.len()];
             let (wrote, read) = tokio::join!(far.write_all(&answer), near.read_exact(&mut heard));
             assert!(wrote.is_ok() && read.is_ok() && heard == answer);
-            far.read_exact(&mut vec![0; *sent]).await.unwrap();
+            assert!(api.share.is_full());
+        }
+        let mut reading = JoinSet::new();
+        for (near, mut far, sent) in stalled {
+            reading.spawn_local(async move {
+                far.read_exact(&mut vec![0; sent]).await.unwrap();
+                drop(near);
+            });
+        }
+        while let Some(read) = reading.join_next().await {
+            read.unwrap();
         }
         assert_eq!(settled(&rig.worker.buffers).await, 0);
     });
@@ -244,15 +254,15 @@ impl Waiting for Hopeful {
 #[test]
 fn those_who_wait_for_room_are_told_of_none_that_a_slow_reader_takes_back_at_once() {
     on_worker(async {
-        let Joined { rig, near, far, .. } = joined(Config::default()).await;
+        let Joined { rig, mut near, far, .. } = joined(Config::default()).await;
         let buffers = Rc::clone(&rig.worker.buffers);
-        let mut block = vec![7; 1024 * 1024];
-        while buffers.held() < 2 * block.len() {
-            let _ = near.try_write(&block);
-            yield_now().await;
+        let mut block = vec![7; 512 * 1024];
+        let mut held = 0;
+        while held < 2 * 1024 * 1024 {
+            near.write_all(&block).await.unwrap();
+            held = settled(&buffers).await;
         }
         // All that was sent has come: from now on what is held only falls.
-        let held = settled(&buffers).await;
         let hopeful = Rc::new(Hopeful { buffers: Rc::clone(&buffers), held_least: Cell::new(held) });
         buffers.await_room(Rc::<Hopeful>::clone(&hopeful));
         while buffers.held() > 0 {

@@ -11,7 +11,7 @@ use adit_proto::Reason;
 use adit_proto::hbone::{PORT_INBOUND_HBONE, Refusal};
 use h2::client::SendRequest;
 use http::{Method, Request, StatusCode};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::spawn_local;
 
@@ -21,6 +21,8 @@ use super::super::pool::{GONE_AFTER, Key};
 use super::super::protocol::Refused;
 use super::super::testing::{Carried, Rig, app, greet, id, on_worker, policy};
 use super::super::{Config, FUTURE_LEN_MAX};
+
+mod flood;
 
 #[test]
 fn a_deny_policy_is_named_on_both_sides() {
@@ -216,14 +218,18 @@ fn a_new_certificate_takes_new_connections_and_the_old_ones_finish() {
     });
 }
 
-/// A tunnel of `web`'s to `api`, to speak HTTP/2 by hand.
-async fn raw(rig: &Rig, api: &Pod) -> SendRequest<bytes::Bytes> {
+/// What a tunnel of `web`'s to `api` is carried by, to speak HTTP/2 by hand.
+async fn leg(rig: &Rig, api: &Pod) -> tokio_rustls::client::TlsStream<TcpStream> {
     let legs = Legs::here(rig.worker.config.legs());
     let tcp = legs.tunnel(SocketAddr::new(api.first_ip(), PORT_INBOUND_HBONE)).await.unwrap();
     let config = rig.worker.handles.certs.client(&id("web"), &id("api")).unwrap();
     let name = rustls_pki_types::ServerName::IpAddress(api.first_ip().into());
-    let tls = tokio_rustls::TlsConnector::from(config).connect(name, tcp).await.unwrap();
-    let (requests, connection) = h2::client::handshake(tls).await.unwrap();
+    tokio_rustls::TlsConnector::from(config).connect(name, tcp).await.unwrap()
+}
+
+/// HTTP/2 by hand on such a leg.
+async fn raw(leg: impl AsyncRead + AsyncWrite + Unpin + 'static) -> SendRequest<bytes::Bytes> {
+    let (requests, connection) = h2::client::handshake(leg).await.unwrap();
     spawn_local(async move {
         let _ = connection.await;
     });
@@ -243,7 +249,7 @@ fn what_is_no_connect_to_this_pods_app_is_a_400_with_its_reason() {
         let rig = Rig::new(Config::default());
         let _web = rig.pod("web");
         let api = rig.serving_pod("api").await;
-        let requests = raw(&rig, &api).await;
+        let requests = raw(leg(&rig, &api).await).await;
         let own = api.first_ip();
         rig.change(Change::Pod(PodModel { ips: vec![own, "fd00::7".parse().unwrap()], ..rig.object(&api) }));
         for (method, uri, reason) in [
