@@ -28,6 +28,9 @@ use crate::clock::Clock;
 #[derive(Clone)]
 pub struct Shard(Rc<Inner>);
 
+/// Which end a handshake was made at, and why it failed, if it did.
+type Handshake = (Role, Option<Reason>);
+
 struct Inner {
     registry: Registry,
     active: Active,
@@ -39,7 +42,7 @@ struct Inner {
     /// The generation of the world that was last looked through for lost policies.
     looked_at: Cell<u64>,
     ejections: RefCell<HashMap<ObjectName, Arc<AtomicU64>>>,
-    handshakes: RefCell<HashMap<(Role, Option<Reason>), Arc<AtomicU64>>>,
+    handshakes: RefCell<HashMap<Handshake, Arc<AtomicU64>>>,
     budget: RefCell<HashMap<Budget, Arc<AtomicU64>>>,
     live: RefCell<LiveList>,
 }
