@@ -21,6 +21,7 @@ mod inbox;
 mod legs;
 mod listeners;
 mod model;
+mod offer;
 mod outbound;
 mod pipes;
 mod plaintext;
@@ -32,6 +33,7 @@ mod relay;
 mod share;
 mod shared;
 mod stream;
+mod streams;
 #[cfg(test)]
 mod testing;
 mod tunnel;

@@ -13,6 +13,7 @@ use std::task::{Context, Waker};
 
 use super::protocol::{CONNECTION_WINDOW, STREAM_WINDOW, STREAM_WINDOW_UNDER_PRESSURE, STREAMS_MAX};
 use super::share::{Enlisted, Share};
+use super::streams::Streams;
 
 /// By how much what is held must change before a tunnel's window follows: each change costs a WINDOW_UPDATE.
 const STEP: usize = 2 * 1024 * 1024;
@@ -43,6 +44,7 @@ pub(super) struct Account {
     widened: Cell<usize>,
     enlisted: RefCell<Enlisted>,
     driver: RefCell<Option<Waker>>,
+    streams: Streams,
 }
 
 impl Account {
@@ -54,12 +56,18 @@ impl Account {
             widened: Cell::new(0),
             enlisted: RefCell::default(),
             driver: RefCell::new(None),
+            streams: Streams::default(),
         })
     }
 
     /// The pod's share of the worker's buffers.
     pub(super) fn share(&self) -> &Rc<Share> {
         &self.share
+    }
+
+    /// The tunnel's streams.
+    pub(super) fn streams(&self) -> &Streams {
+        &self.streams
     }
 
     /// Counts bytes taken over for a stalled stream; every call has its [`Account::release`].

@@ -20,6 +20,7 @@ use super::account::Account;
 use super::buffers::BATCH_LEN;
 use super::flow::Flow;
 use super::share::{Chunk, Enlisted};
+use super::streams::Place;
 use super::unread::{Ended, Unread};
 
 #[cfg(test)]
@@ -64,6 +65,8 @@ pub(super) struct Duplex {
     stalled: bool,
     idle_timeout: Duration,
     enlisted: Enlisted,
+    /// Among the tunnel's streams, once it has waited for bytes.
+    place: Option<Place>,
     from_app: Direction,
     to_app: Direction,
     reset_code: h2::Reason,
@@ -99,6 +102,7 @@ impl Duplex {
             stalled: false,
             idle_timeout,
             enlisted: Enlisted::default(),
+            place: None,
             from_app: Direction::Open,
             to_app: Direction::Open,
             reset_code: h2::Reason::CANCEL,
@@ -221,10 +225,24 @@ impl Duplex {
                 }
                 return Poll::Ready(Ok(()));
             }
-            match ready!(self.recv.poll_data(cx)) {
-                Some(frame) => self.pending = frame.map_err(Broken::of)?,
-                None => self.to_app = Direction::Ending,
+            match self.recv.poll_data(cx) {
+                Poll::Ready(Some(frame)) => self.pending = frame.map_err(Broken::of)?,
+                Poll::Ready(None) => self.to_app = Direction::Ending,
+                Poll::Pending => {
+                    self.look_at_window(cx);
+                    return Poll::Pending;
+                }
             }
+        }
+    }
+
+    /// Tells the peer of room in the stream's window, if windows became smaller since this was asked last.
+    fn look_at_window(&mut self, cx: &Context<'_>) {
+        let streams = self.account.streams();
+        let place = self.place.get_or_insert_with(|| streams.enter(cx));
+        if streams.must_look(place) {
+            // h2 looks at the window with each release, also of nothing. An error means that the stream is gone.
+            let _ = self.recv.flow_control().release_capacity(0);
         }
     }
 
@@ -346,6 +364,9 @@ impl Future for Duplex {
 
 impl Drop for Duplex {
     fn drop(&mut self) {
+        if let Some(place) = &self.place {
+            self.account.streams().leave(place);
+        }
         self.unstick(self.stuck_len);
         if let Some(backlog) = &self.backlog {
             self.account.release(backlog.len());

@@ -21,7 +21,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::account::{Account, Windows};
+use super::account::Account;
 use super::admit::{Asked, admit, still_admitted};
 use super::caller::Caller;
 use super::copy::Duplex;
@@ -29,6 +29,7 @@ use super::error::{BrokenBy, ServeError, chain};
 use super::flow::{Flow, Near};
 use super::gate::Entered;
 use super::handshake::{self, Secured};
+use super::offer::Offer;
 use super::pod::{Pod, Reported, Seat, log_panic};
 use super::protocol::{self, RESET_REFUSED};
 use super::share::Chunk;
@@ -164,14 +165,14 @@ async fn accept(
 async fn drive(mut connection: Connection<MeshStream, Chunk>, tunnel: Rc<Tunnel>) {
     let mut streams = JoinSet::new();
     let mut certs = tunnel.pod.worker.handles.certs.clone();
-    let mut windows = Windows::USUAL;
+    let mut offer = Offer::new();
     let mut refusing = Box::pin(tunnel.pod.refusing());
     let mut told = false;
     // A change between the handshake and this clone would be missed by it.
     let mut distrusted = certs.distrusts(&tunnel.peer);
     while distrusted.is_none() {
         tokio::select! {
-            next = poll_fn(|cx| poll_next(&mut connection, &tunnel, &mut windows, cx)) => match next {
+            next = poll_fn(|cx| poll_next(&mut connection, &tunnel, &mut offer, cx)) => match next {
                 Some(Ok((request, respond))) => {
                     tunnel.caller.idle_since(None);
                     let wanted = Wanted::of(request);
@@ -211,10 +212,10 @@ type Accepted = (Request<RecvStream>, SendResponse<Chunk>);
 fn poll_next(
     connection: &mut Connection<MeshStream, Chunk>,
     tunnel: &Tunnel,
-    windows: &mut Windows,
+    offer: &mut Offer,
     cx: &mut Context<'_>,
 ) -> Poll<Option<Result<Accepted, Reason>>> {
-    let wanted = tunnel.account.windows(cx);
+    offer.follow(&tunnel.account, connection, cx);
     if tunnel.caller.is_gone() {
         return Poll::Ready(Some(Err(Reason::PodGone)));
     }
@@ -222,16 +223,9 @@ fn poll_next(
         // Says GOAWAY and closes: a stream that was just being opened is refused unprocessed.
         connection.abrupt_shutdown(h2::Reason::NO_ERROR);
     }
-    if wanted.connection != windows.connection {
-        connection.set_target_window_size(wanted.connection);
-        windows.connection = wanted.connection;
-    }
-    // Refused while an earlier change is not acknowledged; then the next turn tries again.
-    if wanted.stream != windows.stream && connection.set_initial_window_size(wanted.stream).is_ok() {
-        windows.stream = wanted.stream;
-    }
     let why = |error| why_broken(&error, &tunnel.wire);
     let next = connection.poll_accept(cx).map(|next| next.map(|next| next.map_err(why)));
+    offer.settle(&tunnel.account, connection, cx);
     match tunnel.wire.poll_flush(cx) {
         Poll::Ready(Err(error)) => Poll::Ready(Some(Err(tls::reason_of(&error)))),
         Poll::Ready(Ok(())) | Poll::Pending => next,

@@ -23,9 +23,10 @@ use http::Request;
 use rustls_pki_types::ServerName;
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
-use super::account::{Account, Windows};
+use super::account::Account;
 use super::handshake::{self, Secured};
 use super::legs::Legs;
+use super::offer::Offer;
 use super::protocol::{self, Refused, STREAMS_MAX};
 use super::share::{Chunk, Share};
 use super::stream::MeshStream;
@@ -226,7 +227,7 @@ pub(super) async fn dial(
         connection,
         vitals: Rc::clone(&vitals),
         pinger: Pinger::new(ping_pong),
-        windows: Windows::USUAL,
+        offer: Offer::new(),
     };
     let tunnel = Tunnel { requests, vitals, security: Arc::new(security(&proven)), peer: proven, generation };
     let times = DialTimes { tcp: connected.since(begun), tls: secured.mono.since(connected) };
@@ -372,23 +373,7 @@ pub(super) struct Driver {
     connection: Connection<MeshStream, Chunk>,
     vitals: Rc<Vitals>,
     pinger: Pinger,
-    windows: Windows,
-}
-
-impl Driver {
-    fn apply_windows(&mut self, cx: &Context<'_>) {
-        let wanted = self.vitals.account.windows(cx);
-        if wanted.connection != self.windows.connection {
-            self.connection.set_target_window_size(wanted.connection);
-            self.windows.connection = wanted.connection;
-        }
-        // Refused while an earlier change is not acknowledged; then the next turn tries again.
-        if wanted.stream != self.windows.stream
-            && self.connection.set_initial_window_size(wanted.stream).is_ok()
-        {
-            self.windows.stream = wanted.stream;
-        }
-    }
+    offer: Offer,
 }
 
 impl Future for Driver {
@@ -396,11 +381,12 @@ impl Future for Driver {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = &mut *self;
-        this.apply_windows(cx);
+        this.offer.follow(&this.vitals.account, &mut this.connection, cx);
         if this.vitals.cut.get() {
             return Poll::Ready(());
         }
         let result = Pin::new(&mut this.connection).poll(cx);
+        this.offer.settle(&this.vitals.account, &mut this.connection, cx);
         let flushed = this.vitals.wire.poll_flush(cx);
         let lost = match (result, flushed) {
             (Poll::Ready(Ok(())), _) => return Poll::Ready(()),

@@ -235,6 +235,37 @@ fn an_app_that_speaks_before_it_listens_is_heard_while_its_share_is_used_up() {
     });
 }
 
+#[test]
+fn a_stream_goes_on_though_its_window_became_smaller_than_the_room_that_the_peer_was_not_told_of() {
+    on_worker(async {
+        // Of less than half of a window that is free h2 tells nobody.
+        let (untold, rest) = (vec![1; 1 << 20], vec![2; 1 << 20]);
+        for narrow in ["client", "server"] {
+            let config = Config { buffer_budget: 16 << 20, ..Config::default() };
+            let Carried { rig: _rig, web, api, mut near, mut far, .. } = Carried::begin_with(config).await;
+            let (share, source, sink) = match narrow {
+                "client" => (&web.share, &mut far, &mut near),
+                _ => (&api.share, &mut near, &mut far),
+            };
+            pass(source, sink, &untold).await;
+            share.hold(8 << 20);
+            assert!(share.is_pressed());
+            // A word each way, for both ends to hear of it and say so.
+            for _ in 0..3 {
+                greet(source, sink).await;
+            }
+            pass(source, sink, &rest).await;
+            share.release(8 << 20);
+        }
+    });
+}
+
+async fn pass(source: &mut TcpStream, sink: &mut TcpStream, bytes: &[u8]) {
+    let mut got = vec![0; bytes.len()];
+    let (wrote, read) = tokio::join!(source.write_all(bytes), sink.read_exact(&mut got));
+    assert!(wrote.is_ok() && read.is_ok() && got == bytes);
+}
+
 /// Waits for room without end, and remembers the most room that it was told of.
 #[derive(Debug)]
 struct Hopeful {
