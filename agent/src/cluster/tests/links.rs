@@ -29,10 +29,10 @@ async fn a_directory_that_is_replaced_or_reached_by_a_switched_link_is_followed(
         write(&dir.join("objects/a.yaml"), text);
         dir
     };
-    mesh.write("a.yaml", &namespace("a"));
     let mut agent = mesh.agent("n1");
-    assert_eq!(agent.namespaces(), 1);
-    // Away, and another in its place: what is known stays in between.
+    mesh.write("a.yaml", &namespace("a"));
+    agent.until_namespaces(1).await;
+    // Nothing else is to be read by now. Away, and another in its place: what is known stays in between.
     let next = version("next", &(namespace("a") + &namespace("b")));
     fs::rename(mesh.root(), mesh.dir.path().join("old")).unwrap();
     agent.until_problem("cannot be followed").await;
