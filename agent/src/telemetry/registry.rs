@@ -109,21 +109,23 @@ impl Registry {
         }
     }
 
-    /// Everything there is, families by name. Copies: nothing is locked afterwards.
+    /// Everything there is, families by name. Copies: nothing is locked afterwards, nor while they are sorted.
     pub fn read(&self) -> Vec<Read> {
-        self.lock()
-            .iter()
-            .filter(|(_, family)| !family.series.is_empty())
-            .map(|(name, family)| {
-                let mut series: Vec<_> = family
-                    .series
-                    .iter()
-                    .map(|(labels, series)| (Arc::clone(labels), series.value()))
-                    .collect();
-                series.sort_unstable_by(|a, b| a.0.cmp(&b.0));
-                Read { name: Arc::clone(name), help: family.help.clone(), series }
-            })
-            .collect()
+        let mut all = self.copy();
+        for family in &mut all {
+            family.series.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+        }
+        all
+    }
+
+    fn copy(&self) -> Vec<Read> {
+        let families = self.lock();
+        let kept = families.iter().filter(|(_, family)| !family.series.is_empty());
+        kept.map(|(name, family)| {
+            let series = family.series.iter().map(|(labels, series)| (Arc::clone(labels), series.value()));
+            Read { name: Arc::clone(name), help: family.help.clone(), series: series.collect() }
+        })
+        .collect()
     }
 
     /// The counter's value now; 0 if there is no such series. For tests and the admin API.
