@@ -1,0 +1,3 @@
+module adit.dev/cluster/pause
+
+go 1.26
