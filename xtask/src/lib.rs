@@ -5,8 +5,11 @@
 #![expect(clippy::print_stdout, reason = "a command-line tool: standard output is its interface")]
 
 pub mod ci;
+pub mod cluster;
 pub mod codegen;
+pub mod image;
 pub mod measure;
+pub mod oci;
 pub mod packages;
 pub mod programs;
 pub mod repo;

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use xtask::{ci, codegen, measure, packages, programs, suite, tidy};
+use xtask::{ci, cluster, codegen, measure, packages, programs, suite, tidy};
 
 /// Adit's developer commands.
 #[derive(Parser)]
@@ -22,7 +22,7 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
-    /// Runs everything: unit, property and integration tests.
+    /// Runs everything: unit, property and integration tests. Those on a Kubernetes cluster by `--part cluster`.
     Test {
         /// Only this part.
         #[arg(long, value_enum)]
@@ -36,6 +36,12 @@ enum Command {
     /// Measures speed and memory against the plain path of the same run.
     Bench {
         /// Arguments of the bench itself, such as --check.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// A real Kubernetes cluster on this machine: `cluster up`, `down`, `kubectl …`, `status`, `crash`, `return`.
+    Cluster {
+        /// Arguments of the cluster's own program; `--help` among them.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
@@ -65,6 +71,7 @@ fn main() -> Result<ExitCode> {
             programs::build(programs::What::Shipped)?;
             programs::become_program("bench", programs::What::Shipped, &args)
         }
+        Command::Cluster { args } => become_cluster(&args),
         Command::Test { part, threads, filter } => {
             let summary = suite::run(&suite::Plan { part, threads, filter })?;
             summary.print();
@@ -76,4 +83,14 @@ fn main() -> Result<ExitCode> {
         Command::Codegen { check: false } => codegen::run(codegen::Mode::Write).map(|()| ExitCode::SUCCESS),
         Command::Ci => ci::run(),
     }
+}
+
+/// What starts a cluster needs all that it is made of; what looks at one finds it built.
+fn become_cluster(args: &[String]) -> Result<ExitCode> {
+    packages::ensure(&packages::CLUSTER)?;
+    let variables = cluster::prepare()?;
+    if args.iter().any(|arg| arg == "up") {
+        programs::build(programs::What::Programs)?;
+    }
+    programs::become_program_with("cluster", programs::What::Programs, args, &variables)
 }

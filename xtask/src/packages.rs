@@ -17,7 +17,7 @@ mod no_services;
 
 use no_services::{NoServices, POLICY};
 
-/// A program that must be there, and the Debian package that brings it.
+/// A program on the PATH, or a file, that must be there, and the Debian package that brings it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Need {
     program: &'static str,
@@ -50,6 +50,15 @@ pub const BENCH: [Need; 2] = [IPTABLES, IP];
 /// What the namespace tests need: every server and client that they use as a real peer.
 pub const TEST_IT: [Need; 10] =
     [IPTABLES, IP, NGINX, REDIS, REDIS_CLI, POSTGRES, INITDB, PSQL, CURL, OPENSSL];
+/// What a Kubernetes cluster needs: kube-proxy's iptables, the libraries that runc is built with, a compiler for them.
+pub const CLUSTER: [Need; 6] = [
+    IPTABLES,
+    IP,
+    need("nsenter", "util-linux"),
+    need("cc", "gcc"),
+    need("pkg-config", "pkg-config"),
+    need("/usr/include/seccomp.h", "libseccomp-dev"),
+];
 /// What the unit tests need: the agent's own capture tests change rules in namespaces, and certificates are also read
 /// by the openssl command.
 pub const TEST_UNIT: [Need; 3] = [IPTABLES, IP, OPENSSL];
@@ -94,9 +103,12 @@ fn packages_of(needs: &[Need]) -> Vec<&'static str> {
     packages
 }
 
-/// Where `program` is: on PATH, in the system folders (which an ordinary user's PATH lacks), or, for PostgreSQL's
+/// Where `program` is: where it says, if that is a path; on PATH, in the system folders (which an ordinary user's PATH lacks), or, for PostgreSQL's
 /// own, in its version's folder.
 fn find(program: &str) -> Option<PathBuf> {
+    if program.starts_with('/') {
+        return Some(PathBuf::from(program)).filter(|file| file.is_file());
+    }
     let path = env::var_os("PATH").unwrap_or_default();
     let postgres = fs::read_dir("/usr/lib/postgresql")
         .into_iter()

@@ -1,5 +1,6 @@
 //! Builds what demo, bench and tests run, once, and becomes one of them.
 
+use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -90,8 +91,18 @@ pub fn build_peers() -> Result<()> {
 
 /// Replaces this process by the program `name` of what was built; returns only if that fails.
 pub fn become_program(name: &str, of: What, args: &[String]) -> Result<ExitCode> {
+    become_program_with(name, of, args, &[])
+}
+
+/// The same with these variables in its environment.
+pub fn become_program_with(
+    name: &str,
+    of: What,
+    args: &[String],
+    variables: &[(&str, OsString)],
+) -> Result<ExitCode> {
     let program = repo::target().join(of.profile()).join(name);
-    let error = Command::new(&program).args(args).exec();
+    let error = Command::new(&program).args(args).envs(variables.iter().cloned()).exec();
     Err(error).with_context(|| format!("cannot start {}", program.display()))
 }
 

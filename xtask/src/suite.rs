@@ -4,6 +4,7 @@
 //! `inside` in namespaces of its own. A test that cannot run here says so in the file named by ADIT_NOT_RUN and is
 //! listed, never counted as passed.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, ExitCode, Stdio};
@@ -11,7 +12,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
+use nix::unistd::geteuid;
 
+use crate::cluster;
 use crate::packages::{self, Need};
 use crate::programs::{self, TestBinary, What};
 use crate::repo;
@@ -27,7 +30,12 @@ pub enum Part {
     Unit,
     /// Tests over namespaces, with the kernel's real redirects.
     It,
+    /// Tests on a real Kubernetes cluster: only where asked for, as long as they show the cluster itself and not the mesh.
+    Cluster,
 }
+
+/// How the names of the tests on a cluster begin: they are in the one binary of all tests over namespaces.
+const ON_A_CLUSTER: &str = "cluster::";
 
 /// How many namespace tests run at once unless told otherwise: on 2 cores, 8 keep both busy while most wait.
 pub const THREADS: usize = 8;
@@ -35,12 +43,25 @@ pub const THREADS: usize = 8;
 /// What to run.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// Only this part; `None` is both.
+    /// Only this part; `None` is all but those on a cluster.
     pub part: Option<Part>,
     /// How many namespace tests run at once.
     pub threads: usize,
     /// Only tests whose name contains this.
     pub filter: Option<String>,
+}
+
+impl Plan {
+    /// What libtest is told of the tests over namespaces.
+    fn selection(&self) -> Vec<&str> {
+        let filter = self.filter.as_deref();
+        match self.part {
+            Some(Part::Cluster) => vec![filter.unwrap_or(ON_A_CLUSTER)],
+            Some(Part::It | Part::Unit) | None => {
+                filter.into_iter().chain(["--skip", ON_A_CLUSTER]).collect()
+            }
+        }
+    }
 }
 
 /// What must be there before tests can run.
@@ -53,7 +74,7 @@ struct Preparation {
 }
 
 impl Preparation {
-    /// For a part of the tests; `None` is both.
+    /// For a part of the tests; `None` is all but those on a cluster.
     const fn of(part: Option<Part>) -> Self {
         match part {
             None => Self { needs: &packages::TEST_IT, programs: What::Everything, peers: true },
@@ -61,6 +82,7 @@ impl Preparation {
                 Self { needs: &packages::TEST_UNIT, programs: What::Everything, peers: false }
             }
             Some(Part::It) => Self { needs: &packages::TEST_IT, programs: What::Programs, peers: true },
+            Some(Part::Cluster) => Self { needs: &packages::CLUSTER, programs: What::Programs, peers: false },
         }
     }
 }
@@ -90,7 +112,7 @@ pub struct Counts {
 /// Builds and runs what `plan` asks for.
 pub fn run(plan: &Plan) -> Result<Summary> {
     let started = Instant::now();
-    let wants = |part: Part| plan.part.is_none_or(|only| only == part);
+    let wants = |part: Part| plan.part.map_or(part != Part::Cluster, |only| only == part);
     let mut summary = Summary::default();
     let preparation = Preparation::of(plan.part);
     packages::ensure(preparation.needs)?;
@@ -98,13 +120,19 @@ pub fn run(plan: &Plan) -> Result<Summary> {
     if preparation.peers {
         programs::ensure_go()?;
     }
+    // Without root those tests say that they cannot run, and nothing is built for them.
+    let mut cluster = Vec::new();
+    if wants(Part::Cluster) && geteuid().is_root() {
+        packages::ensure(&packages::CLUSTER)?;
+        cluster.extend(cluster::prepare()?);
+    }
     let binaries = programs::build(preparation.programs)?;
     if preparation.peers {
         programs::build_peers()?;
     }
     for binary in binaries {
-        match (binary.is_namespace_suite(), wants(Part::It), wants(Part::Unit)) {
-            (true, true, _) => summary.add(&binary.name, run_in_namespaces(&binary, plan)?),
+        match (binary.is_namespace_suite(), wants(Part::It) || wants(Part::Cluster), wants(Part::Unit)) {
+            (true, true, _) => summary.add(&binary.name, run_in_namespaces(&binary, plan, &cluster)?),
             (false, _, true) => summary.add(&binary.name, run_unit(&binary, plan)?),
             (true, false, _) | (false, _, false) => {}
         }
@@ -208,14 +236,19 @@ fn run_unit(binary: &TestBinary, plan: &Plan) -> Result<Outcome> {
 }
 
 /// Runs the namespace tests in namespaces of their own, printing each test as it ends.
-fn run_in_namespaces(binary: &TestBinary, plan: &Plan) -> Result<Outcome> {
+fn run_in_namespaces(
+    binary: &TestBinary,
+    plan: &Plan,
+    variables: &[(&'static str, OsString)],
+) -> Result<Outcome> {
     let not_run = repo::programs().join(format!("not-run.{}", std::process::id()));
     fs::write(&not_run, "").with_context(|| format!("cannot write {}", not_run.display()))?;
     println!("\n{}, in namespaces of its own, {} at a time", binary.name, plan.threads);
     let mut child = Command::new(repo::programs().join("inside"))
         .arg(&binary.executable)
         .args(["--test-threads", &plan.threads.to_string()])
-        .args(&plan.filter)
+        .args(plan.selection())
+        .envs(variables.iter().cloned())
         .current_dir(&binary.folder)
         .env("CARGO_MANIFEST_DIR", &binary.folder)
         .env("ADIT_NOT_RUN", &not_run)
@@ -306,6 +339,19 @@ mod tests {
         for package in unit.iter().chain(&it) {
             assert!(both.contains(package), "{package}: {both:?}");
         }
+    }
+
+    #[test]
+    fn tests_on_a_cluster_are_a_part_of_their_own() {
+        let selection = |part, filter: Option<&str>| {
+            let plan = Plan { part, threads: 1, filter: filter.map(str::to_owned) };
+            plan.selection().join(" ")
+        };
+        assert_eq!(selection(None, None), "--skip cluster::");
+        assert_eq!(selection(None, Some("smoke")), "smoke --skip cluster::");
+        assert_eq!(selection(Some(Part::It), Some("smoke")), "smoke --skip cluster::");
+        assert_eq!(selection(Some(Part::Cluster), None), "cluster::");
+        assert_eq!(selection(Some(Part::Cluster), Some("cluster::kept")), "cluster::kept");
     }
 
     #[test]
