@@ -4,6 +4,7 @@ mod admin;
 mod adoption;
 mod capture;
 mod cleanup;
+mod cluster;
 mod cni;
 mod demo;
 mod departures;

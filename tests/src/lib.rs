@@ -6,6 +6,7 @@
 
 pub mod apps;
 pub mod bench;
+pub mod cluster;
 pub mod demo;
 pub mod mesh;
 pub mod netns;

@@ -52,6 +52,23 @@ pub enum Entered {
 /// To be called first in `main`, before any thread is made. The program's file must not lie below `/run`, which is
 /// empty inside.
 pub fn enter() -> Result<Entered> {
+    enter_and(Leftovers::None)
+}
+
+/// The same for a program that makes control groups, all of them below one of the run's name: they outlive processes, so
+/// they are removed when the sandbox has ended. That also where *outside* was killed: by a fourth process, *guard*.
+pub fn enter_with_cgroups() -> Result<Entered> {
+    enter_and(Leftovers::Cgroups)
+}
+
+/// What of a run is in none of its namespaces.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Leftovers {
+    None,
+    Cgroups,
+}
+
+fn enter_and(leftovers: Leftovers) -> Result<Entered> {
     let stage = env::var(STAGE).ok();
     let words: Vec<&str> = stage.as_deref().unwrap_or("").split(' ').collect();
     match words[..] {
@@ -59,7 +76,8 @@ pub fn enter() -> Result<Entered> {
         ["inside", run, kind] => {
             Ok(Entered::Inside(Sandbox { run: run.to_owned(), real_root: kind == Kind::Root.word() }))
         }
-        _ => outside().map(Entered::Over),
+        ["guard", outside] => guard(outside).map(Entered::Over),
+        _ => outside(leftovers).map(Entered::Over),
     }
 }
 
@@ -113,10 +131,36 @@ impl Kind {
 /// ignored: a blocked signal is never thrown away.
 const ENDING: [Signal; 4] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT];
 
-fn outside() -> Result<ExitCode> {
+/// The name of a run, by the process that is *outside*.
+fn run_of(outside: impl std::fmt::Display) -> String {
+    format!("adit{outside}")
+}
+
+/// Waits until *outside* has ended, and removes the control groups of its run, unless it has done so itself.
+fn guard(outside: &str) -> Result<ExitCode> {
+    nix::unistd::setsid().context("cannot leave the session")?;
+    SigSet::empty().thread_set_mask().context("cannot unblock signals")?;
+    // Its end of the pipe is open until it ends, however that comes.
+    let mut pipe = [0];
+    let _ = io::Read::read(&mut io::stdin(), &mut pipe);
+    crate::cluster::cgroups::remove(&run_of(outside)).map(|()| ExitCode::SUCCESS)
+}
+
+fn start_guard() -> Result<Child> {
+    this_program()?
+        .env(STAGE, format!("guard {}", getpid()))
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .context("cannot start the process that removes control groups")
+}
+
+fn outside(leftovers: Leftovers) -> Result<ExitCode> {
     let mut awaited = SigSet::from_iter(ENDING);
     awaited.add(Signal::SIGCHLD);
     awaited.thread_block().context("cannot block signals")?;
+    // Before the namespaces: what it removes is outside them.
+    let guard = (leftovers == Leftovers::Cgroups).then(start_guard).transpose()?;
     let kind = leave_namespaces()?;
     raise_file_limit().context("cannot raise the limit of open files")?;
     let mut child = this_program()?
@@ -127,13 +171,23 @@ fn outside() -> Result<ExitCode> {
         let signal = awaited.wait().context("cannot wait for a signal")?;
         if signal == Signal::SIGCHLD {
             if let Some(status) = child.try_wait().context("cannot wait for the sandbox")? {
+                dismiss(guard)?;
                 return Ok(exit_code(status));
             }
         } else {
             end(&mut child)?;
+            dismiss(guard)?;
             return Ok(killed_by(signal));
         }
     }
+}
+
+/// Lets the guard do its work, and waits for it.
+fn dismiss(guard: Option<Child>) -> Result<()> {
+    let Some(mut guard) = guard else { return Ok(()) };
+    drop(guard.stdin.take());
+    let status = guard.wait().context("cannot wait for the removal of control groups")?;
+    if status.success() { Ok(()) } else { bail!("control groups are left: {status}") }
 }
 
 /// Kills init; its end is waited for, and comes after the end of every process in its PID namespace.
@@ -181,7 +235,7 @@ fn init(outside: &str, kind: &str) -> Result<ExitCode> {
     }
     SigSet::empty().thread_set_mask().context("cannot unblock signals")?;
     mount_private().context("cannot make the sandbox's own file systems")?;
-    let run = format!("adit{outside}");
+    let run = run_of(outside);
     let child = this_program()?
         .env(STAGE, format!("inside {run} {kind}"))
         .env("TMPDIR", Sandbox::folder())

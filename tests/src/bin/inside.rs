@@ -3,11 +3,11 @@
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
 
-use adit_tests::sandbox::{Entered, enter};
+use adit_tests::sandbox::{Entered, enter_with_cgroups};
 use anyhow::{Context, Result};
 
 fn main() -> Result<ExitCode> {
-    match enter()? {
+    match enter_with_cgroups()? {
         Entered::Over(code) => Ok(code),
         Entered::Inside(_) => {
             let mut args = std::env::args_os().skip(1);

@@ -1,0 +1,4 @@
+//! On a real Kubernetes cluster. `cargo xtask test --part cluster` runs these alone.
+
+mod kept;
+mod machine;
