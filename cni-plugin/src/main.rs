@@ -116,7 +116,7 @@ fn ask_for_pod(config: &Config, namespace: &str, request: &Request) -> Result<()
         Patience { dial: config.timeout, answer: ADD_ANSWER }
     };
     match call(&config.socket, request, patience) {
-        Ok(Reply::Ok | Reply::Status { .. }) => Ok(()),
+        Ok(Reply::Ok | Reply::Status { .. } | Reply::Removal { .. }) => Ok(()),
         Ok(Reply::Failed(failure)) => Err(failure.into()),
         Err(_) if passes => {
             if let Request::Add(add) = request
@@ -139,7 +139,7 @@ fn del(environment: &Environment, asked: &Asked) -> Result<String, Error> {
         log(&format!("cannot remove what was left for the agent: {error}"));
     }
     match call(&config.socket, &Request::Del(del), patience) {
-        Ok(Reply::Ok | Reply::Status { .. }) => {}
+        Ok(Reply::Ok | Reply::Status { .. } | Reply::Removal { .. }) => {}
         Ok(Reply::Failed(failure)) => log(&failure.message),
         Err(error) => log(&error.to_string()),
     }
@@ -151,7 +151,7 @@ fn gc(asked: &Asked) -> Result<String, Error> {
     let gc = asked.valid_attachments()?;
     let patience = Patience { dial: RELEASE_DIAL, answer: RELEASE_ANSWER };
     match call(&config.socket, &Request::Gc(gc), patience) {
-        Ok(Reply::Ok | Reply::Status { .. }) => Ok(String::new()),
+        Ok(Reply::Ok | Reply::Status { .. } | Reply::Removal { .. }) => Ok(String::new()),
         Ok(Reply::Failed(failure)) => Err(failure.into()),
         Err(error) => Err(Error::agent(&error)),
     }

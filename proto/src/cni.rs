@@ -6,6 +6,8 @@
 //!
 //! A version is raised only for a change that an older reader would misread. Within one, fields are only ever added,
 //! and readers ignore those that they do not know: the plugin on the disk and the agent may be of different releases.
+//! A new [`Request`] is no such change either: a reader that does not know it answers nothing, and who asks it must know
+//! what to do then. A new [`Reply`] answers new requests only.
 //!
 //! Also here: the file [`Namespaces`], which the agent writes and the plugin reads where the agent does not answer.
 
@@ -55,6 +57,9 @@ pub enum Request {
     Gc(Gc),
     /// Who listens?
     Status,
+    /// The installer was told to end: does Adit leave this node? An agent from before this question, as one that is gone,
+    /// does not answer it; then all stays as it is.
+    Removal,
 }
 
 /// A sandbox that has its network.
@@ -143,6 +148,23 @@ pub enum Reply {
         /// The agent's release.
         release: String,
     },
+    /// To [`Request::Removal`].
+    Removal {
+        /// What becomes of the installation.
+        adit: Removal,
+    },
+}
+
+/// Whether Adit leaves a node whose installer was told to end: only then may entry and binary go.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Removal {
+    /// It stays, as in an upgrade or after a restart: leave all as it is.
+    Stays,
+    /// Nothing says so yet, but the agent still looks: ask again.
+    Undecided,
+    /// It was uninstalled: take out the entry, then the binary.
+    Leaves,
 }
 
 /// Why a request failed, as the CNI specification wants it told.

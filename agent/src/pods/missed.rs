@@ -58,6 +58,7 @@ fn read(path: &Path) -> Option<Add> {
     File::open(path).ok()?.take(bound).read_to_end(&mut bytes).ok()?;
     match cni::decode(&bytes).ok()?? {
         (Request::Add(add), _) if add.container_id.as_str() == file_name(path) => Some(add),
-        (Request::Add(_) | Request::Del(_) | Request::Check(_) | Request::Gc(_) | Request::Status, _) => None,
+        (Request::Add(_) | Request::Del(_) | Request::Check(_) | Request::Gc(_), _) => None,
+        (Request::Status | Request::Removal, _) => None,
     }
 }

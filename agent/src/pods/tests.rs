@@ -9,7 +9,9 @@ use adit_core::trust::TrustBundle;
 use adit_core::workload::{Owner, Pod, Skip};
 use adit_core::world::builder::WorldBuilder;
 use adit_core::world::{Change, Settings, World};
-use adit_proto::cni::{Add, Attachment, Check, Code, ContainerId, Del, Gc, IfName, PodRef, Reply, Request};
+use adit_proto::cni::{
+    Add, Attachment, Check, Code, ContainerId, Del, Gc, IfName, PodRef, Removal, Reply, Request,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
@@ -176,7 +178,7 @@ fn object(terminating: bool) -> Change {
 fn message(reply: Reply) -> String {
     match reply {
         Reply::Failed(failure) => failure.message,
-        Reply::Ok | Reply::Status { .. } => panic!("{reply:?} is no failure"),
+        Reply::Ok | Reply::Status { .. } | Reply::Removal { .. } => panic!("{reply:?} is no failure"),
     }
 }
 
@@ -391,4 +393,11 @@ async fn status_names_the_release() {
     let _pods = node.start();
     let release = env!("CARGO_PKG_VERSION").to_owned();
     assert_eq!(node.ask(Request::Status).await, Reply::Status { release });
+}
+
+#[tokio::test]
+async fn an_agent_of_a_mesh_without_a_cluster_tells_the_installer_that_adit_stays() {
+    let node = Node::new();
+    let _pods = node.start();
+    assert_eq!(node.ask(Request::Removal).await, Reply::Removal { adit: Removal::Stays });
 }

@@ -23,6 +23,7 @@ fn requests() -> Vec<Request> {
         Request::Check(Check { container_id: container_id.clone(), netns, ifname: ifname.clone() }),
         Request::Gc(Gc { valid: vec![Attachment { container_id, ifname }] }),
         Request::Status,
+        Request::Removal,
     ]
 }
 
@@ -44,6 +45,9 @@ fn every_reply_survives_the_wire() {
             details: "adit check".into(),
         }),
         Reply::Status { release: "0.1.0".into() },
+        Reply::Removal { adit: Removal::Stays },
+        Reply::Removal { adit: Removal::Undecided },
+        Reply::Removal { adit: Removal::Leaves },
     ] {
         let frame = encode(&reply).unwrap();
         assert_eq!(decode(&frame).unwrap(), Some((reply, frame.len())));
@@ -88,6 +92,23 @@ fn fields_that_a_later_release_adds_are_ignored() {
     let mut frame = vec![0, 1, 0, 0, 0, u8::try_from(body.len()).unwrap()];
     frame.extend_from_slice(body);
     assert!(matches!(decode::<Request>(&frame), Ok(Some((Request::Del(_), _)))));
+}
+
+#[test]
+fn the_question_of_the_installer_has_the_form_that_every_release_keeps() {
+    assert_eq!(&encode(&Request::Removal).unwrap()[HEADER_LEN..], br#"{"verb":"removal"}"#);
+    let reply = encode(&Reply::Removal { adit: Removal::Leaves }).unwrap();
+    assert_eq!(&reply[HEADER_LEN..], br#"{"answer":"removal","adit":"leaves"}"#);
+}
+
+#[test]
+fn a_request_or_an_answer_of_a_later_release_is_no_message_here() {
+    for body in [br#"{"verb":"later"}"#.as_slice(), br#"{"answer":"removal","adit":"later"}"#] {
+        let mut frame = vec![0, 1, 0, 0, 0, u8::try_from(body.len()).unwrap()];
+        frame.extend_from_slice(body);
+        assert!(matches!(decode::<Request>(&frame), Err(FrameError::Body(_))));
+        assert!(matches!(decode::<Reply>(&frame), Err(FrameError::Body(_))));
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use adit_core::net::SandboxId;
 use adit_core::pods::{Arrival, Event, Refusal, Token};
 use adit_core::redirect::Mark;
-use adit_proto::cni::{Add, Check, Del, Gc, IfName, PodRef, Reply, Request};
+use adit_proto::cni::{Add, Check, Del, Gc, IfName, PodRef, Removal, Reply, Request};
 use tokio::sync::oneshot;
 
 use super::{Driver, Waiting};
@@ -22,6 +22,8 @@ impl Driver {
             Request::Del(del) => self.del(&del, reply),
             Request::Check(check) => self.check(&check, reply),
             Request::Gc(gc) => self.gc(&gc, reply),
+            // A mesh without a cluster has nothing that could say that Adit was uninstalled.
+            Request::Removal => send(reply, Reply::Removal { adit: Removal::Stays }),
             Request::Status => send(reply, Reply::Status { release: env!("CARGO_PKG_VERSION").to_owned() }),
         }
     }
