@@ -1,12 +1,15 @@
 //! `adit-cni`: the chained CNI plugin. Reads what the runtime asks, asks the agent, prints what the runtime expects.
 //!
 //! `spec` knows the specification (environment, JSON, versions, error codes), `call` the socket; the order of things
-//! is here. Keeps nothing but word of the pods that start while the agent is away; decides no enrolment; prints nothing
-//! but the result on stdout.
+//! is here. Keeps nothing but word of the pods that start while the agent is away, and of having been called where its
+//! entry asks for that; decides no enrolment; prints nothing but the result on stdout.
 //!
-//! Exit codes: 0 done, 1 with a CNI error object on stdout.
+//! With arguments it is its own installer (`install`).
+//!
+//! Exit codes: 0 done, 1 with a CNI error object on stdout; of the installer 1 not done, 64 wrong command line.
 
 mod call;
+mod install;
 mod missed;
 mod spec;
 
@@ -19,8 +22,11 @@ use std::time::Duration;
 use adit_proto::cni::{Code, NAMESPACES_FILE, NAMESPACES_LEN_MAX, Namespaces, Reply, Request};
 
 use crate::call::{Patience, call};
+use crate::install::Command;
 use crate::spec::{Asked, Config, Environment, Error, Unreachable, Verb};
 
+/// The exit code for a wrong command line (sysexits.h, EX_USAGE).
+const USAGE_EXIT: u8 = 64;
 /// The longest input, in bytes: a pod's annotations are at most 256 KiB, of which JSON may make six times as much;
 /// the result of other plugins is a few KiB.
 const STDIN_LEN_MAX: u64 = 4 * 1024 * 1024;
@@ -34,10 +40,16 @@ const ADD_ANSWER: Duration = Duration::from_secs(30);
 const UNENROLLED_ANSWER: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {
-    // For people: the runtime passes no arguments.
-    if std::env::args_os().nth(1).is_some_and(|asked| asked == "--version") {
-        let said = writeln!(io::stdout(), "adit-cni {}", adit_version::version!());
-        return if said.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    let mut arguments = std::env::args_os();
+    arguments.next();
+    match install::asked(arguments) {
+        Ok(Some(command)) => return obey(command),
+        // The runtime passes none.
+        Ok(None) => {}
+        Err(error) => {
+            log(&error.to_string());
+            return ExitCode::from(USAGE_EXIT);
+        }
     }
     let mut input = Vec::new();
     let read = io::stdin().take(STDIN_LEN_MAX + 1).read_to_end(&mut input);
@@ -50,6 +62,26 @@ fn main() -> ExitCode {
     match io::stdout().write_all(out.as_bytes()) {
         Ok(()) => code,
         Err(_) => ExitCode::FAILURE,
+    }
+}
+
+/// Does what people or the DaemonSet ask.
+fn obey(command: Command) -> ExitCode {
+    let done = match command {
+        Command::Version => writeln!(io::stdout(), "adit-cni {}", adit_version::version!()).map_err(|_| None),
+        Command::Help => write!(io::stdout(), "{}", install::USAGE).map_err(|_| None),
+        Command::Install(wanted) => install::install(wanted).map_err(Some),
+        Command::Uninstall(dirs) => install::uninstall(dirs).map_err(Some),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Where standard output is closed nobody reads.
+            if let Some(error) = error {
+                log(&error.to_string());
+            }
+            ExitCode::FAILURE
+        }
     }
 }
 
@@ -67,6 +99,7 @@ fn answer(environment: &Environment, input: &[u8]) -> Result<String, Error> {
         return spec::print_version(input);
     }
     let asked = Asked::parse(verb, input)?;
+    mark_call(&asked);
     match verb {
         Verb::Add => add(environment, &asked),
         Verb::Del => del(environment, &asked),
@@ -163,6 +196,18 @@ fn status(asked: &Asked) -> Result<String, Error> {
     match asked.config() {
         Ok(_) => Ok(String::new()),
         Err(error) => Err(Error::new(Code::NotAvailable, "configuration is not valid", error.details)),
+    }
+}
+
+/// Leaves word that the runtime calls the plugin, where the entry wants to know. No call depends on it.
+fn mark_call(asked: &Asked) {
+    let Some(mark) = asked.config().ok().and_then(|config| config.mark_calls) else {
+        return;
+    };
+    if !mark.exists()
+        && let Err(error) = File::create(&mark)
+    {
+        log(&format!("the installer will not know of this call: cannot make {}: {error}", mark.display()));
     }
 }
 

@@ -343,6 +343,11 @@ fn object(input: &[u8]) -> Result<Map<String, Value>, Error> {
     }
 }
 
+/// Whether the plugin can be called in this version.
+pub(crate) fn supports(version: &str) -> bool {
+    supported(version).is_some()
+}
+
 fn supported(version: &str) -> Option<&'static str> {
     VERSIONS.into_iter().find(|known| *known == version)
 }

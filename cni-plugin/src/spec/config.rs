@@ -21,6 +21,8 @@ pub(crate) struct Config {
     pub(crate) unreachable: Unreachable,
     /// `excludeNamespaces`: never enrolled, never asked about. Default as in the agent.
     excluded: Vec<String>,
+    /// `markCalls`: a file that any call makes, so that the installer learns of it. Default none.
+    pub(crate) mark_calls: Option<PathBuf>,
 }
 
 /// Which pods do not start while the agent cannot be reached.
@@ -41,6 +43,10 @@ impl Config {
             state_dir: path(object, "stateDir", Path::new(cni::STATE_DIR))?,
             unreachable: unreachable(object)?,
             excluded: excluded(object)?,
+            mark_calls: match object.get("markCalls") {
+                None => None,
+                Some(_) => Some(path(object, "markCalls", Path::new(""))?),
+            },
         })
     }
 
