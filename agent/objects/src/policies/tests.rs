@@ -513,6 +513,11 @@ fn what_a_traffic_policy_gets_wrong_is_named_and_keeps_its_default() {
     assert_eq!(policy.settings, adit_core::traffic::TrafficSettings::default());
     assert_eq!(policy.services.len(), 1);
     assert_eq!(traffic("{}").1, ["spec.targetRefs: is missing"]);
+    let (policy, problems) = traffic("{targetRefs: [{group: 1, kind: Service, name: x}]}");
+    assert_eq!(
+        (policy.services.len(), &*problems),
+        (0, &["spec.targetRefs[0].group: is a number, not a string".to_owned()][..])
+    );
 }
 
 #[test]

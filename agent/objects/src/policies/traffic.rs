@@ -114,6 +114,10 @@ fn services(spec: &Fields<'_>, policy: &ObjectName, problems: &mut Vec<Problem>)
 fn target<'v>(value: &'v Value, at: &At<'_>, problems: &mut Vec<Problem>) -> Option<&'v str> {
     let fields = object(value, at, TARGET, problems)?;
     let word = |key: &'static str| present(fields, key).map(|value| value.as_str().unwrap_or_default());
+    if let Some(value) = present(fields, "group").filter(|value| !value.is_string()) {
+        mistyped(value, "a string", &at.key("group"), problems);
+        return None;
+    }
     if !matches!(word("group"), None | Some("" | "core")) {
         let value = word("group").unwrap_or_default().to_owned();
         at.key("group").wrong(Wrong::UnknownValue { value, known: "\"\" (core)" }, problems);
