@@ -1,7 +1,9 @@
 //! The custom resources of group `policy.adit.dev`, as types: what their definitions are generated from, and what a
 //! tool writes. Reading goes another way ([`crate::policies`]), field by field: a type would fail as a whole.
 //!
-//! Every object level keeps unknown fields. Pruned, a misspelt `form:` would leave a rule that matches everything.
+//! Every object level keeps unknown fields. Pruned, a misspelt `form:` would leave a rule that matches everything. What
+//! a value may look like is said by [`leaves`], so that the API server refuses what the readers would not understand.
+//! `null` is absent everywhere, as for the readers: templates write it.
 
 use std::collections::BTreeMap;
 
@@ -10,6 +12,9 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::policies::traffic::{FAILURES_MOST, RATE_MOST, RETRIES_MOST};
+
+pub mod leaves;
 #[cfg(test)]
 mod tests;
 
@@ -21,8 +26,13 @@ mod tests;
     kind = "AuthorizationPolicy",
     namespaced,
     status = "PolicyStatus",
-    shortname = "aap",
-    doc = "Who may connect to the selected workloads, by identity"
+    shortname = "adap",
+    category = "adit",
+    doc = "Who may connect to the selected workloads, by identity, address and port",
+    printcolumn = r#"{"name":"Action","type":"string","jsonPath":".spec.action"}"#,
+    printcolumn = r#"{"name":"Dry-Run","type":"boolean","jsonPath":".spec.dryRun"}"#,
+    printcolumn = r#"{"name":"Accepted","type":"string","jsonPath":".status.conditions[?(@.type==\"Accepted\")].status"}"#,
+    printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-preserve-unknown-fields" = true))]
@@ -32,17 +42,17 @@ pub struct AuthorizationPolicySpec {
     pub selector: Option<Selector>,
     /// What is done with what a rule matches. Default ALLOW.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("default" = "ALLOW"))]
     pub action: Option<PolicyAction>,
     /// Judge and count, but enforce nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dry_run: Option<bool>,
     /// Any of them matches. An empty rule matches everything, no rule nothing.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 512))]
-    pub rules: Vec<PolicyRule>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rules: Option<Vec<PolicyRule>>,
 }
 
-/// What is done with what a rule matches.
+/// What is done with what a rule matches. Default ALLOW.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum PolicyAction {
@@ -59,9 +69,10 @@ pub enum PolicyAction {
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-preserve-unknown-fields" = true))]
 pub struct Selector {
-    /// Those with all of these labels.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub match_labels: BTreeMap<String, String>,
+    /// Those with all of these labels. Empty or absent: as without a selector.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "leaves::labels")]
+    pub match_labels: Option<BTreeMap<String, String>>,
 }
 
 /// All of its parts must hold.
@@ -95,48 +106,36 @@ pub struct RuleFrom {
 #[schemars(extend("x-kubernetes-preserve-unknown-fields" = true, "minProperties" = 1))]
 pub struct RuleSource {
     /// Identities, like cluster.local/ns/shop/sa/web; a star first, last or alone.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(
-        length(min = 1),
-        inner(length(min = 1, max = 320), regex(pattern = r"^(\*|\*?[^*]+|[^*]+\*)$"))
-    )]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "leaves::principals")]
     pub principals: Option<Vec<String>>,
-    /// None of these identities.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(
-        length(min = 1),
-        inner(length(min = 1, max = 320), regex(pattern = r"^(\*|\*?[^*]+|[^*]+\*)$"))
-    )]
+    /// None of these identities. Holds for plaintext, which has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "leaves::principals")]
     pub not_principals: Option<Vec<String>>,
-    /// Namespaces of identities.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(
-        length(min = 1),
-        inner(length(min = 1, max = 64), regex(pattern = r"^(\*|\*?[^*]+|[^*]+\*)$"))
-    )]
+    /// Namespaces of identities; a star first, last or alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "leaves::namespaces")]
     pub namespaces: Option<Vec<String>>,
-    /// None of these namespaces.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(
-        length(min = 1),
-        inner(length(min = 1, max = 64), regex(pattern = r"^(\*|\*?[^*]+|[^*]+\*)$"))
-    )]
+    /// None of these namespaces. Holds for plaintext, which has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "leaves::namespaces")]
     pub not_namespaces: Option<Vec<String>>,
     /// Service accounts: NAMESPACE/ACCOUNT, or ACCOUNT of the policy's namespace.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1), inner(length(min = 1, max = 320), regex(pattern = r"^([^*/]+/)?[^*/]+$")))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "leaves::service_accounts")]
     pub service_accounts: Option<Vec<String>>,
-    /// None of these service accounts.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1), inner(length(min = 1, max = 320), regex(pattern = r"^([^*/]+/)?[^*/]+$")))]
+    /// None of these service accounts. Holds for plaintext, which has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "leaves::service_accounts")]
     pub not_service_accounts: Option<Vec<String>>,
-    /// Addresses and blocks of them.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1), inner(length(min = 2, max = 64)))]
+    /// Addresses and blocks of them, like 10.0.0.0/8: the client's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "leaves::ip_blocks")]
     pub ip_blocks: Option<Vec<String>>,
     /// None of these addresses.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1), inner(length(min = 2, max = 64)))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "leaves::ip_blocks")]
     pub not_ip_blocks: Option<Vec<String>>,
 }
 
@@ -154,12 +153,12 @@ pub struct RuleTo {
 #[schemars(extend("x-kubernetes-preserve-unknown-fields" = true, "minProperties" = 1))]
 pub struct RuleOperation {
     /// One of these ports.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "leaves::ports")]
     pub ports: Option<Vec<Port>>,
     /// None of these ports.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "leaves::ports")]
     pub not_ports: Option<Vec<Port>>,
 }
 
@@ -173,24 +172,8 @@ pub enum Port {
     Text(String),
 }
 
-impl JsonSchema for Port {
-    fn schema_name() -> std::borrow::Cow<'static, str> {
-        "Port".into()
-    }
-
-    fn inline_schema() -> bool {
-        true
-    }
-
-    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-        schemars::json_schema!({
-            "x-kubernetes-int-or-string": true,
-            "minimum": 1,
-            "maximum": 65535,
-            "pattern": "^([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])$",
-        })
-    }
-}
+/// A value of a condition: text, or the number of a port.
+pub type ConditionValue = Port;
 
 /// One condition of a rule.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
@@ -198,15 +181,16 @@ impl JsonSchema for Port {
 #[schemars(extend("x-kubernetes-preserve-unknown-fields" = true))]
 pub struct RuleCondition {
     /// source.principal, source.namespace, source.ip, destination.ip or destination.port.
+    #[schemars(schema_with = "leaves::condition_key")]
     pub key: String,
     /// One of these values.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1))]
-    pub values: Option<Vec<String>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "leaves::condition_values")]
+    pub values: Option<Vec<ConditionValue>>,
     /// None of these values.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1))]
-    pub not_values: Option<Vec<String>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "leaves::condition_values")]
+    pub not_values: Option<Vec<ConditionValue>>,
 }
 
 /// Whether plaintext may enter the selected workloads.
@@ -217,8 +201,12 @@ pub struct RuleCondition {
     kind = "PeerAuthentication",
     namespaced,
     status = "PolicyStatus",
-    shortname = "apa",
-    doc = "Whether plaintext may enter the selected workloads"
+    shortname = "adpa",
+    category = "adit",
+    doc = "Whether plaintext may enter the selected workloads",
+    printcolumn = r#"{"name":"Mode","type":"string","jsonPath":".spec.mtls.mode"}"#,
+    printcolumn = r#"{"name":"Accepted","type":"string","jsonPath":".status.conditions[?(@.type==\"Accepted\")].status"}"#,
+    printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-preserve-unknown-fields" = true))]
@@ -229,9 +217,9 @@ pub struct PeerAuthenticationSpec {
     /// For every port.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mtls: Option<Mtls>,
-    /// For single ports of the pod.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub port_level_mtls: BTreeMap<String, Mtls>,
+    /// For single ports of the pod, by number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port_level_mtls: Option<BTreeMap<String, Mtls>>,
 }
 
 /// Whether plaintext may enter.
@@ -240,10 +228,11 @@ pub struct PeerAuthenticationSpec {
 pub struct Mtls {
     /// STRICT, PERMISSIVE, or UNSET: as the next level says.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("default" = "UNSET"))]
     pub mode: Option<MtlsMode>,
 }
 
-/// Whether plaintext may enter.
+/// STRICT, PERMISSIVE, or UNSET: as the next level says.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum MtlsMode {
@@ -263,8 +252,11 @@ pub enum MtlsMode {
     kind = "TrafficPolicy",
     namespaced,
     status = "PolicyStatus",
-    shortname = "atp",
-    doc = "How connections to Services are tried: deadlines, retries, their budget, ejection"
+    shortname = "adtp",
+    category = "adit",
+    doc = "How connections to Services are tried: deadlines, retries, their budget, ejection",
+    printcolumn = r#"{"name":"Accepted","type":"string","jsonPath":".status.conditions[?(@.type==\"Accepted\")].status"}"#,
+    printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-preserve-unknown-fields" = true))]
@@ -293,12 +285,15 @@ pub struct TrafficPolicySpec {
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
 #[schemars(extend("x-kubernetes-preserve-unknown-fields" = true))]
 pub struct TargetRef {
-    /// Empty: the core group.
-    #[serde(default)]
-    pub group: String,
+    /// Empty, or core: the core group.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "leaves::core_group")]
+    pub group: Option<String>,
     /// Service.
+    #[schemars(extend("enum" = ["Service"]))]
     pub kind: String,
     /// Its name.
+    #[schemars(length(min = 1))]
     pub name: String,
 }
 
@@ -309,7 +304,7 @@ pub struct TargetRef {
 pub struct Retry {
     /// Retries after the first attempt, at most 10. Default 2.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(max = 10))]
+    #[schemars(range(max = RETRIES_MOST))]
     pub attempts: Option<u32>,
     /// Full jitter's base. Default 25ms.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -351,7 +346,7 @@ pub struct RetryBudget {
 pub struct RetryRate {
     /// How many. Default 10.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(max = 1_000_000))]
+    #[schemars(range(max = RATE_MOST))]
     pub count: Option<u32>,
     /// In how long. Default 1s.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -365,7 +360,7 @@ pub struct RetryRate {
 pub struct Ejection {
     /// Connect failures in a row that eject it; 0: never. Default 5.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(max = 1_000_000))]
+    #[schemars(range(max = FAILURES_MOST))]
     pub consecutive_failures: Option<u32>,
     /// The first ejection's length, doubled by each further one. Default 1s.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -379,7 +374,7 @@ pub struct Ejection {
     pub max_percent: Option<u32>,
 }
 
-/// A duration in Gateway API's format, like 1m30s (GEP-2257).
+/// A duration in Gateway API's format, like 1m30s (GEP-2257), above zero and up to 1h.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(transparent)]
 pub struct Span(pub String);
@@ -394,7 +389,7 @@ impl JsonSchema for Span {
     }
 
     fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-        schemars::json_schema!({"type": "string", "pattern": "^([0-9]{1,5}(h|m|s|ms)){1,4}$"})
+        leaves::span()
     }
 }
 
@@ -403,5 +398,6 @@ impl JsonSchema for Span {
 pub struct PolicyStatus {
     /// `Accepted`: False where a field was not understood, with that field in the message.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
 }

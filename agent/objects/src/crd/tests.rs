@@ -54,12 +54,39 @@ fn the_schema_of_traffic_policies_has_the_fields_that_are_read() {
 }
 
 #[test]
+fn kubectl_knows_the_kinds_by_short_names_and_as_one_category() {
+    let names =
+        |crd: Value| (crd["spec"]["names"]["shortNames"].clone(), crd["spec"]["names"]["categories"].clone());
+    for (crd, short) in [
+        (serde_json::to_value(AuthorizationPolicy::crd()), "adap"),
+        (serde_json::to_value(PeerAuthentication::crd()), "adpa"),
+        (serde_json::to_value(TrafficPolicy::crd()), "adtp"),
+    ] {
+        assert_eq!(names(crd.unwrap()), (serde_json::json!([short]), serde_json::json!(["adit"])));
+    }
+}
+
+#[test]
+fn a_status_is_written_apart_and_shown_as_a_column() {
+    let crd = serde_json::to_value(AuthorizationPolicy::crd()).unwrap();
+    let version = &crd["spec"]["versions"][0];
+    assert_eq!(version["subresources"], serde_json::json!({"status": {}}));
+    let columns: Vec<_> = version["additionalPrinterColumns"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|column| &column["name"])
+        .collect();
+    assert_eq!(columns, ["Action", "Dry-Run", "Accepted", "Age"]);
+}
+
+#[test]
 fn what_the_types_write_is_read_without_a_problem() {
     let policy = AuthorizationPolicy::new(
         "p",
         AuthorizationPolicySpec {
             action: Some(PolicyAction::Deny),
-            rules: vec![PolicyRule {
+            rules: Some(vec![PolicyRule {
                 from: Some(vec![RuleFrom {
                     source: RuleSource { principals: Some(vec!["*/sa/web".into()]), ..RuleSource::default() },
                 }]),
@@ -70,7 +97,7 @@ fn what_the_types_write_is_read_without_a_problem() {
                     },
                 }]),
                 ..PolicyRule::default()
-            }],
+            }]),
             ..AuthorizationPolicySpec::default()
         },
     );

@@ -43,7 +43,9 @@ pub(crate) const SOURCE: &[&str] = &[
 pub(crate) const OPERATION: &[&str] = &["notPorts", "ports"];
 /// Fields of `when[]`.
 pub(crate) const WHEN: &[&str] = &["key", "notValues", "values"];
-const KEYS: &str = "source.principal, source.namespace, source.ip, destination.ip, destination.port";
+/// Values of `when[].key`.
+pub(crate) const KEYS: &str =
+    "source.principal, source.namespace, source.ip, destination.ip, destination.port";
 
 /// What an AuthorizationPolicy means. `system_namespace` is where a policy without selector is mesh-wide.
 pub fn translate(policy: &Policy, system_namespace: &str) -> Result<Translated, Rejected> {

@@ -30,11 +30,11 @@ pub(crate) const RATE: &[&str] = &["count", "interval"];
 pub(crate) const EJECTION: &[&str] = &["baseTime", "consecutiveFailures", "maxPercent", "maxTime"];
 
 /// The most retries after a first attempt: more than that is another way to write "never give up".
-const RETRIES_MOST: u32 = 10;
+pub(crate) const RETRIES_MOST: u32 = 10;
 /// The highest floor: a million retries in its interval.
-const RATE_MOST: u32 = 1_000_000;
+pub(crate) const RATE_MOST: u32 = 1_000_000;
 /// The most failures in a row that an endpoint may be allowed.
-const FAILURES_MOST: u32 = 1_000_000;
+pub(crate) const FAILURES_MOST: u32 = 1_000_000;
 /// No span in a policy is longer than an hour: a retry or an ejection that old is another incident's.
 const SPAN_MOST: Duration = Duration::from_secs(3600);
 
