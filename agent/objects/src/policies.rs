@@ -126,7 +126,7 @@ fn mistyped(value: &Value, expected: &'static str, at: &At<'_>, problems: &mut V
 }
 
 /// Fields that are decided inside HTTP, by Istio's names: refused with a better word than "unknown".
-const HTTP_FIELDS: [&str; 12] = [
+pub const HTTP_FIELDS: [&str; 12] = [
     "requestPrincipals",
     "notRequestPrincipals",
     "remoteIpBlocks",

@@ -90,7 +90,7 @@ pub enum Wrong {
         known: String,
     },
     /// A field that only a proxy which reads HTTP could judge.
-    #[error("is decided by what is inside HTTP; adit decides by identity, address and port")]
+    #[error("is decided by what is inside HTTP; adit decides at L4, by identity, address and port")]
     Http,
     /// Another type than the field has.
     #[error("is {found}, not {expected}")]
