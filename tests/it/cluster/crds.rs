@@ -1,8 +1,7 @@
 //! What the API server refuses of our policies, and what it takes: the table, and how a line of it is tried in each way
-//! that an object comes in. Whoever has a cluster calls [`applied`] and [`check`] with a `kubectl` of its.
+//! that an object comes in.
 
-use std::process::Output;
-
+use adit_tests::process::Output;
 use anyhow::{Result, bail, ensure};
 
 use super::Kubectl;
@@ -97,7 +96,7 @@ pub(crate) fn check(kubectl: Kubectl<'_>) -> Result<usize> {
             }
             if output.status.success() {
                 let gone = kubectl(&["delete", "-n", "default", plural, "tried"], "")?;
-                ensure!(gone.status.success(), "{}", String::from_utf8_lossy(&gone.stderr));
+                ensure!(gone.status.success(), "{}", gone.stderr);
             }
         }
     }
@@ -126,7 +125,7 @@ fn plural(kind: &str) -> &'static str {
 }
 
 fn said(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
+    output.stderr.clone()
 }
 
 const AUTHORIZATION: &str = "AuthorizationPolicy";

@@ -1,8 +1,7 @@
 //! What a node's agent may write, and that it may write nothing else, whatever RBAC lets it: the table, and how it is
-//! tried. Whoever has a cluster calls [`applied`] and [`check`] with a `kubectl` of its that may impersonate.
+//! tried. `kubectl` must be one that may impersonate.
 
-use std::process::Output;
-
+use adit_tests::process::Output;
 use anyhow::{Result, bail, ensure};
 
 use super::Kubectl;
@@ -73,7 +72,7 @@ fn run(kubectl: Kubectl<'_>, args: &[&str], stdin: &str) -> Result<()> {
 }
 
 fn said(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
+    output.stderr.clone()
 }
 
 /// An agent that RBAC would let do everything, a pod of its node and one of another.
