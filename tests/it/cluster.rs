@@ -26,6 +26,8 @@ fn the_api_server_takes_and_refuses_policies_and_an_agents_writes_as_the_tables_
     let kubectl = |args: &[&str], stdin: &str| cluster.kubectl_command(args).stdin(stdin).output();
     crds::applied(&kubectl, MANIFESTS)?;
     println!("{} attempts with policies", crds::check(&kubectl)?);
+    // The agents' Leases are there.
+    cluster.kubectl(["create", "namespace", "adit-system"])?;
     fence::applied(&kubectl, MANIFESTS)?;
     println!("{} attempts of an agent", fence::check(&kubectl)?);
     Ok(())
