@@ -15,7 +15,7 @@ pub enum Reason {
     Loop,
     /// The pod already has as many connections as the agent accepts for one pod, or a peer as many tunnels to it.
     AcceptLimit,
-    /// The pod's share of the agent's budget for buffered bytes is used up, or the agent has no descriptor left.
+    /// The pod's share of the agent's budget for buffered bytes is used up, or the agent has no descriptor or no memory left.
     MemoryLimit,
     /// The service has no endpoint that may be used.
     NoEndpoint,

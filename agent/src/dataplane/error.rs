@@ -340,12 +340,12 @@ fn of_connect(error: &io::Error) -> Reason {
     }
 }
 
-/// Whether it is this process or this node that has no descriptor left, whatever was dialled.
+/// Whether it is this process or this node that has no descriptor or no memory left, whatever was dialled.
 fn is_own_lack(error: &io::Error) -> bool {
     error
         .raw_os_error()
         .map(Errno::from_raw)
-        .is_some_and(|errno| [Errno::EMFILE, Errno::ENFILE].contains(&errno))
+        .is_some_and(|errno| [Errno::EMFILE, Errno::ENFILE, Errno::ENOBUFS, Errno::ENOMEM].contains(&errno))
 }
 
 /// The same for a dial to the pod's own app.

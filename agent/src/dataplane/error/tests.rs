@@ -6,8 +6,8 @@ fn dial(errno: Errno) -> DialError {
 }
 
 #[test]
-fn a_descriptor_that_the_agent_lacks_is_its_own_limit_and_nobody_elses_fault() {
-    for errno in [Errno::EMFILE, Errno::ENFILE] {
+fn a_descriptor_or_memory_that_the_agent_lacks_is_its_own_limit_and_nobody_elses_fault() {
+    for errno in [Errno::EMFILE, Errno::ENFILE, Errno::ENOBUFS, Errno::ENOMEM] {
         let error = CarryError::Dial(dial(errno));
         assert_eq!(error.reason(), Reason::MemoryLimit);
         assert!(error.detail().contains(&format!("os error {}", errno as i32)), "{}", error.detail());

@@ -11,6 +11,11 @@ use super::super::Config;
 use super::super::testing::{Rig, greet, on_worker};
 use super::COPY_LEN;
 
+/// Bytes that no part of repeats within a block of any size: what is lost or doubled is seen.
+fn bytes(count: u32) -> Vec<u8> {
+    (0..count).map(|n| n.wrapping_mul(0x9E37_79B1).to_be_bytes()[0] ^ (n >> 12).to_le_bytes()[0]).collect()
+}
+
 #[test]
 fn bulk_and_small_bytes_pass_through_the_kernel_unchanged() {
     on_worker(async {
@@ -24,7 +29,7 @@ fn bulk_and_small_bytes_pass_through_the_kernel_unchanged() {
             let mut small = [0; 10];
             far.read_exact(&mut small).await.unwrap();
             assert_eq!(small, [round; 10]);
-            let sent: Vec<u8> = (0..3_000_000_u32).map(|n| n.to_le_bytes()[usize::from(round % 2)]).collect();
+            let sent = bytes(3_000_000);
             let mut got = vec![0; sent.len()];
             let (wrote, read) = tokio::join!(far.write_all(&sent), near.read_exact(&mut got));
             wrote.unwrap();
@@ -104,7 +109,7 @@ fn while_a_pods_share_is_used_up_it_takes_on_no_more_and_what_it_has_goes_on_wit
         greet(&mut near, &mut far).await;
 
         // More than all sockets take, in pieces that are not worth a splice.
-        let sent: Vec<u8> = (0..20_000_000_u32).map(|n| (n >> 5).to_le_bytes()[0]).collect();
+        let sent = bytes(20_000_000);
         let (mut read, mut write) = near.split();
         let (mut far_read, mut far_write) = far.split();
         let mut got = vec![0; sent.len()];
