@@ -4,6 +4,7 @@
 //! no connection. The JSON types are [`adit_proto::admin`]'s.
 
 use std::fs;
+use std::future::IntoFuture;
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
@@ -19,7 +20,9 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use serde::Deserialize;
 use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::watch;
 
+use crate::pods::Standing;
 use crate::sockets::bounded::BoundedListener;
 use crate::telemetry::Flowing;
 use crate::telemetry::render::Page;
@@ -83,6 +86,8 @@ pub struct Sources {
     pub flowing: Flowing,
     /// The state of everything else.
     pub status: Box<dyn Fn() -> Status + Send + Sync>,
+    /// Says when the node is this agent's again: then the unix socket is put in place again, too.
+    pub standing: watch::Receiver<Standing>,
 }
 
 /// The listeners, opened.
@@ -90,6 +95,7 @@ pub struct Sources {
 pub struct Admin {
     tcp: TcpListener,
     unix: UnixListener,
+    socket: PathBuf,
     metrics: TcpListener,
 }
 
@@ -107,11 +113,13 @@ impl Admin {
             metrics: tcp(config.metrics_address).await?,
             unix: listen_unix(&config.socket)
                 .map_err(|source| StartError::Unix { path: config.socket.clone(), source })?,
+            socket: config.socket.clone(),
         })
     }
 
     /// Answers until a listener fails.
     pub async fn serve(self, sources: Sources) {
+        let standing = sources.standing.clone();
         let sources = Arc::new(sources);
         let metrics = Router::new().route("/metrics", get(page)).with_state(Arc::clone(&sources));
         let admin = Router::new()
@@ -122,12 +130,30 @@ impl Admin {
             .merge(metrics.clone());
         let ended = tokio::try_join!(
             async { axum::serve(BoundedListener::new(self.tcp), admin.clone()).await },
-            async { axum::serve(self.unix, admin.clone()).await },
+            serve_unix(self.unix, &self.socket, &admin, standing),
             async { axum::serve(BoundedListener::new(self.metrics), metrics).await },
         );
         if let Err(error) = ended {
             tracing::error!(%error, "the admin API and the metrics are no longer served");
         }
+    }
+}
+
+/// Serves the unix socket, and puts it in place anew whenever another agent has had its place and is gone.
+async fn serve_unix(
+    mut listener: UnixListener,
+    path: &Path,
+    admin: &Router,
+    mut standing: watch::Receiver<Standing>,
+) -> io::Result<()> {
+    let mut had = standing.borrow_and_update().again;
+    loop {
+        tokio::select! {
+            served = axum::serve(listener, admin.clone()).into_future() => return served,
+            Ok(()) = async { standing.wait_for(|now| now.again != had).await.map(drop) } => {}
+        }
+        had = standing.borrow_and_update().again;
+        listener = listen_unix(path)?;
     }
 }
 

@@ -1,5 +1,7 @@
 //! The wiring: binds everything that can fail, then runs it. The only file that knows every part.
 
+mod clear;
+mod ending;
 mod follow;
 mod status;
 
@@ -9,8 +11,10 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use adit_core::draw::Seed;
+use adit_core::life::{End, Life};
 use adit_core::trust::TrustBundle;
 use adit_core::world::World;
+use adit_proto::cni::Removal;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -24,10 +28,11 @@ use crate::health::{self, Readiness};
 use crate::identity::{self, Identity};
 use crate::netns::{Netns, NetnsError};
 use crate::node::{Node, NodeError};
-use crate::pods::{self, Links, Pods};
-use crate::shutdown;
+use crate::pods::{self, Links, Pods, Rest};
+use crate::shutdown::Signals;
 use crate::telemetry::{self, Flowing};
 use crate::view::{self, View};
+use ending::Ending;
 pub use follow::{Reload, Stamp};
 
 /// How long the last lines of the access log may take to be written.
@@ -61,11 +66,14 @@ pub enum StartError {
     },
     #[error("signals")]
     Signals(#[source] io::Error),
+    #[error("Adit leaves this node, and not every pod could be let go of in time: the log says why")]
+    Stuck,
 }
 
 /// Every part, bound and started; nothing more can fail.
 pub struct App {
     config: Config,
+    clock: Clock,
     version: &'static str,
     view: View,
     cluster: Cluster,
@@ -77,6 +85,10 @@ pub struct App {
     flowing: Flowing,
     admin: Admin,
     readiness: Readiness,
+    ready: watch::Sender<bool>,
+    /// What an installer is answered.
+    removal: watch::Sender<Removal>,
+    signals: Signals,
 }
 
 impl App {
@@ -84,12 +96,16 @@ impl App {
     ///
     /// `version` is what the agent says of itself: release and commit.
     pub async fn bind(config: Config, version: &'static str) -> Result<Self, StartError> {
+        let signals = Signals::new().map_err(StartError::Signals)?;
+        // Before anything is read that the agent before this one writes.
+        let rest = Rest::ask(&config.pods.socket).await;
         let clock = Clock::real();
         let mut seed = Seed(u64::from(std::process::id()) ^ nanos(clock.now().wall));
         let (reporter, flowing) =
             telemetry::start(config.telemetry.clone(), clock, config.node.as_str().into())?;
         let (publisher, view) = view::channel(World::empty(config.settings()));
-        let cluster = cluster::start(config.cluster.clone(), own(&config, version), clock, publisher)?;
+        let cluster =
+            cluster::start(config.cluster.clone(), own(&config, version), clock, publisher, seed.fork())?;
         let (trust, trust_input) = watch::channel(trusted(&view));
         let (certs, identity) = identity::start(config.identity.clone(), clock, trust_input)?;
         let node = Node::open(Netns::open(&config.node_netns)?, &config.cgroup_root)?;
@@ -102,18 +118,25 @@ impl App {
         let health = health::listen(address).map_err(|source| StartError::Health { address, source })?;
         let probes = readiness.clone();
         dataplane.run_on_worker(move || health::serve_here(health, probes)).await;
+        let ((ready, is_ready), (removal, removal_answer)) =
+            (watch::channel(false), watch::channel(Removal::Stays));
         let links = Links {
             dataplane: dataplane.clone(),
             needs: identity.needs(),
             certs,
             view: view.clone(),
             announcer: cluster.announcer(),
+            events: cluster.events(),
+            node_inode: node.netns_inode(),
             clock,
+            ready: is_ready,
+            removal: removal_answer,
         };
-        let pods = pods::start(config.pods.clone(), links, seed.fork())?;
+        let pods = pods::start(config.pods.clone(), links, seed.fork(), rest)?;
         let identity = Arc::new(identity);
         Ok(Self {
             config,
+            clock,
             version,
             view,
             cluster,
@@ -125,17 +148,20 @@ impl App {
             flowing,
             admin,
             readiness,
+            ready,
+            removal,
+            signals,
         })
     }
 
-    /// Runs until a signal ends it; `reload` is asked at each SIGHUP and each change of its file.
+    /// Runs until a signal ends it, and what follows from that is done; `reload` is asked at each SIGHUP and each change of its file.
     pub async fn run(self, reload: Reload) -> Result<(), StartError> {
-        let stop_within = self.config.stop_within;
         let pods = Arc::new(self.pods);
         let mut tasks = JoinSet::new();
         let flowing = self.flowing.clone();
         tasks.spawn(self.admin.serve(Sources {
             flowing: self.flowing,
+            standing: pods.standing(),
             status: status::reader(
                 &self.config,
                 self.version,
@@ -153,33 +179,50 @@ impl App {
             self.cluster.clone(),
             Arc::clone(&pods),
             self.readiness.clone(),
+            self.ready,
         ));
         tasks.spawn(follow::show(self.view, Arc::clone(&pods), self.version));
         let node = self.node;
         tasks.spawn(async move { match node.follow().await {} });
         let hangup = signal(SignalKind::hangup()).map_err(StartError::Signals)?;
-        tasks.spawn(follow::reload(hangup, self.config, reload, flowing.clone()));
-        let (drain, draining) = shutdown::channel();
-        let readiness = self.readiness;
-        tasks.spawn(async move {
-            draining.started().await;
-            readiness.update(|facts| facts.draining = true);
-            tracing::info!(
-                seconds = stop_within.as_secs(),
-                "draining: open connections may go on for a while"
-            );
-        });
-        let dataplane = self.dataplane;
-        let idle = async {
-            while pods.status().iter().any(|pod| pod.connections > 0) {
-                tokio::time::sleep(shutdown::LOOK).await;
-            }
+        let kept = clear::Kept::of(&self.config);
+        let mut ending = Ending {
+            life: Life::new(self.config.spans()),
+            uninstall: self.config.uninstall_drain,
+            signals: self.signals,
+            standing: pods.standing(),
+            pods: Arc::clone(&pods),
+            dataplane: self.dataplane.clone(),
+            readiness: self.readiness,
+            leaves: self.cluster.removal(),
+            answer: self.removal,
+            clock: self.clock,
         };
-        shutdown::on_signal(drain, stop_within, idle).await.map_err(StartError::Signals)?;
-        dataplane.stop().await;
+        tasks.spawn(follow::reload(hangup, self.config, reload, flowing.clone()));
+        let end = ending.run().await;
+        match end {
+            End::Drained => {
+                let cut = pods.cut().await;
+                tracing::info!(connections = cut, "drained; what was still open is cut");
+                pods.farewell().await;
+            }
+            End::Left => kept.wait_for_installer(self.clock).await,
+            End::Captured | End::Stuck => {}
+        }
+        self.dataplane.stop().await;
         // A reader of the log that stands still must not keep the agent from ending.
         let _ = tokio::time::timeout(LAST_WORDS, flowing.written()).await;
-        Ok(())
+        match end {
+            End::Captured | End::Drained => Ok(()),
+            End::Left => {
+                // Whoever writes there ends first.
+                tasks.shutdown().await;
+                drop((ending, pods));
+                kept.clear();
+                Ok(())
+            }
+            End::Stuck => Err(StartError::Stuck),
+        }
     }
 }
 

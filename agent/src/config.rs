@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use adit_core::life::Spans;
 use adit_core::net::NodeName;
 use adit_core::world::Settings;
 use adit_objects::problem::FieldPath;
@@ -50,10 +51,22 @@ pub struct Config {
     pub system_namespace: Arc<str>,
     /// Further namespaces that are never enrolled. Default `kube-system`, `kube-node-lease`, `kube-public`.
     pub excluded_namespaces: BTreeSet<Arc<str>>,
-    /// At SIGTERM: how long open connections may go on before the process ends. Default `5s`. Captured pods stay
-    /// captured; the next agent takes them over.
+    /// At SIGTERM: how long to go on exactly as before until another agent of this node is ready, as after its pod was
+    /// deleted. Default `0s` with `cluster.directory`, where nobody starts another one; else as `drain-within`. What
+    /// bounds the process (terminationGracePeriodSeconds) must be longer than both together.
+    #[serde(deserialize_with = "units::some_duration")]
+    pub await_successor: Option<Duration>,
+    /// Where none came: how long open connections may then go on before the process ends. Default `5s`. Captured pods
+    /// stay captured; the next agent takes them over.
     #[serde(deserialize_with = "units::duration")]
     pub stop_within: Duration,
+    /// At SIGTERM, once another agent is ready: how long open connections may go on; nothing new is taken. Then they are
+    /// cut (`drained`). Default `1h`.
+    #[serde(deserialize_with = "units::duration")]
+    pub drain_within: Duration,
+    /// The same where Adit is taken off the node. Default `30s`.
+    #[serde(deserialize_with = "units::duration")]
+    pub uninstall_drain: Duration,
     /// The source of truth.
     pub cluster: cluster::Config,
     /// Certificates.
@@ -81,7 +94,10 @@ impl Default for Config {
             trust_domain: "cluster.local".parse().expect("cluster.local is a trust domain"),
             system_namespace: SYSTEM_NAMESPACE.into(),
             excluded_namespaces: EXCLUDED_NAMESPACES.into_iter().map(Into::into).collect(),
+            await_successor: None,
             stop_within: Duration::from_secs(5),
+            drain_within: Duration::from_secs(3600),
+            uninstall_drain: Duration::from_secs(30),
             cluster: cluster::Config::default(),
             identity: identity::Config::default(),
             dataplane: dataplane::Config::default(),
@@ -160,11 +176,23 @@ impl Config {
         }
     }
 
+    /// How long each part of the agent's end may take.
+    pub fn spans(&self) -> Spans {
+        let in_directory = !self.cluster.directory.as_os_str().is_empty();
+        let unsaid = if in_directory { Duration::ZERO } else { self.drain_within };
+        Spans {
+            await_successor: self.await_successor.unwrap_or(unsaid),
+            stop: self.stop_within,
+            drain: self.drain_within,
+            uninstall: self.uninstall_drain,
+        }
+    }
+
     /// The parts in which `other` differs and that a running agent cannot take.
     pub fn differing_parts(&self, other: &Self) -> Vec<&'static str> {
         let own = |config: &Self| {
             let Self { node, run_dir, state_dir, node_netns, cgroup_root, .. } = config.clone();
-            (node, run_dir, state_dir, node_netns, cgroup_root, config.settings(), config.stop_within)
+            (node, run_dir, state_dir, node_netns, cgroup_root, config.settings(), config.spans())
         };
         let log_level_apart =
             |config: &Self| telemetry::Config { log_level: String::new(), ..config.telemetry.clone() };
@@ -223,6 +251,17 @@ mod tests {
         assert_eq!(config.identity.journal.as_deref(), Some(Path::new("/tmp/r/identity")));
         assert_eq!(config.pods.state_dir, Path::new("/tmp/s"));
         assert_eq!(config.pods.journal, Path::new("/j"));
+    }
+
+    #[test]
+    fn without_a_cluster_nobody_starts_another_agent_unless_it_is_said() {
+        let await_successor = |more: &str| {
+            let text = format!("node: one\ncluster: {{directory: /m}}\n{more}");
+            load(&text).unwrap().spans().await_successor
+        };
+        assert_eq!(await_successor(""), Duration::ZERO);
+        assert_eq!(await_successor("await-successor: 7m\n"), Duration::from_secs(420));
+        assert_eq!(Config::default().spans().await_successor, Duration::from_secs(3600));
     }
 
     #[test]
@@ -303,6 +342,27 @@ mod tests {
             ("pods", "journal: /run/adit/pods"),
         ] {
             with(part, line).expect(line);
+        }
+    }
+
+    #[test]
+    fn there_is_exactly_one_source_of_truth() {
+        let kube = |text: &str| load(&format!("node: one\ncluster:\n  {text}\n"));
+        let config = kube("kube: {}").unwrap();
+        assert_eq!(config.cluster.kube, Some(cluster::kube::Config::default()));
+        let config =
+            kube("kube: {kubeconfig: /k, api-server: 'https://[::1]:6443', daemon-set: other}").unwrap();
+        assert_eq!(config.cluster.kube.unwrap().kubeconfig.as_deref(), Some(Path::new("/k")));
+        for (text, field) in [
+            ("directory: /m\n  kube: {}", "agent.yaml:4:9: cluster.kube: is set beside"),
+            ("kube:", "cluster.directory: is not set"),
+            ("kube: {api-server: 'adit:6443'}", "agent.yaml:3:22: cluster.kube.api-server: is no"),
+            ("kube: {api-server: ''}", "cluster.kube.api-server: is no"),
+            ("kube: {daemon-set: 'A b'}", "cluster.kube.daemon-set: is no"),
+            ("kube: {token: x}", "cluster.kube.token: unknown field"),
+        ] {
+            let said = kube(text).expect_err(text);
+            assert!(said.contains("1 mistake\n") && said.contains(field), "{text}: {said}");
         }
     }
 

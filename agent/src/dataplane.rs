@@ -146,6 +146,11 @@ impl Dataplane {
         self.tell(|done| Command::Refuse { key: key.clone(), done }).await;
     }
 
+    /// Every pod that is served, or whose connections still are.
+    pub fn served(&self) -> Vec<PodKey> {
+        self.shared.live.lock().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect()
+    }
+
     /// Waits until a pod has no connection left, or for `at_most`; then ends what is left (`drained`), listeners too.
     ///
     /// Until then it accepts as before: call [`Dataplane::refuse_new`] first if it shall not. Returns how many
@@ -169,9 +174,7 @@ impl Dataplane {
 
     /// Ends every pod at once: listeners, connections (`aborted`) and tunnels. For the agent's own end.
     pub async fn stop(&self) {
-        let keys: Vec<PodKey> =
-            self.shared.live.lock().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect();
-        for key in keys {
+        for key in self.served() {
             self.end(&key, Reason::Aborted).await;
         }
     }
@@ -194,6 +197,12 @@ impl Dataplane {
     pub fn live(&self, key: &PodKey) -> usize {
         let live = self.shared.live.lock().unwrap_or_else(PoisonError::into_inner);
         live.get(key).map_or(0, |live| live.count())
+    }
+
+    /// The same over all pods.
+    pub fn live_in_all(&self) -> usize {
+        let live = self.shared.live.lock().unwrap_or_else(PoisonError::into_inner);
+        live.values().map(|live| live.count()).sum()
     }
 
     async fn end(&self, key: &PodKey, reason: Reason) {

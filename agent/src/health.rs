@@ -55,7 +55,7 @@ impl Readiness {
 
     /// What the agent does without, ready or not, in words.
     pub fn without(&self) -> Vec<String> {
-        self.0.borrow().sysctls_refused.iter().map(ToString::to_string).collect()
+        self.0.borrow().without()
     }
 }
 

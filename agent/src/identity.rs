@@ -131,7 +131,6 @@ pub struct Identity {
     acknowledged: watch::Receiver<u64>,
     status: watch::Receiver<Arc<[IdentityStatus]>>,
     keeping: Keeping,
-    journal: Option<journal::Journal>,
     _driver: JoinSet<()>,
 }
 
@@ -159,14 +158,6 @@ impl Identity {
     /// Whether keys are kept over a restart, and why not.
     pub fn keeping(&self) -> &Keeping {
         &self.keeping
-    }
-
-    /// Leaves the journal to a successor that runs beside this agent: from now on it is neither written nor removed.
-    /// Everything else goes on.
-    pub fn leave_journal(&self) {
-        if let Some(journal) = &self.journal {
-            journal.leave();
-        }
     }
 }
 
@@ -208,7 +199,6 @@ pub fn start(config: Config, clock: Clock, trust: TrustInput) -> Result<(CertSou
         acknowledged: outlets.acknowledged,
         status: outlets.status,
         keeping,
-        journal,
         _driver: running,
     };
     Ok((certs, identity))

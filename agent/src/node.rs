@@ -1,8 +1,9 @@
 //! What only the kernel knows of a node and its pods: the node's own addresses, whose socket a connection comes from,
-//! and which connections of a pod are older than its capture.
+//! which connections of a pod are older than its capture, and who listens beside us in it.
 //!
 //! The node is a network namespace: `/proc/1/ns/net` in a cluster. Decides nothing about traffic.
 
+mod beside;
 mod cgroups;
 mod error;
 mod older;
@@ -25,6 +26,7 @@ use crate::netns::Netns;
 use crate::sockets::canonical;
 use crate::sockets::diag::{Diag, SocketState};
 use crate::sockets::netlink::{Announcements, Ask, Netlink};
+pub use beside::{close_beside, own_sockets};
 use cgroups::Cgroups;
 pub use error::NodeError;
 pub use older::{Direction, Older, close, older};
@@ -72,6 +74,11 @@ impl Node {
     /// Whether an address is the node's own. No system call.
     pub fn owns(&self, ip: IpAddr) -> bool {
         self.addresses.load().contains(&ip.to_canonical())
+    }
+
+    /// The number of its namespace: what is in it is no pod's.
+    pub fn netns_inode(&self) -> u64 {
+        self.netns.inode()
     }
 
     /// The node's own addresses now.
@@ -134,6 +141,11 @@ impl Lookup {
             },
         })
     }
+}
+
+/// The addresses of a namespace, loopback's among them.
+pub fn addresses_in(netns: &Netns) -> Result<HashSet<IpAddr>, NodeError> {
+    own_addresses(netns).map_err(NodeError::Addresses)
 }
 
 fn own_addresses(netns: &Netns) -> io::Result<HashSet<IpAddr>> {

@@ -1,95 +1,31 @@
-//! How the process ends: one signal starts the drain, a deadline or a second signal ends it. And a panic in what the
-//! agent cannot do without ends it too.
+//! How the process ends: what a signal is to it, and a panic in what it cannot do without.
+//!
+//! What follows from a signal is `adit_core::life`'s.
 
 use std::io;
-use std::time::Duration;
 
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// How often somebody who drains looks whether anything is left.
-pub const LOOK: Duration = Duration::from_millis(100);
-
-/// The end that starts the drain.
+/// The signals that tell the process to end.
 #[derive(Debug)]
-pub struct Drain {
-    phase: watch::Sender<Phase>,
+pub struct Signals {
+    term: Signal,
+    int: Signal,
 }
 
-/// What components hold to hear of the drain. Cheap to clone.
-#[derive(Clone, Debug)]
-pub struct Draining {
-    phase: watch::Receiver<Phase>,
-}
-
-#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-enum Phase {
-    Serving,
-    Draining,
-    Over,
-}
-
-/// A drain that has not started, and what hears of it.
-pub fn channel() -> (Drain, Draining) {
-    let (sender, receiver) = watch::channel(Phase::Serving);
-    (Drain { phase: sender }, Draining { phase: receiver })
-}
-
-impl Drain {
-    /// Starts the drain; what is open may go on until [`Drain::end`].
-    pub fn start(&self) {
-        self.phase.send_if_modified(|phase| {
-            std::mem::replace(phase, (*phase).max(Phase::Draining)) < Phase::Draining
-        });
+impl Signals {
+    /// Takes them from now on: none ends the process by itself any more.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self { term: signal(SignalKind::terminate())?, int: signal(SignalKind::interrupt())? })
     }
 
-    /// Ends the drain: what is still open is cut.
-    pub fn end(&self) {
-        self.phase.send_replace(Phase::Over);
+    /// Returns when the next one has come. Cancel-safe.
+    pub async fn next(&mut self) {
+        tokio::select! {
+            _ = self.term.recv() => {}
+            _ = self.int.recv() => {}
+        }
     }
-}
-
-impl Draining {
-    /// Returns once the drain has started, or its starter is gone. Cancel-safe.
-    pub async fn started(&self) {
-        self.reached(Phase::Draining).await;
-    }
-
-    /// Returns once the drain is over, or its starter is gone. Cancel-safe.
-    pub async fn over(&self) {
-        self.reached(Phase::Over).await;
-    }
-
-    /// Whether the drain has started.
-    pub fn has_started(&self) -> bool {
-        *self.phase.borrow() >= Phase::Draining
-    }
-
-    async fn reached(&self, wanted: Phase) {
-        // An error means that the Drain is gone: nobody will serve any more.
-        let _ = self.phase.clone().wait_for(|phase| *phase >= wanted).await;
-    }
-}
-
-/// Drives `drain` by signals: the first SIGTERM or SIGINT starts it, `deadline` or a second one ends it.
-///
-/// Returns when the drain is over or `idle` resolves (nothing is open any more).
-pub async fn on_signal(drain: Drain, deadline: Duration, idle: impl Future<Output = ()>) -> io::Result<()> {
-    let mut term = signal(SignalKind::terminate())?;
-    let mut int = signal(SignalKind::interrupt())?;
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = int.recv() => {}
-    }
-    drain.start();
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = int.recv() => {}
-        () = tokio::time::sleep(deadline) => {}
-        () = idle => {}
-    }
-    drain.end();
-    Ok(())
 }
 
 /// Exit code after a panic in a vital part (sysexits.h, EX_SOFTWARE).
@@ -151,25 +87,5 @@ mod tests {
         assert!(!ended.load(Ordering::Relaxed));
         assert!(tokio::spawn(guarded(true, false)).await.unwrap_err().is_panic());
         assert!(ended.load(Ordering::Relaxed));
-    }
-
-    #[tokio::test]
-    async fn a_late_listener_still_hears_of_the_drain() {
-        let (drain, draining) = channel();
-        assert!(!draining.has_started());
-        drain.start();
-        let late = draining.clone();
-        late.started().await;
-        drain.end();
-        drain.start();
-        late.over().await;
-        assert!(draining.has_started());
-    }
-
-    #[tokio::test]
-    async fn a_dropped_starter_counts_as_over() {
-        let (drain, draining) = channel();
-        drop(drain);
-        draining.over().await;
     }
 }

@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use adit_proto::cni::{Removal, Reply, Request};
 use nix::sys::signal::{SigSet, Signal};
 
-pub(crate) use self::args::{Command, USAGE, UsageError};
+pub(crate) use self::args::{Command, Then, USAGE, UsageError};
 use self::args::{Dirs, Install};
 use self::disk::{Applied, Binary, Disk, DiskError};
 use self::entry::Entry;
@@ -87,10 +87,17 @@ pub(crate) fn asked(
 }
 
 /// `adit-cni uninstall`: takes all of ours out, at once.
-pub(crate) fn uninstall(dirs: Dirs) -> Result<(), InstallError> {
+pub(crate) fn uninstall(dirs: Dirs, then: Then) -> Result<(), InstallError> {
+    let ends = termination()?;
     let turn = take_turn(&dirs)?;
     let disk = Disk::new(dirs.bin, dirs.net);
-    take_out(&disk, turn)
+    take_out(&disk, turn)?;
+    if then == Then::Wait {
+        log("waits for SIGTERM: nothing is left to do");
+        // A thread that could not wait for the signal ends the wait as well.
+        let _ = ends.recv();
+    }
+    Ok(())
 }
 
 /// `adit-cni install`: puts binary and entry in place and keeps them, until SIGTERM.
@@ -117,7 +124,11 @@ pub(crate) fn install(wanted: Install) -> Result<(), InstallError> {
             // The agent still looks, and ends before long, or another comes.
             Ok(Reply::Removal { adit: Removal::Undecided }) => thread::sleep(LOOK_PAUSE),
             Ok(
-                Reply::Removal { adit: Removal::Stays } | Reply::Ok | Reply::Status { .. } | Reply::Failed(_),
+                Reply::Removal { adit: Removal::Stays }
+                | Reply::Ok
+                | Reply::Status { .. }
+                | Reply::Successor { .. }
+                | Reply::Failed(_),
             ) => {
                 log("ends; Adit stays, and its plugin in place");
                 return Ok(());

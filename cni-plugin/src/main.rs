@@ -71,7 +71,7 @@ fn obey(command: Command) -> ExitCode {
         Command::Version => writeln!(io::stdout(), "adit-cni {}", adit_version::version!()).map_err(|_| None),
         Command::Help => write!(io::stdout(), "{}", install::USAGE).map_err(|_| None),
         Command::Install(wanted) => install::install(wanted).map_err(Some),
-        Command::Uninstall(dirs) => install::uninstall(dirs).map_err(Some),
+        Command::Uninstall(dirs, then) => install::uninstall(dirs, then).map_err(Some),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -149,7 +149,7 @@ fn ask_for_pod(config: &Config, namespace: &str, request: &Request) -> Result<()
         Patience { dial: config.timeout, answer: ADD_ANSWER }
     };
     match call(&config.socket, request, patience) {
-        Ok(Reply::Ok | Reply::Status { .. } | Reply::Removal { .. }) => Ok(()),
+        Ok(Reply::Ok | Reply::Status { .. } | Reply::Removal { .. } | Reply::Successor { .. }) => Ok(()),
         Ok(Reply::Failed(failure)) => Err(failure.into()),
         Err(_) if passes => {
             if let Request::Add(add) = request
@@ -172,7 +172,7 @@ fn del(environment: &Environment, asked: &Asked) -> Result<String, Error> {
         log(&format!("cannot remove what was left for the agent: {error}"));
     }
     match call(&config.socket, &Request::Del(del), patience) {
-        Ok(Reply::Ok | Reply::Status { .. } | Reply::Removal { .. }) => {}
+        Ok(Reply::Ok | Reply::Status { .. } | Reply::Removal { .. } | Reply::Successor { .. }) => {}
         Ok(Reply::Failed(failure)) => log(&failure.message),
         Err(error) => log(&error.to_string()),
     }
@@ -184,7 +184,9 @@ fn gc(asked: &Asked) -> Result<String, Error> {
     let gc = asked.valid_attachments()?;
     let patience = Patience { dial: RELEASE_DIAL, answer: RELEASE_ANSWER };
     match call(&config.socket, &Request::Gc(gc), patience) {
-        Ok(Reply::Ok | Reply::Status { .. } | Reply::Removal { .. }) => Ok(String::new()),
+        Ok(Reply::Ok | Reply::Status { .. } | Reply::Removal { .. } | Reply::Successor { .. }) => {
+            Ok(String::new())
+        }
         Ok(Reply::Failed(failure)) => Err(failure.into()),
         Err(error) => Err(Error::agent(&error)),
     }

@@ -9,6 +9,8 @@
 //! A new [`Request`] is no such change either: a reader that does not know it answers nothing, and who asks it must know
 //! what to do then. A new [`Reply`] answers new requests only.
 //!
+//! Two agents of one node, as in an upgrade, speak over it too: [`Request::Handover`], [`Request::Serving`].
+//!
 //! Also here: the file [`Namespaces`], which the agent writes and the plugin reads where the agent does not answer.
 
 use std::collections::BTreeMap;
@@ -60,7 +62,26 @@ pub enum Request {
     /// The installer was told to end: does Adit leave this node? An agent from before this question, as one that is gone,
     /// does not answer it; then all stays as it is.
     Removal,
+    /// An agent that starts asks the one that listens to rest: nothing of the node is changed by it any more once this is
+    /// answered. The asker keeps the connection until it listens itself; should it end before, it is as if it had never
+    /// asked. An agent from before this question does not answer it.
+    Handover,
+    /// What an agent still serves says so to the one that listens now, its successor; again and again until it ends.
+    Serving(Serving),
 }
+
+/// What an agent that has a successor serves still.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Serving {
+    /// Tells one such agent from another; the same for its whole life.
+    pub agent: String,
+    /// How many connections of each sandbox it carries. Empty where it ends.
+    pub open: BTreeMap<ContainerId, u64>,
+}
+
+/// The most sandboxes in one [`Serving`]: at 140 bytes each, what a frame holds.
+pub const SERVING_MAX: usize = 1800;
 
 /// A sandbox that has its network.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -152,6 +173,13 @@ pub enum Reply {
     Removal {
         /// What becomes of the installation.
         adit: Removal,
+    },
+    /// To [`Request::Serving`].
+    Successor {
+        /// It serves every pod, so that who was before it need take no new connections.
+        ready: bool,
+        /// Sandboxes in which nothing of ours stands any more: what is open in them must end.
+        over: Vec<ContainerId>,
     },
 }
 
@@ -353,6 +381,11 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<Option<(T, usize)>, F
     let message = serde_json::from_slice(body).map_err(FrameError::Body)?;
     Ok(Some((message, HEADER_LEN + length)))
 }
+
+/// The file beside [`SOCKET`] by which the plugin's installers of a node know whose turn it is.
+pub const INSTALLER_FILE: &str = "installer";
+/// What is in it once the plugin was taken out, and nothing puts it in again.
+pub const INSTALLER_UNINSTALLED: &[u8] = b"uninstalled\n";
 
 /// The folder beside [`SOCKET`] in which the plugin leaves each [`Add`] that it answered without the agent: a frame of
 /// [`Request::Add`] in a file named as the sandbox. The agent takes them in and removes them; DEL removes its own.

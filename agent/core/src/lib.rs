@@ -4,9 +4,12 @@
 
 pub mod authz;
 pub mod balance;
+pub mod discover;
 pub mod draw;
 pub mod ejection;
+pub mod life;
 pub mod net;
+pub mod notices;
 pub mod pods;
 pub mod policy;
 pub mod readiness;

@@ -15,6 +15,7 @@ mod event;
 mod pod;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use adit_proto::SpiffeId;
 
@@ -44,6 +45,8 @@ pub struct Pods {
     by_sandbox: BTreeMap<SandboxId, PodKey>,
     identities: BTreeMap<SpiffeId, Identity>,
     tickets: u64,
+    /// Adit leaves the node.
+    leaving: bool,
 }
 
 impl Pods {
@@ -55,6 +58,7 @@ impl Pods {
             by_sandbox: BTreeMap::new(),
             identities: BTreeMap::new(),
             tickets: 0,
+            leaving: false,
         }
     }
 
@@ -99,6 +103,7 @@ impl Pods {
             }
             Event::Drifted { key, drift } => self.with(now, &key, &mut out, |pod, _| pod.drifted(drift)),
             Event::SandboxGone(key) => self.with(now, &key, &mut out, |pod, out| pod.delete(out)),
+            Event::Leaving { drain } => self.leave(now, drain, &mut out),
         }
         out
     }
@@ -144,7 +149,25 @@ impl Pods {
         self.pods.contains_key(key)
     }
 
-    fn add(&mut self, now: Mono, key: PodKey, adding: Adding, out: &mut Vec<Effect>) {
+    /// Whether nothing of ours stands in any sandbox, and nothing is under way.
+    pub fn is_released(&self) -> bool {
+        self.pods.values().all(Pod::is_released)
+    }
+
+    fn leave(&mut self, now: Mono, drain: Duration, out: &mut Vec<Effect>) {
+        self.leaving = true;
+        self.limits.drain = self.limits.drain.min(drain);
+        let until = now + self.limits.drain;
+        let all: Vec<PodKey> = self.pods.keys().cloned().collect();
+        for key in all {
+            self.with(now, &key, out, |pod, out| pod.leave(&key, until, out));
+        }
+    }
+
+    fn add(&mut self, now: Mono, key: PodKey, mut adding: Adding, out: &mut Vec<Effect>) {
+        if self.leaving {
+            adding.wish = Wish::Out;
+        }
         // A runtime that gives an id to another pod has lost the DEL of the first.
         if self.by_sandbox.get(&key.sandbox).is_some_and(|known| *known != key) {
             self.del(now, &key.sandbox, None, out);
@@ -185,7 +208,12 @@ impl Pods {
         }
         self.by_sandbox.insert(key.sandbox.clone(), key.clone());
         self.pods.insert(key.clone(), pod);
-        self.with(now, &key, out, |_, _| {});
+        let until = self.leaving.then(|| now + self.limits.drain);
+        self.with(now, &key, out, |pod, out| {
+            if let Some(until) = until {
+                pod.leave(&key, until, out);
+            }
+        });
     }
 
     fn del(&mut self, now: Mono, sandbox: &SandboxId, token: Option<Token>, out: &mut Vec<Effect>) {
@@ -215,6 +243,7 @@ impl Pods {
     }
 
     fn wish(&mut self, now: Mono, uid: &PodUid, wish: &Wish, out: &mut Vec<Effect>) {
+        let wish = if self.leaving { &Wish::Out } else { wish };
         for key in self.sandboxes_of(uid) {
             self.with(now, &key, out, |pod, out| pod.set_wish(&key, wish.clone(), out));
         }

@@ -6,6 +6,7 @@
 
 use std::num::NonZeroUsize;
 
+use crate::life::Phase;
 use crate::redirect::Sysctl;
 
 /// What each part of the agent says of itself.
@@ -19,10 +20,21 @@ pub struct Facts {
     pub cni_listening: bool,
     /// Pods of the journal that are not adopted yet.
     pub adopting: usize,
-    /// Whether the agent drains: it must get nothing new.
-    pub draining: bool,
+    /// What the agent is at: one that ends must get nothing new.
+    pub phase: Phase,
+    /// The kinds of objects that are not followed at the moment: told beside readiness, as what is known stays in force.
+    pub unfollowed: Vec<&'static str>,
     /// What capture does without in some pods: told beside readiness, and no part of it.
     pub sysctls_refused: Vec<SysctlRefused>,
+}
+
+impl Facts {
+    /// What the agent does without, ready or not, in words.
+    pub fn without(&self) -> Vec<String> {
+        let unfollowed = (!self.unfollowed.is_empty())
+            .then(|| format!("not followed, what is known stays in force: {}", self.unfollowed.join(", ")));
+        unfollowed.into_iter().chain(self.sysctls_refused.iter().map(ToString::to_string)).collect()
+    }
 }
 
 /// A sysctl that capture wants and that cannot be set in so many pods.
@@ -52,8 +64,8 @@ pub enum Unmet {
     CniNotListening,
     /// So many pods of the journal are not adopted yet.
     Adopting(usize),
-    /// The agent is going away.
-    Draining,
+    /// The agent was told to end.
+    Ending(Phase),
 }
 
 impl std::fmt::Display for Unmet {
@@ -63,7 +75,12 @@ impl std::fmt::Display for Unmet {
             Self::WorkersNotRunning => f.write_str("the data plane's workers are not running"),
             Self::CniNotListening => f.write_str("the CNI socket is not there"),
             Self::Adopting(pods) => write!(f, "{pods} pods of the journal are not adopted yet"),
-            Self::Draining => f.write_str("the agent is draining"),
+            Self::Ending(phase) => f.write_str(match phase {
+                Phase::Awaiting => "the agent was told to end, and goes on as before until another is ready",
+                Phase::Draining => "the agent is draining: another has taken over",
+                Phase::Leaving => "Adit leaves this node",
+                Phase::Serving | Phase::Stopping | Phase::Over(_) => "the agent is draining",
+            }),
         }
     }
 }
@@ -83,8 +100,8 @@ pub fn unmet(facts: &Facts) -> Vec<Unmet> {
     if facts.adopting > 0 {
         unmet.push(Unmet::Adopting(facts.adopting));
     }
-    if facts.draining {
-        unmet.push(Unmet::Draining);
+    if facts.phase != Phase::Serving {
+        unmet.push(Unmet::Ending(facts.phase));
     }
     unmet
 }
@@ -95,8 +112,12 @@ mod tests {
 
     #[test]
     fn everything_that_is_missing_is_named() {
-        let nothing =
-            Facts { kinds_missing: vec!["Pod", "Service"], adopting: 3, draining: true, ..Facts::default() };
+        let nothing = Facts {
+            kinds_missing: vec!["Pod", "Service"],
+            adopting: 3,
+            phase: Phase::Stopping,
+            ..Facts::default()
+        };
         let said: Vec<_> = unmet(&nothing).iter().map(ToString::to_string).collect();
         assert_eq!(
             said,
@@ -108,15 +129,24 @@ mod tests {
                 "the agent is draining",
             ]
         );
+        let ending = |phase| Unmet::Ending(phase).to_string();
+        assert_eq!(ending(Phase::Draining), "the agent is draining: another has taken over");
         let refused =
             SysctlRefused { sysctl: Sysctl::TcpMigrateReq, pods: NonZeroUsize::MIN.saturating_add(1) };
         let all = Facts {
             workers_running: true,
             cni_listening: true,
             sysctls_refused: vec![refused],
+            unfollowed: vec!["Pod", "Node"],
             ..Facts::default()
         };
-        assert_eq!(unmet(&all), [], "a sysctl is no reason to be unready");
-        assert_eq!(refused.to_string(), "net/ipv4/tcp_migrate_req cannot be set in 2 pods");
+        assert_eq!(unmet(&all), [], "nothing of this is a reason to be unready");
+        assert_eq!(
+            all.without(),
+            [
+                "not followed, what is known stays in force: Pod, Node",
+                "net/ipv4/tcp_migrate_req cannot be set in 2 pods",
+            ]
+        );
     }
 }

@@ -45,9 +45,16 @@ pub struct Skip {
     pub outbound_cidrs: Vec<IpNet>,
     /// The pod's own ports.
     pub inbound_ports: Vec<PortRange>,
+    /// What of the annotations cannot be understood, where and why; then nothing that stands beside it is skipped.
+    pub invalid: Option<Arc<str>>,
 }
 
 impl Skip {
+    /// Whether there are no annotations, of whatever kind.
+    pub fn says_nothing(&self) -> bool {
+        self.is_empty() && self.invalid.is_none()
+    }
+
     /// Whether nothing is skipped.
     pub fn is_empty(&self) -> bool {
         self.outbound_ports.is_empty() && self.outbound_cidrs.is_empty() && self.inbound_ports.is_empty()

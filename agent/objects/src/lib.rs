@@ -4,6 +4,7 @@
 //! documents with their places, [`Object::read`] tells what one is, and `translate` of its module what it means:
 //! a [`Translated`] change with the problems that were found, or a [`Rejected`] object of which nothing can be used.
 
+pub mod accepted;
 pub mod crd;
 pub mod durations;
 mod meta;

@@ -56,7 +56,10 @@ pub(crate) fn skip(metadata: &ObjectMeta, problems: &mut Vec<Problem>) -> Skip {
             problems.push(Problem { field, wrong });
         }
     }
-    if problems.len() == before { skip } else { Skip::default() }
+    match problems.get(before) {
+        None => skip,
+        Some(problem) => Skip { invalid: Some(problem.to_string().into()), ..Skip::default() },
+    }
 }
 
 fn collect<'a, T>(

@@ -60,11 +60,14 @@ pub(super) async fn report_readiness(
     cluster: Cluster,
     pods: Arc<Pods>,
     readiness: Readiness,
+    ready: watch::Sender<bool>,
 ) {
     let mut said = false;
     let mut pods_seen = pods.changes();
+    let mut shown = cluster.changes();
     loop {
         view.latest();
+        shown.mark_unchanged();
         let refused = refused_anywhere(&pods.status());
         readiness.update(|facts| {
             *facts = Facts {
@@ -72,17 +75,21 @@ pub(super) async fn report_readiness(
                 workers_running: true,
                 cni_listening: true,
                 adopting: pods.adopting(),
-                draining: facts.draining,
+                phase: facts.phase,
+                unfollowed: cluster.unfollowed(),
                 sysctls_refused: refused,
             };
         });
-        if !said && readiness.unmet().is_empty() {
+        let is_ready = readiness.unmet().is_empty();
+        ready.send_if_modified(|said| std::mem::replace(said, is_ready) != is_ready);
+        if !said && is_ready {
             said = true;
             say_ready();
         }
         tokio::select! {
             () = view.changed() => {}
             _ = pods_seen.changed() => {}
+            changed = shown.changed() => if changed.is_err() { return },
         }
     }
 }

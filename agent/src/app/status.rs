@@ -29,7 +29,7 @@ pub(super) fn reader(
     Box::new(move || {
         let world = view.world();
         let unmet = readiness.unmet();
-        let mut problems: Vec<String> = cluster.problems().iter().map(ToString::to_string).collect();
+        let mut problems = cluster.problems();
         problems.extend(keys_not_kept(identity.keeping()));
         problems.extend(readiness.without());
         Status {

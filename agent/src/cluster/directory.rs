@@ -5,6 +5,7 @@
 //! | `DIR/objects/**.yaml` | the user's objects |
 //! | `DIR/status/NODE.yaml` | what one agent says of itself |
 //! | `DIR/trust-bundle.yaml` | the CA's |
+//! | `DIR/uninstall` | the user's word that Adit leaves the nodes whose agents are ended |
 //!
 //! A file counts when its writer has closed it, or has put it in place by rename or link; names that begin with a dot
 //! are nobody's. A directory is watched before it is listed, so that nothing falls between. DIR and `objects` may be
@@ -36,6 +37,8 @@ const EVENTS_LEN: usize = 16 * 1024;
 const OBJECTS: &str = "objects";
 const STATUS: &str = "status";
 const BUNDLE: &str = "trust-bundle.yaml";
+/// The file that says that Adit leaves the nodes whose agents are ended. What is in it is no matter.
+const UNINSTALL: &str = "uninstall";
 /// The link that the kubelet switches when a mounted ConfigMap changes.
 const DATA_LINK: &str = "..data";
 
@@ -84,6 +87,8 @@ struct Dirty {
     trees: BTreeSet<PathBuf>,
     /// Whether what cannot be followed has changed, which is to be shown.
     troubles: bool,
+    /// Whether the word that Adit leaves may have come or gone.
+    uninstall: bool,
 }
 
 /// What was found: every file that may have changed.
@@ -180,13 +185,20 @@ impl Directory {
 
     /// How much there is to be read again, or to be shown.
     pub(super) fn pending(&self) -> usize {
-        self.dirty.files.len() + self.dirty.trees.len() + usize::from(self.dirty.troubles)
+        self.dirty.files.len()
+            + self.dirty.trees.len()
+            + usize::from(self.dirty.troubles || self.dirty.uninstall)
     }
 
     /// Whether the directory of objects is there. While it is not, what is known stays: an unmounted volume is not a
     /// mesh without policies.
     pub(super) fn has_objects(&self) -> bool {
         self.root.join(OBJECTS).is_dir()
+    }
+
+    /// Whether the user says that Adit leaves.
+    pub(super) fn says_uninstall(&self) -> bool {
+        self.root.join(UNINSTALL).exists()
     }
 
     /// What cannot be followed or listed.
@@ -203,7 +215,7 @@ impl Directory {
 
     /// Reads what changed. `known` gives the files of objects and status that were there before.
     pub(super) fn read(&mut self, known: impl FnOnce() -> Vec<PathBuf>) -> Readings {
-        let Dirty { mut files, trees, troubles: _ } = std::mem::take(&mut self.dirty);
+        let Dirty { mut files, trees, troubles: _, uninstall: _ } = std::mem::take(&mut self.dirty);
         let has_objects = self.has_objects();
         if !has_objects {
             // What is passed over now is read when they are there again.
@@ -252,6 +264,8 @@ impl Directory {
         if name == DATA_LINK && dir == self.root {
             self.mark_all();
             self.follow_objects();
+        } else if name == UNINSTALL && dir == self.root {
+            self.dirty.uninstall = true;
         } else if name == DATA_LINK {
             self.dirty.trees.insert(dir);
         } else if self.purpose(&path).is_some() && (!mask.contains(EventMask::CREATE) || is_whole(&path)) {

@@ -1,5 +1,7 @@
 //! The loop that reads what changed, publishes what follows, and writes what this agent says.
 
+mod aside;
+
 use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,17 +12,18 @@ use adit_core::net::PodUid;
 use adit_core::time::Mono;
 use adit_core::world::Change;
 use adit_core::world::builder::WorldBuilder;
+use adit_proto::cni::Removal;
 use adit_proto::status::NodeStatus;
-use arc_swap::ArcSwap;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
 use super::copy::Copy;
 use super::directory::{self, Directory, Readings};
 use super::files::{Files, Reading};
-use super::model::{Command, Config, Own, Shown, StartError};
+use super::model::{AnnounceError, Command, Own, Shown, StartError, kinds};
 use super::publish::StatusFile;
 use super::statuses::{Bundle, Statuses};
+use super::trouble::Trouble;
 use crate::clock::Clock;
 use crate::view::Publisher;
 
@@ -41,7 +44,7 @@ pub(super) struct Driver {
     own: Own,
     clock: Clock,
     publisher: Publisher,
-    shown: Arc<ArcSwap<Shown>>,
+    shown: watch::Sender<Shown>,
     root: PathBuf,
     directory: Directory,
     files: Files,
@@ -58,17 +61,22 @@ pub(super) struct Driver {
     /// Captured pods of which a sandbox is gone, and whose object is still there: at most one a pod of the node.
     ended: BTreeSet<PodUid>,
     is_synced: bool,
+    /// What is wrong with files and directories, as it was shown last.
+    troubles: Vec<Trouble>,
+    /// Another agent of the node writes the status file and the copies.
+    aside: bool,
+    removal: watch::Sender<Removal>,
 }
 
 impl Driver {
     pub(super) fn open(
-        config: Config,
+        root: PathBuf,
         own: Own,
         clock: Clock,
         publisher: Publisher,
-        shown: Arc<ArcSwap<Shown>>,
+        shown: watch::Sender<Shown>,
+        removal: watch::Sender<Removal>,
     ) -> Result<Self, StartError> {
-        let root = config.directory;
         if root.as_os_str().is_empty() {
             return Err(StartError::NoDirectory);
         }
@@ -115,7 +123,11 @@ impl Driver {
             write_again: None,
             ended: BTreeSet::new(),
             is_synced: false,
+            troubles: Vec::new(),
+            aside: false,
+            removal,
         };
+        driver.look_for_removal();
         driver.recall_statuses();
         Ok(driver)
     }
@@ -129,6 +141,7 @@ impl Driver {
                 () = self.clock.sleep_until(Some(look_at)) => {
                     look_at = self.clock.now().mono + LOOK_EVERY;
                     self.directory.look();
+                    self.look_for_removal();
                     flush_at = self.flush_at(flush_at);
                 }
                 changed = self.directory.changed() => {
@@ -196,7 +209,14 @@ impl Driver {
                     self.status.bundle_generation = generation;
                     self.bundle.acknowledge(generation);
                 }
-                Command::Refresh(done) => refreshed.push(done),
+                Command::Refresh { done, pod: _ } => refreshed.push(done),
+                Command::StandAside { aside, done } => {
+                    // What was said before must be there for who reads it now.
+                    let _ = self.write_status();
+                    self.stand_aside(aside);
+                    // Who asked may be gone.
+                    let _ = done.send(());
+                }
             }
             next = inbox.try_recv().ok();
         }
@@ -211,7 +231,7 @@ impl Driver {
             self.directory.mark_all();
             self.flush();
         }
-        let result = self.write_status();
+        let result = self.write_status().map_err(AnnounceError::Write);
         // Who asked may be gone: the answer is for nobody then.
         for done in written {
             let _ = done.send(result.clone());
@@ -223,6 +243,7 @@ impl Driver {
 
     /// Reads what changed, and publishes what follows.
     pub(super) fn flush(&mut self) {
+        self.look_for_removal();
         let known = || self.files.paths().chain(self.statuses.paths()).map(ToOwned::to_owned).collect();
         let Readings { objects, status, bundle } = self.directory.read(known);
         let is_first = !self.is_synced && self.directory.has_objects();
@@ -268,7 +289,7 @@ impl Driver {
 
     /// Forgets copies of files that are no more.
     fn tidy_copy(&self, objects: &[PathBuf]) {
-        let Some(copy) = &self.copy else { return };
+        let Some(copy) = self.copy.as_ref().filter(|_| !self.aside) else { return };
         if let Err(error) = copy.keep_only(objects.iter().map(PathBuf::as_path)) {
             warn!(%error, "cannot tidy the copy of the objects");
         }
@@ -277,7 +298,7 @@ impl Driver {
     /// Takes what was read, and keeps a copy of what is good. The first time, what the copies say comes before it: a
     /// file that is broken now goes on from when it was last good, in an earlier life.
     fn take_objects(&mut self, objects: Vec<(PathBuf, Reading)>, is_first: bool) -> Vec<Change> {
-        let Some(copy) = &self.copy else { return self.update(objects) };
+        let Some(copy) = self.copy.as_ref().filter(|_| !self.aside) else { return self.update(objects) };
         let mut earlier = Vec::new();
         let mut fresh = Vec::new();
         for (path, reading) in &objects {
@@ -322,7 +343,8 @@ impl Driver {
     /// Takes what was read of another agent's status file, and keeps a copy of what is news and good.
     fn take_status(&mut self, path: &Path, reading: &Reading) -> Option<Change> {
         let change = self.statuses.update(path, reading)?;
-        if let (Some(copy), Reading::Text(text)) = (&self.status_copy, reading) {
+        let copy = self.status_copy.as_ref().filter(|_| !self.aside);
+        if let (Some(copy), Reading::Text(text)) = (copy, reading) {
             // That nothing is captured is assumed of a node without a file.
             let is_needless = matches!(&change, Change::Captured { pods, .. } if pods.is_empty());
             note(if is_needless { copy.forget(path) } else { copy.keep(path, text) }, path);
@@ -354,7 +376,7 @@ impl Driver {
             let world = self.builder.freeze();
             for (file, change) in self.statuses.forget_gone(|uid| world.workload(uid).is_some()) {
                 self.builder.apply(change);
-                if let Some(copy) = &self.status_copy {
+                if let Some(copy) = self.status_copy.as_ref().filter(|_| !self.aside) {
                     note(copy.forget(&file), &file);
                 }
             }
@@ -378,34 +400,43 @@ impl Driver {
 
     /// Lets the own World see what the status file says of the own node.
     fn show_captured(&mut self) {
+        if self.aside {
+            return;
+        }
         let pods = self.status.captured.iter().map(|uid| PodUid(uid.as_str().into()));
         self.builder.apply(Change::Captured { node: self.own.settings.node.clone(), pods: pods.collect() });
     }
 
     /// Shows what is wrong; what was not wrong before is logged and counted, once.
-    fn show(&self) {
+    fn show(&mut self) {
         let mut troubles = self.files.troubles();
         troubles.extend(self.directory.troubles());
         troubles.extend(self.statuses.troubles());
         troubles.extend(self.bundle.troubles());
-        let before = self.shown.load();
-        let said: BTreeSet<_> = before.troubles.iter().map(ToString::to_string).collect();
+        let before = self.shown.borrow().problems.clone();
+        let said: BTreeSet<_> = before.iter().collect();
         for trouble in troubles.iter().filter(|trouble| !said.contains(&trouble.to_string())) {
             warn!("{trouble}");
             metrics::counter!("adit_object_errors_total", "error" => trouble.what.label()).increment(1);
         }
         let broken: BTreeSet<_> = troubles.iter().map(|trouble| &trouble.file).collect();
-        let were_broken: BTreeSet<_> = before.troubles.iter().map(|trouble| &trouble.file).collect();
+        let were_broken: BTreeSet<_> = self.troubles.iter().map(|trouble| &trouble.file).collect();
         for file in were_broken.difference(&broken) {
             info!("{}: mended", file.display());
         }
         // Where no recorder is installed, as in a test, nobody counts.
         metrics::gauge!("adit_object_errors")
             .set(f64::from(u32::try_from(troubles.len()).unwrap_or(u32::MAX)));
-        self.shown.store(Arc::new(Shown { is_synced: self.is_synced, troubles }));
+        let missing = if self.is_synced { Vec::new() } else { kinds() };
+        let problems = troubles.iter().map(ToString::to_string).collect();
+        self.shown.send_replace(Shown { missing, problems, unfollowed: Vec::new() });
+        self.troubles = troubles;
     }
 
     fn write_status(&mut self) -> Result<(), Arc<io::Error>> {
+        if self.aside {
+            return Ok(());
+        }
         let result = self.status_file.write(&self.status);
         match &result {
             Ok(()) => self.write_again = None,

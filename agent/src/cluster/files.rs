@@ -15,11 +15,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use adit_core::net::ObjectName;
-use adit_core::policy::PeerAuthentication;
-use adit_core::traffic::TrafficPolicy;
 use adit_core::world::{Change, Kind};
+use adit_objects::accepted::{self, Judged};
 use adit_objects::yaml::{self, Document, Position};
-use adit_objects::{FieldPath, Key, Object, Problem, Rejected};
+use adit_objects::{Key, Object, Problem, Rejected};
 use adit_proto::status::PolicyStatus;
 
 use super::trouble::{Trouble, Wrong};
@@ -180,29 +179,13 @@ impl Files {
 
     /// What is to be said of each policy: `Accepted`, and why not.
     pub(super) fn policies(&self) -> Vec<PolicyStatus> {
-        let mut problems: BTreeMap<&Key, Vec<String>> = BTreeMap::new();
-        let mut peers: Vec<Arc<PeerAuthentication>> = Vec::new();
-        let mut traffic: Vec<&TrafficPolicy> = Vec::new();
-        for key in self.places.keys().filter(|key| is_policy(key.kind)) {
-            let Some(entry) = self.winner(key) else { continue };
-            problems.insert(key, entry.problems().iter().map(|(_, problem)| problem.to_string()).collect());
-            match entry.rare.as_ref().and_then(|rare| rare.policy.as_ref()) {
-                Some(Change::PeerAuthentication(policy)) => peers.push(Arc::new(policy.clone())),
-                Some(Change::TrafficPolicy(policy)) => traffic.push(policy),
-                // The others have no conflicts.
-                Some(_) | None => {}
-            }
-        }
-        let losing = adit_core::authz::losing(peers.iter());
-        let losing = losing.into_iter().map(|losing| (Kind::PeerAuthentication, losing.loser, losing.winner));
-        for (kind, loser, winner) in losing.chain(losing_traffic(&traffic)) {
-            if let Some(problems) = problems.get_mut(&Key { kind, name: loser }) {
-                let field = FieldPath::of(["spec"]);
-                let wrong = adit_objects::Wrong::Conflict(winner.to_string());
-                problems.push(Problem { field, wrong }.to_string());
-            }
-        }
-        problems.into_iter().map(|(key, problems)| status(key, problems)).collect()
+        let keys = self.places.keys().filter(|key| is_policy(key.kind));
+        accepted::statuses(keys.filter_map(|key| {
+            let entry = self.winner(key)?;
+            let problems = entry.problems().iter().map(|(_, problem)| problem.to_string()).collect();
+            let change = entry.rare.as_ref().and_then(|rare| rare.policy.as_ref());
+            Some(Judged { key, problems, change })
+        }))
     }
 
     /// Reads the objects of a file; what cannot be read keeps the version that the file had of it.
@@ -349,31 +332,4 @@ fn is_policy(kind: Kind) -> bool {
         Kind::AuthorizationPolicy | Kind::PeerAuthentication | Kind::TrafficPolicy => true,
         Kind::Pod | Kind::Namespace | Kind::Service | Kind::EndpointSlice | Kind::Node => false,
     }
-}
-
-fn status(key: &Key, problems: Vec<String>) -> PolicyStatus {
-    PolicyStatus {
-        kind: adit_objects::word(key.kind).to_owned(),
-        namespace: key.name.namespace.to_string(),
-        name: key.name.name.to_string(),
-        accepted: problems.is_empty(),
-        problems,
-    }
-}
-
-/// TrafficPolicies that do not count for one of their Services, as an older one is for it too.
-fn losing_traffic(policies: &[&TrafficPolicy]) -> Vec<(Kind, ObjectName, ObjectName)> {
-    let mut by_seniority = policies.to_vec();
-    by_seniority.sort_by(|a, b| (a.created, &a.name).cmp(&(b.created, &b.name)));
-    let mut winners: BTreeMap<&ObjectName, &ObjectName> = BTreeMap::new();
-    let mut losing = BTreeMap::new();
-    for policy in by_seniority {
-        for service in &policy.services {
-            let winner = *winners.entry(service).or_insert(&policy.name);
-            if *winner != policy.name {
-                losing.entry(&policy.name).or_insert(winner);
-            }
-        }
-    }
-    losing.into_iter().map(|(loser, winner)| (Kind::TrafficPolicy, loser.clone(), winner.clone())).collect()
 }

@@ -18,8 +18,8 @@ use super::trouble::{Trouble, Wrong};
 /// The other agents' status files.
 #[derive(Debug)]
 pub(super) struct Statuses {
-    /// Whose own file is not read: what it says is known first hand.
-    own: NodeName,
+    /// Whose own file is not read: what it says is known first hand. None while another agent writes it.
+    own: Option<NodeName>,
     known: BTreeMap<PathBuf, Status>,
 }
 
@@ -34,13 +34,22 @@ struct Status {
 
 impl Statuses {
     pub(super) fn new(own: NodeName) -> Self {
-        Self { own, known: BTreeMap::new() }
+        Self { own: Some(own), known: BTreeMap::new() }
+    }
+
+    /// Reads every file from now on, or, with `own`, all but that node's.
+    pub(super) fn set_own(&mut self, own: Option<NodeName>) {
+        if let Some(own) = &own {
+            let is_own = |path: &Path| path.file_stem().is_some_and(|stem| stem == &*own.0);
+            self.known.retain(|path, _| !is_own(path));
+        }
+        self.own = own;
     }
 
     /// Takes what was read of one file. Returns what the World should be told.
     pub(super) fn update(&mut self, path: &Path, reading: &Reading) -> Option<Change> {
         let node = NodeName(path.file_stem()?.to_str()?.into());
-        if node == self.own {
+        if self.own.as_ref() == Some(&node) {
             return None;
         }
         let wrong = match reading {

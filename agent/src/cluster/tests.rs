@@ -64,8 +64,8 @@ impl Mesh {
         };
         let (publisher, view) = view::channel(World::empty(settings));
         let clock = Clock::paused(SystemTime::UNIX_EPOCH);
-        let config = Config { directory: self.root() };
-        Ok(Agent { cluster: start(config, own, clock, publisher)?, view })
+        let config = Config { directory: self.root(), kube: None };
+        Ok(Agent { cluster: start(config, own, clock, publisher, Seed(1))?, view })
     }
 
     fn agent(&self, node: &str) -> Agent {
@@ -116,7 +116,7 @@ impl Agent {
     }
 
     fn problems(&self) -> Vec<String> {
-        self.cluster.problems().iter().map(ToString::to_string).collect()
+        self.cluster.problems()
     }
 }
 
@@ -145,6 +145,11 @@ fn bundle(sequence: u64) -> String {
         "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: adit-trust-bundle}}\ndata:\n  bundle.json: |\n    \
          {{\"trust_domains\": {{\"cluster.local\": {{\"keys\": [], \"spiffe_sequence\": {sequence}}}}}}}\n"
     )
+}
+
+/// A pod of which nothing is known: what is looked for is what else there is.
+fn nobody() -> ObjectName {
+    ObjectName::new("shop", "nobody")
 }
 
 fn uid(name: &str) -> PodUid {
@@ -262,7 +267,7 @@ async fn a_mesh_without_its_objects_is_not_synced_and_loses_nothing_later() {
     assert_eq!(agent.cluster.kinds_missing(), [""; 0]);
     // Unmounted: what is known stays, and comes to nothing new until it is back.
     fs::rename(mesh.objects(), mesh.dir.path().join("away")).unwrap();
-    agent.cluster.refresh().await;
+    agent.cluster.announcer().refresh(&nobody()).await;
     assert_eq!(agent.namespaces(), 1);
     fs::create_dir(mesh.objects()).unwrap();
     mesh.write("b.yaml", &(namespace("b") + &namespace("c")));
@@ -287,7 +292,7 @@ async fn a_policy_that_is_not_understood_is_in_force_and_said_not_to_be_accepted
         destination: "10.0.0.1:80".parse().unwrap(),
     };
     assert!(!adit_core::authz::decide(policies, &request).allowed());
-    agent.cluster.refresh().await;
+    agent.cluster.announcer().refresh(&nobody()).await;
     let status = mesh.status("n1").policies.remove(0);
     assert_eq!((status.name.as_str(), status.accepted), ("p", false));
     assert!(
@@ -317,7 +322,7 @@ async fn a_refresh_shows_what_is_there_when_it_returns() {
     let agent = mesh.agent("n1");
     for at in 1..=20 {
         mesh.write(&format!("{at}.yaml"), &pod(&format!("p{at}"), "n1"));
-        agent.cluster.refresh().await;
+        agent.cluster.announcer().refresh(&nobody()).await;
         assert!(agent.view.world().workload_by_name(&ObjectName::new("shop", format!("p{at}"))).is_some());
     }
 }

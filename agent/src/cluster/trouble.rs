@@ -9,18 +9,18 @@ use adit_objects::{ObjectRef, Problem, Rejected};
 
 /// One thing that is wrong, and where.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Trouble {
+pub(super) struct Trouble {
     /// The file, or the directory.
-    pub file: PathBuf,
+    pub(super) file: PathBuf,
     /// The line and column in it, where there is one.
-    pub at: Option<Position>,
+    pub(super) at: Option<Position>,
     /// What is wrong.
-    pub what: Wrong,
+    pub(super) what: Wrong,
 }
 
 /// What is wrong with a file or with something in it.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Wrong {
+pub(super) enum Wrong {
     /// It is not YAML. Its objects keep their last good version.
     Yaml(String),
     /// It cannot be read. Its objects keep their last good version.

@@ -30,13 +30,30 @@ impl Config {
     }
 
     fn of_the_top(&self) -> Vec<Contradiction> {
+        let has_directory = !self.cluster.directory.as_os_str().is_empty();
+        let kube = self.cluster.kube.as_ref();
         so([
             (self.node.is_empty(), &["node"], "is not set, and neither is the environment's NODE_NAME"),
             (!self.node.is_empty() && !is_node_name(&self.node), &["node"], NO_NODE_NAME),
             (
-                self.cluster.directory.as_os_str().is_empty(),
+                !has_directory && kube.is_none(),
                 &["cluster", "directory"],
-                "is not set: say where the mesh's directory is",
+                "is not set, and neither is cluster.kube: say where the mesh's directory is, or kube: {}",
+            ),
+            (
+                has_directory && kube.is_some(),
+                &["cluster", "kube"],
+                "is set beside cluster.directory: there is one source of truth",
+            ),
+            (
+                !kube.is_none_or(|kube| kube.has_api_server()),
+                &["cluster", "kube", "api-server"],
+                "is no https://HOST:PORT",
+            ),
+            (
+                !kube.is_none_or(|kube| is_node_name(&kube.daemon_set)),
+                &["cluster", "kube", "daemon-set"],
+                "is no DaemonSet's name",
             ),
             (
                 !self.admin.address.ip().is_loopback(),

@@ -9,6 +9,7 @@ use std::time::Duration;
 use adit_core::redirect::Family;
 use adit_proto::Reason;
 use adit_proto::hbone::{PORT_INBOUND_HBONE, PORT_INBOUND_PLAINTEXT, PORT_OUTBOUND};
+use futures_util::FutureExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinSet, yield_now};
 use tokio::time::{sleep, timeout};
@@ -187,6 +188,11 @@ where
             in_a_row = 0;
             yield_now().await;
         }
+    }
+    // What waits already is taken: the kernel hands it on to another listener of the port only where it was told to.
+    for _ in 0..sockets::BACKLOG {
+        let Some(Ok((stream, client))) = door.listener.accept().now_or_never() else { break };
+        connections.spawn_local(serve(Rc::clone(&pod), stream, client));
     }
     drop(door);
     while let Some(ended) = connections.join_next().await {

@@ -117,6 +117,7 @@ impl Driver {
     pub(super) fn new(inlets: Inlets) -> (Self, Outlets) {
         let needed = watch::Sender::new(BTreeSet::new());
         let needs = needed.subscribe();
+        let journal = inlets.journal.clone();
         let generation = inlets.publish.trust().bundle().generation;
         let (acknowledged, acknowledged_seen) = watch::channel(generation);
         let (status, status_seen) = watch::channel(Arc::from([]));
@@ -142,7 +143,7 @@ impl Driver {
             status,
         };
         let outlets = Outlets {
-            needs: Needs { needed: Arc::new(needed) },
+            needs: Needs { needed: Arc::new(needed), journal },
             acknowledged: acknowledged_seen,
             status: status_seen,
         };

@@ -45,7 +45,7 @@ pub enum Keeping {
 #[derive(Clone, Debug)]
 pub(crate) struct Journal {
     dir: PathBuf,
-    /// Set when a successor has taken the directory over: then it is its, and not touched any more.
+    /// Set while a successor has the directory: then it is its, and not touched.
     left: Arc<AtomicBool>,
 }
 
@@ -91,9 +91,9 @@ impl Journal {
         }
     }
 
-    /// From now on nothing is written or removed.
-    pub(crate) fn leave(&self) {
-        self.left.store(true, Ordering::Relaxed);
+    /// From now on nothing is written or removed; or, not `left`, it is again.
+    pub(crate) fn leave(&self, left: bool) {
+        self.left.store(left, Ordering::Relaxed);
     }
 
     /// Keeps this certificate in place of the one kept before.

@@ -10,6 +10,8 @@ use adit_core::trust::TrustBundle;
 use adit_proto::SpiffeId;
 use tokio::sync::watch;
 
+use super::journal::Journal;
+
 /// Where the bundle comes from: the last one that was read (`adit_objects::trust`). Its sender is the source of truth's.
 /// Whether its roots and lists can be used is judged here; until one can, the last good one is used.
 pub type TrustInput = watch::Receiver<Arc<TrustBundle>>;
@@ -20,12 +22,21 @@ pub type TrustInput = watch::Receiver<Arc<TrustBundle>>;
 #[derive(Clone, Debug)]
 pub struct Needs {
     pub(super) needed: Arc<watch::Sender<BTreeSet<SpiffeId>>>,
+    pub(super) journal: Option<Journal>,
 }
 
 impl Needs {
     /// A pod needs `id`. Idempotent.
     pub fn need(&self, id: SpiffeId) {
         self.needed.send_if_modified(|needed| needed.insert(id));
+    }
+
+    /// Leaves the journal to an agent that runs beside this one, or, not `aside`, takes it up again. While it is left,
+    /// nothing in it is written or removed; everything else goes on.
+    pub fn stand_aside(&self, aside: bool) {
+        if let Some(journal) = &self.journal {
+            journal.leave(aside);
+        }
     }
 
     /// No pod needs `id` any more: it is withdrawn and its key deleted everywhere. Idempotent.

@@ -164,6 +164,7 @@ mod tests {
             outbound_ports: vec![5432..=5432],
             outbound_cidrs: vec!["10.7.0.0/16".parse().unwrap()],
             inbound_ports: vec![8080..=8080],
+            ..Skip::default()
         };
         check(
             &[

@@ -59,11 +59,12 @@ pub(super) fn known(
 
 /// Whether a pod is to be captured, and how.
 pub(super) fn wish(workload: &Workload) -> Wish {
-    if workload.enrolment.is_enrolled() {
-        Wish::In(Want { identity: workload.identity.clone(), skip: Arc::clone(&workload.skip) })
-    } else {
-        Wish::Out
-    }
+    if workload.enrolment.is_enrolled() { Wish::In(want(workload)) } else { Wish::Out }
+}
+
+/// How a pod is captured, if it is.
+pub(super) fn want(workload: &Workload) -> Want {
+    Want { identity: workload.identity.clone(), skip: Arc::clone(&workload.skip) }
 }
 
 /// Whether anything has been published yet.

@@ -59,6 +59,6 @@ fn read(path: &Path) -> Option<Add> {
     match cni::decode(&bytes).ok()?? {
         (Request::Add(add), _) if add.container_id.as_str() == file_name(path) => Some(add),
         (Request::Add(_) | Request::Del(_) | Request::Check(_) | Request::Gc(_), _) => None,
-        (Request::Status | Request::Removal, _) => None,
+        (Request::Status | Request::Removal | Request::Handover | Request::Serving(_), _) => None,
     }
 }

@@ -13,10 +13,11 @@ use adit_core::pods::{Op, Ticket};
 use adit_core::redirect::{Sysctl, Wanted};
 use adit_proto::Reason;
 
+use super::handover::Predecessors;
 use super::sandbox::Sandbox;
 use crate::clock::Clock;
 use crate::cluster::Announcer;
-use crate::dataplane::Dataplane;
+use crate::dataplane::{Dataplane, OpenError};
 use crate::redirect::{self, Applied};
 
 /// How often a drain looks whether anything is left.
@@ -28,6 +29,10 @@ pub(super) struct Performer {
     pub(super) dataplane: Dataplane,
     pub(super) announcer: Announcer,
     pub(super) clock: Clock,
+    /// Whose connections a drain waits for, too.
+    pub(super) predecessors: Predecessors,
+    /// How long the word that a pod is not captured any more may take; none: as long as it takes.
+    pub(super) word_within: Option<Duration>,
 }
 
 /// An operation has ended.
@@ -76,12 +81,16 @@ impl Performer {
             | Op::RestoreSysctls => None,
         };
         async move {
-            let Self { dataplane, announcer, clock } = performer;
+            let Self { dataplane, announcer, clock, predecessors, word_within } = performer;
             let nothing = |()| Brought::Nothing;
             let result = match &op {
                 Op::OpenSockets(_) => {
                     let served = served.expect("made above for this operation");
-                    dataplane.open(served).await.map(nothing).map_err(|error| words(&error))
+                    match dataplane.open(served).await {
+                        // By this process before another agent took over, and ended.
+                        Ok(()) | Err(OpenError::AlreadyOpen(_)) => Ok(Brought::Nothing),
+                        Err(error) => Err(words(&error)),
+                    }
                 }
                 Op::Redirect(want) => {
                     let wanted = Wanted::new(mark, Arc::clone(&want.skip));
@@ -90,8 +99,14 @@ impl Performer {
                 }
                 Op::Announce | Op::Unannounce => {
                     let captured = matches!(op, Op::Announce);
-                    let told = announcer.set_captured(key.uid.clone(), captured).await;
-                    told.map(nothing).map_err(|error| words(&error))
+                    let told = announcer.set_captured(key.uid.clone(), captured);
+                    match word_within {
+                        None => told.await.map(nothing).map_err(|error| words(&error)),
+                        Some(within) => match tokio::time::timeout(within, told).await {
+                            Ok(told) => told.map(nothing).map_err(|error| words(&error)),
+                            Err(_) => Err("it cannot be said on the pod in time".into()),
+                        },
+                    }
                 }
                 Op::Unredirect(part) => {
                     let removed = redirect::remove(&netns, *part).await;
@@ -99,7 +114,8 @@ impl Performer {
                 }
                 Op::Drain(until) => {
                     let look = async {
-                        while dataplane.live(&key) > 0 {
+                        let others = || predecessors.may_carry(clock.now().mono, &key.sandbox);
+                        while dataplane.live(&key) > 0 || others() {
                             tokio::time::sleep(DRAIN_LOOK).await;
                         }
                     };

@@ -1,15 +1,16 @@
 //! What the driver keeps of one sandbox beside the machine's state: its namespace, addresses and mark, and what stood
 //! in it before. Goes into the journal as an [`Entry`] and comes back from there.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use adit_core::discover::Sought;
 use adit_core::net::{PodKey, PodUid, SandboxId};
 use adit_core::pods::Want;
 use adit_core::redirect::{Mark, Sysctl};
 use adit_core::workload::Skip;
 use adit_proto::SpiffeId;
-use adit_proto::cni::{Add, ContainerId};
+use adit_proto::cni::{Add, ContainerId, IfName, PodRef};
 use nix::libc;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -17,6 +18,9 @@ use super::journal::{Captured, Entry};
 use crate::dataplane::ServedPod;
 use crate::netns::{Netns, NetnsError};
 use crate::redirect::Applied;
+
+/// The interface by which the kubelet reaches a pod.
+pub(super) const IFNAME: &str = "eth0";
 
 /// One sandbox.
 #[derive(Debug)]
@@ -35,6 +39,8 @@ pub(super) struct Sandbox {
     /// What the watch over its rules found and could not mend.
     pub(super) found: Option<Arc<str>>,
     pub(super) keeping: Option<Keeping>,
+    /// It started while no agent could capture it.
+    pub(super) late: bool,
 }
 
 /// The watch over a sandbox's rules; stops when dropped.
@@ -79,6 +85,37 @@ impl Sandbox {
         Ok(Self::new(entry, netns, mark))
     }
 
+    /// The sandbox `id` of a running pod that nobody named, whose namespace can be opened again by `path`; none where `id`
+    /// cannot be a container's.
+    pub(super) fn found(
+        id: &SandboxId,
+        netns: Netns,
+        path: PathBuf,
+        sought: &Sought,
+        mark: Mark,
+    ) -> Option<Self> {
+        let container_id = ContainerId::try_from(id.0.to_string()).ok()?;
+        let pod = PodRef {
+            namespace: sought.name.namespace.to_string(),
+            name: sought.name.name.to_string(),
+            uid: sought.uid.to_string(),
+        };
+        let entry = Entry {
+            arrival: 0,
+            container_id,
+            ifname: IfName::try_from(IFNAME.to_owned()).ok()?,
+            pod,
+            netns: path,
+            inode: netns.inode(),
+            ips: sought.ips.clone(),
+            mark: mark.value(),
+            captured: None,
+            backend: None,
+            sysctls_before: Vec::new(),
+        };
+        Some(Self::new(entry, netns, mark))
+    }
+
     /// A sandbox of an earlier life of the agent, if it is still there.
     pub(super) fn recalled(entry: Entry) -> Result<Self, Stale> {
         let netns = match Netns::open(&entry.netns) {
@@ -105,6 +142,7 @@ impl Sandbox {
             trouble: None,
             found: None,
             keeping: None,
+            late: false,
         }
     }
 
@@ -208,6 +246,7 @@ impl From<&Captured> for Want {
                 outbound_ports: ranges(&captured.skip_outbound_ports),
                 outbound_cidrs: captured.skip_outbound_cidrs.clone(),
                 inbound_ports: ranges(&captured.skip_inbound_ports),
+                invalid: None,
             }),
         }
     }
@@ -215,8 +254,6 @@ impl From<&Captured> for Want {
 
 #[cfg(test)]
 mod tests {
-    use adit_proto::cni::{IfName, PodRef};
-
     use super::*;
     use crate::redirect::Backend;
 
@@ -283,6 +320,7 @@ mod tests {
                 outbound_ports: vec![53..=53, 9000..=9100],
                 outbound_cidrs: vec!["10.0.0.0/8".parse().unwrap()],
                 inbound_ports: vec![8080..=8080],
+                invalid: None,
             }),
         };
         assert_eq!(Want::from(&Captured::from(&want)), want);

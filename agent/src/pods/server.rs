@@ -1,16 +1,18 @@
 //! The CNI socket: takes requests of the plugin, hands them to the driver, and writes what it answers.
 //!
 //! Knows frames and clients, not pods. The socket is bound under a temporary name and renamed into place, so that a new
-//! agent takes it over from an old one without a moment in which nobody listens; nobody ever unlinks it.
+//! agent takes it over from an old one without a moment in which nobody listens. Nobody unlinks it but at an uninstall.
+//! Whose socket is in place owns the node's pods: [`Claim`].
 
 use std::fs::{self, Permissions};
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use adit_proto::cni::{self, FRAME_LEN_MAX, FrameError, HEADER_LEN, Reply, Request};
+use serde::de::DeserializeOwned;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -31,6 +33,28 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub(super) struct Asked {
     pub(super) request: Request,
     pub(super) reply: oneshot::Sender<Reply>,
+    /// Ends when the client has been served; one that asks for the handover, when it has gone.
+    pub(super) gone: oneshot::Receiver<()>,
+}
+
+/// Says whether the socket in place is still this one.
+#[derive(Clone, Debug)]
+pub(super) struct Claim {
+    path: PathBuf,
+    /// Device and inode: of no other socket while this one is open.
+    id: (u64, u64),
+}
+
+impl Claim {
+    fn of(path: &Path) -> io::Result<Self> {
+        let meta = fs::metadata(path)?;
+        Ok(Self { path: path.to_owned(), id: (meta.dev(), meta.ino()) })
+    }
+
+    /// Whether nobody else has put a socket in its place; 1 µs. Where none is there, nobody has.
+    pub(super) fn is_ours(&self) -> bool {
+        fs::metadata(&self.path).map_or(true, |meta| (meta.dev(), meta.ino()) == self.id)
+    }
 }
 
 /// Why there is no CNI socket.
@@ -58,7 +82,7 @@ enum ClientError {
 }
 
 /// Listens at `path`: mode 0600, in place of whoever listened there before.
-pub(super) fn listen(path: &Path) -> Result<UnixListener, ListenError> {
+pub(super) fn listen(path: &Path) -> Result<(UnixListener, Claim), ListenError> {
     let failed = |source| ListenError { path: path.to_owned(), source };
     if let Some(dir) = path.parent() {
         fs::create_dir_all(dir).map_err(failed)?;
@@ -72,8 +96,9 @@ pub(super) fn listen(path: &Path) -> Result<UnixListener, ListenError> {
     }
     let listener = UnixListener::bind(&temp).map_err(failed)?;
     fs::set_permissions(&temp, Permissions::from_mode(0o600)).map_err(failed)?;
+    let claim = Claim { path: path.to_owned(), ..Claim::of(Path::new(&temp)).map_err(failed)? };
     fs::rename(&temp, path).map_err(failed)?;
-    Ok(listener)
+    Ok((listener, claim))
 }
 
 /// Serves clients until the driver is gone.
@@ -110,21 +135,35 @@ async fn client(mut stream: UnixStream, asks: &mpsc::Sender<Asked>) -> Result<()
     if uid != 0 && uid != nix::unistd::geteuid().as_raw() {
         return Err(ClientError::NotRoot(uid));
     }
-    let request = timeout(CLIENT_WAIT, read(&mut stream)).await.map_err(|_| ClientError::Slow)??;
+    let request: Request = timeout(CLIENT_WAIT, read(&mut stream)).await.map_err(|_| ClientError::Slow)??;
+    let stays = request == Request::Handover;
     let (reply, answer) = oneshot::channel();
-    asks.send(Asked { request, reply }).await.map_err(|_| ClientError::Gone)?;
+    let (_served, gone) = oneshot::channel();
+    asks.send(Asked { request, reply, gone }).await.map_err(|_| ClientError::Gone)?;
     // Bounded by the deadlines of the pod machine. A plugin that has given up meanwhile is found out by the write.
     let answer = answer.await.map_err(|_| ClientError::Gone)?;
     let frame = cni::encode(&answer)?;
     timeout(CLIENT_WAIT, stream.write_all(&frame)).await.map_err(|_| ClientError::Slow)??;
+    if stays {
+        // It says nothing more. How it ends is no matter.
+        let _ = stream.read(&mut [0]).await;
+    }
     Ok(())
 }
 
-async fn read(stream: &mut UnixStream) -> Result<Request, ClientError> {
+/// Asks whoever listens on `stream`. Bounded by the caller.
+pub(super) async fn exchange(stream: &mut UnixStream, request: &Request) -> io::Result<Reply> {
+    let frame = cni::encode(request).map_err(io::Error::other)?;
+    stream.write_all(&frame).await?;
+    read(stream).await.map_err(io::Error::other)
+}
+
+/// Reads one message.
+async fn read<T: DeserializeOwned>(stream: &mut UnixStream) -> Result<T, ClientError> {
     let mut bytes = Vec::with_capacity(4096);
     loop {
-        if let Some((request, _)) = cni::decode(&bytes)? {
-            return Ok(request);
+        if let Some((message, _)) = cni::decode(&bytes)? {
+            return Ok(message);
         }
         debug_assert!(bytes.len() < HEADER_LEN + FRAME_LEN_MAX, "a longer frame does not decode");
         // Never more than one frame.
@@ -145,14 +184,16 @@ mod tests {
         _dir: tempfile::TempDir,
         path: PathBuf,
         asks: mpsc::Receiver<Asked>,
+        claim: Claim,
     }
 
     fn served() -> Served {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("run/cni.sock");
         let (sender, asks) = mpsc::channel(8);
-        tokio::spawn(serve(listen(&path).unwrap(), sender));
-        Served { _dir: dir, path, asks }
+        let (listener, claim) = listen(&path).unwrap();
+        tokio::spawn(serve(listener, sender));
+        Served { _dir: dir, path, asks, claim }
     }
 
     async fn reply_of(stream: &mut UnixStream) -> Option<Reply> {
@@ -214,11 +255,29 @@ mod tests {
         let mode = fs::metadata(&served.path).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         let (sender, mut asks) = mpsc::channel(8);
-        tokio::spawn(serve(listen(&served.path).unwrap(), sender));
+        assert!(served.claim.is_ours());
+        let (listener, claim) = listen(&served.path).unwrap();
+        tokio::spawn(serve(listener, sender));
+        assert!(!served.claim.is_ours() && claim.is_ours());
         let mut stream = UnixStream::connect(&served.path).await.unwrap();
         stream.write_all(&cni::encode(&Request::Status).unwrap()).await.unwrap();
         asks.recv().await.unwrap().reply.send(Reply::Ok).unwrap();
         assert_eq!(reply_of(&mut stream).await, Some(Reply::Ok));
+        fs::remove_file(&served.path).unwrap();
+        assert!(claim.is_ours(), "nobody else has it");
+    }
+
+    #[tokio::test]
+    async fn who_asks_for_the_handover_is_known_to_be_there_until_it_goes() {
+        let mut served = served();
+        let mut stream = UnixStream::connect(&served.path).await.unwrap();
+        stream.write_all(&cni::encode(&Request::Handover).unwrap()).await.unwrap();
+        let mut asked = served.asks.recv().await.unwrap();
+        asked.reply.send(Reply::Ok).unwrap();
+        assert_eq!(read::<Reply>(&mut stream).await.unwrap(), Reply::Ok);
+        assert_eq!(asked.gone.try_recv(), Err(oneshot::error::TryRecvError::Empty));
+        drop(stream);
+        assert!(asked.gone.await.is_err());
     }
 
     #[tokio::test]

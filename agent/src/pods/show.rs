@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use adit_core::authz::{PeerModes, strict_among};
+use adit_core::discover::{self, Searches};
+use adit_core::life::Ready;
 use adit_core::net::{ObjectName, PodKey};
 use adit_core::pods::{Op, Pods as Machine, Seen, State};
 use adit_core::redirect::Part;
@@ -24,10 +26,22 @@ pub struct Shown {
     pub adopting: usize,
 }
 
+/// Whose the node's pods are.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Standing {
+    /// Another agent's, which serves all of them or not yet. None: this one's.
+    pub succeeded: Option<Ready>,
+    /// How often this agent had them again.
+    pub again: u32,
+    /// Adit leaves the node, and nothing of it stands in any pod.
+    pub released: bool,
+}
+
 /// Every sandbox, by pod; connections are filled in by the reader. Sets the gauges that count what is shown.
 pub(super) fn status(
     machine: &Machine,
     sandboxes: &BTreeMap<PodKey, Sandbox>,
+    searches: &Searches,
     world: &World,
 ) -> Arc<[PodStatus]> {
     let mut with_open_port = 0_u32;
@@ -37,9 +51,33 @@ pub(super) fn status(
         with_open_port += u32::from(!open.is_empty());
         Some(one(&seen, sandbox, open))
     });
-    let pods = pods.collect();
+    let found: Vec<PodStatus> = pods.collect();
     metrics::gauge!("adit_skipped_strict_pods").set(with_open_port);
+    let mut in_vain = 0_u32;
+    let sought = searches.seen().map(|seen| {
+        in_vain += u32::from(seen.why.is_some());
+        looked_for(&seen, world)
+    });
+    let pods = found.into_iter().chain(sought).collect();
+    metrics::gauge!("adit_pods_not_found").set(in_vain);
     pods
+}
+
+/// A running pod whose sandbox is not known.
+fn looked_for(seen: &discover::Seen<'_>, world: &World) -> PodStatus {
+    let workload = world.workload(&seen.sought.uid);
+    let why = seen.why.map_or_else(
+        || "its sandbox is looked for".to_owned(),
+        |why| format!("its sandbox is not found: {why}"),
+    );
+    PodStatus {
+        pod: seen.sought.name.to_string(),
+        uid: seen.sought.uid.to_string(),
+        state: "sought".to_owned(),
+        enrolled: workload.is_some_and(|workload| workload.enrolment.is_enrolled()),
+        conditions: vec![why],
+        ..PodStatus::default()
+    }
 }
 
 fn one(seen: &Seen<'_>, sandbox: &Sandbox, open: Vec<String>) -> PodStatus {
@@ -68,7 +106,7 @@ fn one(seen: &Seen<'_>, sandbox: &Sandbox, open: Vec<String>) -> PodStatus {
 }
 
 /// The ports that the rules in force leave alone, and at which PeerAuthentication forbids what then comes in.
-fn open_though_strict(sandbox: &Sandbox, world: &World) -> Vec<String> {
+pub(super) fn open_though_strict(sandbox: &Sandbox, world: &World) -> Vec<String> {
     let modes = world.peer_modes_for(&sandbox.key().uid);
     let skip = sandbox.applied_with.as_deref();
     modes.zip(skip).map(|(modes, skip)| strict_but_skipped(modes, skip)).unwrap_or_default()
@@ -157,6 +195,10 @@ pub(super) fn describe() {
     metrics::describe_gauge!(
         "adit_journal_unread_entries",
         "Entries of the journal that could not be used at the start, as those of another version, and whose sandboxes have not gone since: their pods are not served."
+    );
+    metrics::describe_gauge!(
+        "adit_pods_not_found",
+        "Running pods that are to be captured and whose network namespace was looked for in vain."
     );
     metrics::describe_counter!(
         "adit_capture_failures_total",

@@ -1,23 +1,27 @@
 //! The driver with everything that it needs, over its socket. Pods here are not enrolled, or not known: what captures one
 //! needs a namespace of its own and is tested in `tests/it`.
 
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
+use adit_core::life::Ready;
 use adit_core::net::{NodeName, ObjectName};
 use adit_core::trust::TrustBundle;
-use adit_core::workload::{Owner, Pod, Skip};
+use adit_core::workload::{MeshLabel, Owner, Pod, Skip};
 use adit_core::world::builder::WorldBuilder;
 use adit_core::world::{Change, Settings, World};
 use adit_proto::cni::{
-    Add, Attachment, Check, Code, ContainerId, Del, Gc, IfName, PodRef, Removal, Reply, Request,
+    self, Add, Attachment, Check, Code, ContainerId, Del, Gc, IfName, PodRef, Removal, Reply, Request,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
+use super::model::BOOT_ID;
 use super::*;
 use crate::cluster::{self, Cluster};
-use crate::view::Publisher;
+use crate::view::{Publisher, View};
 use crate::{dataplane, identity, telemetry, view};
 
 /// A node's agent without its captures: what the driver is given, in a folder of its own.
@@ -27,12 +31,16 @@ struct Node {
     builder: WorldBuilder,
     cluster: Cluster,
     view: View,
+    /// Whether its agents are ready.
+    ready: watch::Sender<bool>,
+    seeds: AtomicU64,
 }
 
 impl Node {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir_all(dir.path().join("mesh/objects")).unwrap();
+        fs::create_dir(dir.path().join("proc")).unwrap();
         let settings = Settings {
             trust_domain: "cluster.local".parse().unwrap(),
             system_namespace: "adit-system".into(),
@@ -42,15 +50,16 @@ impl Node {
         let (publisher, view) = view::channel(World::empty(settings.clone()));
         // Its own World goes nowhere: the test publishes.
         let (elsewhere, _) = view::channel(World::empty(settings.clone()));
-        let config = cluster::Config { directory: dir.path().join("mesh") };
+        let config = cluster::Config { directory: dir.path().join("mesh"), kube: None };
         let own = cluster::Own {
             settings: settings.clone(),
             version: "test".into(),
             admin_socket: "/run/adit/admin.sock".into(),
             copy_dir: None,
         };
-        let cluster = cluster::start(config, own, clock(), elsewhere).unwrap();
-        Self { dir, publisher, builder: WorldBuilder::new(settings), cluster, view }
+        let cluster = cluster::start(config, own, clock(), elsewhere, Seed(1)).unwrap();
+        let (builder, ready) = (WorldBuilder::new(settings), watch::Sender::new(false));
+        Self { dir, publisher, builder, cluster, view, ready, seeds: AtomicU64::new(7) }
     }
 
     fn publish(&mut self, change: Change) {
@@ -59,6 +68,11 @@ impl Node {
     }
 
     fn start(&self) -> Pods {
+        self.start_after(Rest::default())
+    }
+
+    /// One that has asked the one before it to rest.
+    fn start_after(&self, rest: Rest) -> Pods {
         let (_, trust) = watch::channel(Arc::new(TrustBundle::default()));
         let identity = identity::Config { journal: None, ..identity::Config::default() };
         let (certs, identity) = identity::start(identity, clock(), trust).unwrap();
@@ -77,9 +91,13 @@ impl Node {
             certs,
             view: self.view.clone(),
             announcer: self.cluster.announcer(),
+            events: self.cluster.events(),
+            node_inode: 1,
             clock: clock(),
+            ready: self.ready.subscribe(),
+            removal: watch::channel(Removal::Stays).1,
         };
-        start(self.config(), links, Seed(7)).unwrap()
+        start(self.config(), links, Seed(self.seeds.fetch_add(1, Ordering::Relaxed)), rest).unwrap()
     }
 
     fn config(&self) -> Config {
@@ -88,6 +106,9 @@ impl Node {
             journal: self.dir.path().join("run/journal"),
             state_dir: self.dir.path().join("lib"),
             add_deadline: Duration::from_millis(200),
+            proc: self.dir.path().join("proc"),
+            cni_results: vec![],
+            netns_dirs: vec![],
             ..Config::default()
         }
     }
@@ -178,7 +199,9 @@ fn object(terminating: bool) -> Change {
 fn message(reply: Reply) -> String {
     match reply {
         Reply::Failed(failure) => failure.message,
-        Reply::Ok | Reply::Status { .. } | Reply::Removal { .. } => panic!("{reply:?} is no failure"),
+        Reply::Ok | Reply::Status { .. } | Reply::Removal { .. } | Reply::Successor { .. } => {
+            panic!("{reply:?} is no failure")
+        }
     }
 }
 
@@ -400,4 +423,133 @@ async fn an_agent_of_a_mesh_without_a_cluster_tells_the_installer_that_adit_stay
     let node = Node::new();
     let _pods = node.start();
     assert_eq!(node.ask(Request::Removal).await, Reply::Removal { adit: Removal::Stays });
+}
+
+/// Waits until an agent's standing is so.
+async fn until_standing(pods: &Pods, wanted: Option<Ready>) {
+    let mut standing = pods.standing();
+    let is_so = standing.wait_for(|standing| standing.succeeded == wanted);
+    let waited = tokio::time::timeout(Duration::from_secs(30), is_so).await;
+    waited.expect("not in time").expect("the agent runs");
+}
+
+#[tokio::test]
+async fn an_agent_rests_for_its_successor_and_has_the_pods_again_when_that_ends() {
+    let mut node = Node::new();
+    node.publish(object(false));
+    let old = node.start();
+    assert_eq!(node.ask(Request::Add(add("idle"))).await, Reply::Ok);
+
+    // One that asks for the handover and ends before it listens: it is as if it had never asked.
+    let asks = Rest::ask(&node.config().socket).await;
+    until_standing(&old, Some(Ready(false))).await;
+    drop(asks);
+    until_standing(&old, None).await;
+    assert_eq!(node.ask(del("eth0")).await, Reply::Ok);
+    assert_eq!(node.ask(Request::Add(add("idle"))).await, Reply::Ok);
+
+    let new = node.start_after(Rest::ask(&node.config().socket).await);
+    assert_eq!(new.status().len(), 1, "what the old one has written is there");
+    until_standing(&old, Some(Ready(false))).await;
+    node.ready.send_replace(true);
+    until_standing(&old, Some(Ready(true))).await;
+    assert_eq!(new.standing().borrow().succeeded, None);
+    // What the new one does alone, the old one finds when it has the pods again.
+    assert_eq!(node.ask(del("eth0")).await, Reply::Ok);
+    drop(new);
+    until_standing(&old, None).await;
+    assert_eq!(node.ask(Request::Add(add("idle"))).await, Reply::Ok);
+    assert_eq!(node.journal(), ["c0ffee.json"]);
+    assert_eq!(old.status().len(), 1);
+}
+
+#[tokio::test]
+async fn an_agent_that_was_never_asked_rests_once_another_socket_is_in_place_and_lets_go_for_good() {
+    let mut node = Node::new();
+    node.publish(object(false));
+    let old = node.start();
+    node.ready.send_replace(true);
+    let new = node.start();
+    node.publish(object(true));
+    until_standing(&old, Some(Ready(true))).await;
+    old.refuse_new().await;
+    drop(new);
+    let asked = tokio::time::timeout(Duration::from_secs(3), until_standing(&old, None)).await;
+    assert!(asked.is_err(), "what has let go does not come back");
+    let third = node.start();
+    assert_eq!(node.ask(Request::Add(add("idle"))).await, Reply::Ok);
+    old.farewell().await;
+    drop(third);
+}
+
+#[tokio::test]
+async fn a_node_that_adit_leaves_has_nothing_of_it_in_any_pod() {
+    let mut node = Node::new();
+    node.publish(object(false));
+    let pods = node.start();
+    assert_eq!(node.ask(Request::Add(add("idle"))).await, Reply::Ok);
+    pods.leave(Duration::from_secs(1));
+    let mut standing = pods.standing();
+    let released = standing.wait_for(|standing| standing.released);
+    tokio::time::timeout(Duration::from_secs(30), released).await.expect("not in time").unwrap();
+    assert_eq!(node.ask(Request::Add(add("idle"))).await, Reply::Ok, "others still start");
+}
+
+/// The same pod, running and to be captured.
+fn enrolled(ip: &str) -> Change {
+    let Change::Pod(pod) = object(false) else { unreachable!("object makes a pod") };
+    Change::Pod(Pod { mesh: Some(MeshLabel::Enabled), ips: vec![ip.parse().unwrap()], ..pod })
+}
+
+#[tokio::test]
+async fn a_running_pod_that_cannot_be_found_is_shown_with_the_reason_until_its_add_comes() {
+    let mut node = Node::new();
+    let pods = node.start();
+    let mut changes = pods.changes();
+    node.publish(enrolled("10.0.0.7"));
+    let shown = changes
+        .wait_for(|shown| {
+            shown
+                .pods
+                .iter()
+                .any(|pod| pod.conditions.iter().any(|said| said.contains("no process of the pod")))
+        })
+        .await
+        .unwrap()
+        .clone();
+    let [pod] = &*shown.pods else { panic!("{shown:?}") };
+    assert_eq!((pod.pod.as_str(), pod.state.as_str(), pod.sandbox.as_str()), ("idle/web", "sought", ""));
+    assert!(pod.enrolled && !pod.captured);
+    assert_eq!(node.journal(), [""; 0]);
+    // No more once it is not wanted, or known.
+    node.publish(object(false));
+    changes.wait_for(|shown| shown.pods.is_empty()).await.unwrap();
+    assert_eq!(node.ask(Request::Add(add("idle"))).await, Reply::Ok);
+    assert_eq!(pods.status().iter().map(|pod| pod.state.as_str()).collect::<Vec<_>>(), ["added"]);
+}
+
+#[tokio::test]
+async fn nobody_is_looked_for_who_has_no_sandbox_yet_or_shares_the_node_s_network() {
+    let mut node = Node::new();
+    let pods = node.start();
+    let mut changes = pods.changes();
+    let Change::Pod(pod) = enrolled("10.0.0.7") else { unreachable!("enrolled makes a pod") };
+    for not_yet in [
+        Pod { ips: vec![], ..pod.clone() },
+        Pod { host_network: true, ..pod.clone() },
+        Pod { is_static: true, ..pod.clone() },
+        Pod { terminating: true, ..pod.clone() },
+        Pod { node: Some(NodeName("n2".into())), ..pod.clone() },
+        Pod { mesh: None, ..pod.clone() },
+    ] {
+        node.builder.apply(Change::Pod(not_yet));
+        // Of the same World: once it is shown the other has been looked at.
+        let barrier = ObjectName::new("idle", "barrier");
+        let (uid, name) = (PodUid("u2".into()), barrier.clone());
+        node.publish(Change::Pod(Pod { uid, name, ..pod.clone() }));
+        let shown = changes.wait_for(|shown| !shown.pods.is_empty()).await.unwrap().clone();
+        assert_eq!(shown.pods.iter().map(|pod| pod.uid.as_str()).collect::<Vec<_>>(), ["u2"]);
+        node.publish(Change::PodGone(barrier));
+        changes.wait_for(|shown| shown.pods.is_empty()).await.unwrap();
+    }
 }

@@ -21,6 +21,10 @@ const COUNTERS: &[(&str, &str)] = &[
         "adit_ejections_total",
         "Endpoints taken out of a Service for a while after failures in a row, by Service.",
     ),
+    (
+        "adit_events_dropped_total",
+        "Kubernetes Events that were not written, as too many wait or the API server took none.",
+    ),
     ("adit_object_errors_total", "Files and objects found broken or refused, by what was wrong."),
     (
         "adit_policy_verdicts_total",
@@ -35,6 +39,7 @@ const COUNTERS: &[(&str, &str)] = &[
         "adit_tls_handshakes_total",
         "TLS handshakes of tunnels that ended, by side (client, server) and result: ok, or the reason of the failure.",
     ),
+    ("adit_watch_failures_total", "Lists and watches of the API server that failed, by kind."),
     ("process_cpu_seconds_total", "CPU time of the agent, user and system, in seconds."),
 ];
 
@@ -57,6 +62,7 @@ const GAUGES: &[(&str, &str)] = &[
     ("adit_pods", "Sandboxes of this node, by what they are to the mesh."),
     ("adit_sysctls_refused", "Pods in which a sysctl that capture wants cannot be set, by sysctl."),
     ("adit_tunnels_open", "Tunnels that this node's pods have open to peers, by worker."),
+    ("adit_watch_staleness_seconds", "How long ago the API server was last heard of, by kind."),
     ("process_open_fds", "File descriptors that the agent has open."),
     ("process_resident_memory_bytes", "Memory of the agent that is resident, in bytes."),
 ];

@@ -58,5 +58,9 @@ impl Level {
 }
 
 fn filter(level: &str) -> Result<EnvFilter, LevelError> {
-    EnvFilter::try_new(level).map_err(|source| LevelError::Filter { level: level.to_owned(), source })
+    let wrong = |source| LevelError::Filter { level: level.to_owned(), source };
+    // kube's client calls every request that fails an error, a dozen a second while an API server is away. Who asked says
+    // it, once.
+    let quiet = "kube_client::client::builder=off".parse().map_err(wrong)?;
+    Ok(EnvFilter::try_new(level).map_err(wrong)?.add_directive(quiet))
 }

@@ -35,6 +35,9 @@ Flags of install:
                                                                          [refuse-enrolled]
   --timeout SECONDS           for how long a pod's start waits for an agent that is away, at most 180
                                                                          [30]
+Flags of uninstall:
+  --then exit|wait            `wait` waits for SIGTERM when all is out, as a DaemonSet's container must not end
+                                                                         [exit]
 
 At SIGTERM `install` asks the agent whether Adit leaves the node. Unless the agent says so, all stays in place.
 Paths: k3s has /var/lib/rancher/k3s/agent/etc/cni/net.d and /var/lib/rancher/k3s/data/cni, GKE /home/kubernetes/bin,
@@ -47,9 +50,18 @@ Exit codes: 0 done, 1 not done (standard error says why), 64 the command line is
 #[derive(Debug, Eq, PartialEq)]
 pub(crate) enum Command {
     Install(Install),
-    Uninstall(Dirs),
+    Uninstall(Dirs, Then),
     Version,
     Help,
+}
+
+/// What `adit-cni uninstall` does when all is out.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Then {
+    /// It ends.
+    Exit,
+    /// It waits for SIGTERM.
+    Wait,
 }
 
 /// Where things are.
@@ -98,7 +110,10 @@ pub(crate) fn parse(args: impl Iterator<Item = OsString>) -> Result<Command, Usa
     let first = args.next().unwrap_or_default();
     match first.as_str() {
         "install" => Ok(Command::Install(install(Flags(args))?)),
-        "uninstall" => Ok(Command::Uninstall(uninstall(Flags(args))?)),
+        "uninstall" => {
+            let (dirs, then) = uninstall(Flags(args))?;
+            Ok(Command::Uninstall(dirs, then))
+        }
         "--version" => Ok(Command::Version),
         "--help" | "-h" => Ok(Command::Help),
         _ => Err(UsageError::Unknown(first)),
@@ -153,12 +168,21 @@ impl Dirs {
     }
 }
 
-fn uninstall(mut flags: Flags<impl Iterator<Item = String>>) -> Result<Dirs, UsageError> {
+fn uninstall(mut flags: Flags<impl Iterator<Item = String>>) -> Result<(Dirs, Then), UsageError> {
+    const KNOWN: [&str; 4] = ["--then", OF_BOTH[0], OF_BOTH[1], OF_BOTH[2]];
     let mut dirs = Dirs::usual();
-    while let Some((flag, value)) = flags.next(&OF_BOTH)? {
-        dirs.set(flag, value)?;
+    let mut then = Then::Exit;
+    while let Some((flag, value)) = flags.next(&KNOWN)? {
+        match (flag, value.as_str()) {
+            ("--then", "exit") => then = Then::Exit,
+            ("--then", "wait") => then = Then::Wait,
+            ("--then", _) => {
+                return Err(UsageError::Value { flag, wanted: "exit or wait".into(), found: value });
+            }
+            _ => dirs.set(flag, value)?,
+        }
     }
-    Ok(dirs)
+    Ok((dirs, then))
 }
 
 fn install(mut flags: Flags<impl Iterator<Item = String>>) -> Result<Install, UsageError> {
@@ -228,7 +252,8 @@ mod tests {
         assert_eq!(install.dirs, Dirs::usual());
         assert_eq!(install.chains, Chains::Perhaps);
         assert_eq!(install.entry, Entry { socket: cni::SOCKET.into(), ..Entry::default() });
-        assert_eq!(parsed("uninstall"), Ok(Command::Uninstall(Dirs::usual())));
+        assert_eq!(parsed("uninstall"), Ok(Command::Uninstall(Dirs::usual(), Then::Exit)));
+        assert_eq!(parsed("uninstall --then=wait"), Ok(Command::Uninstall(Dirs::usual(), Then::Wait)));
     }
 
     #[test]
@@ -254,6 +279,7 @@ mod tests {
         for (line, told) in [
             ("remove", "\"remove\" is no command or flag here; see adit-cni --help"),
             ("uninstall --timeout 3", "\"--timeout\" is no command or flag here; see adit-cni --help"),
+            ("uninstall --then go", "--then must be exit or wait, but is \"go\""),
             ("install --timeout", "--timeout needs a value"),
             (
                 "install --timeout 181",

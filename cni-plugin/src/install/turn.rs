@@ -9,11 +9,9 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::disk;
+use adit_proto::cni::{INSTALLER_FILE as FILE, INSTALLER_UNINSTALLED as UNINSTALLED};
 
-const FILE: &str = "installer";
-/// What is in it once Adit was taken off the node: then nobody who stood by takes over.
-const UNINSTALLED: &[u8] = b"uninstalled\n";
+use super::disk;
 
 /// A turn that was taken.
 #[derive(Debug)]

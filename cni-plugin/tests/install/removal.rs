@@ -6,7 +6,7 @@ use std::thread;
 
 use adit_proto::cni::{self, Removal, Reply, Request};
 
-use crate::node::{BRIDGE, Node, program, read_some};
+use crate::node::{BRIDGE, Installer, Node, program, read_some};
 
 /// An agent that answers these in turn, one connection each; `None` is one that does not know the question.
 fn agent(node: &Node, answers: Vec<Option<Removal>>) -> thread::JoinHandle<()> {
@@ -38,6 +38,19 @@ fn where_the_agent_says_that_adit_leaves_everything_is_as_it_was() {
         assert_eq!(node.snapshot(), before);
         agent.join().unwrap();
     }
+}
+
+#[test]
+fn an_uninstall_that_waits_ends_at_sigterm_when_all_is_out_already() {
+    let node = installed();
+    let before = node.snapshot();
+    let installer = node.install(&["--drop-in=always"]);
+    installer.line("installed in");
+    drop(installer);
+    let uninstall = Installer::start(&node.command("uninstall", &["--then=wait"]));
+    uninstall.line("waits for SIGTERM");
+    assert_eq!(node.snapshot(), before);
+    assert_eq!(uninstall.terminate(), [""; 0]);
 }
 
 #[test]

@@ -14,6 +14,10 @@ fn add() -> Add {
     }
 }
 
+fn serving() -> Serving {
+    Serving { agent: "7-1".into(), open: BTreeMap::from([(add().container_id, 3)]) }
+}
+
 fn requests() -> Vec<Request> {
     let Add { container_id, netns, ifname, .. } = add();
     vec![
@@ -24,6 +28,8 @@ fn requests() -> Vec<Request> {
         Request::Gc(Gc { valid: vec![Attachment { container_id, ifname }] }),
         Request::Status,
         Request::Removal,
+        Request::Handover,
+        Request::Serving(serving()),
     ]
 }
 
@@ -48,6 +54,7 @@ fn every_reply_survives_the_wire() {
         Reply::Removal { adit: Removal::Stays },
         Reply::Removal { adit: Removal::Undecided },
         Reply::Removal { adit: Removal::Leaves },
+        Reply::Successor { ready: true, over: vec![add().container_id] },
     ] {
         let frame = encode(&reply).unwrap();
         assert_eq!(decode(&frame).unwrap(), Some((reply, frame.len())));
@@ -77,6 +84,15 @@ fn a_length_beyond_the_bound_is_refused_by_the_header_alone() {
     let mut long = add();
     long.netns = "n".repeat(FRAME_LEN_MAX);
     assert!(matches!(encode(&Request::Add(long)), Err(FrameError::TooLong(_))));
+}
+
+#[test]
+fn as_many_sandboxes_as_may_be_said_to_be_served_fit_a_frame() {
+    let id = |number: usize| ContainerId::try_from(format!("{number:0>CONTAINER_ID_LEN_MAX$}")).unwrap();
+    let open = (0..SERVING_MAX).map(|number| (id(number), u64::from(u32::MAX))).collect();
+    encode(&Request::Serving(Serving { agent: "a".repeat(64), open })).unwrap();
+    let over = (0..SERVING_MAX).map(id).collect();
+    encode(&Reply::Successor { ready: false, over }).unwrap();
 }
 
 #[test]

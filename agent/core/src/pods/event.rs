@@ -156,6 +156,11 @@ pub enum Event {
     },
     /// The sandbox's namespace is gone without a DEL.
     SandboxGone(PodKey),
+    /// Adit leaves the node: every pod goes out of the mesh, whatever the labels say from now on, and none comes in.
+    Leaving {
+        /// How long what is open may go on, where that is less than un-enrolment gives it.
+        drain: Duration,
+    },
 }
 
 /// What became of a difference between what stands and what should.

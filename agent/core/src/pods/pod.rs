@@ -125,6 +125,8 @@ pub(super) struct Pod {
     superseded: bool,
     /// The runtime removed it.
     deleted: bool,
+    /// Adit leaves the node: what cannot be said of it any more is not waited for.
+    leaving: bool,
     busy: Option<(Ticket, Op)>,
     /// What failed, until it succeeds: one of each kind.
     retries: Vec<Retry>,
@@ -152,6 +154,7 @@ impl Pod {
             terminating: false,
             superseded: false,
             deleted: false,
+            leaving: false,
             busy: None,
             retries: Vec::new(),
             started: true,
@@ -334,6 +337,11 @@ impl Pod {
     pub(super) fn deadline(&self) -> Option<Mono> {
         let retries = self.retries.iter().filter_map(|retry| retry.at);
         retries.chain(self.add_deadline).chain(self.del_deadline).min()
+    }
+
+    /// Whether nothing of ours stands in it, and nothing is under way.
+    pub(super) fn is_released(&self) -> bool {
+        self.stage == Stage::Added && self.held.is_none() && self.busy.is_none()
     }
 
     pub(super) fn wish(&self) -> &Wish {

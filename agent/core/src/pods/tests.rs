@@ -570,6 +570,39 @@ fn check_fails_only_for_a_pod_that_is_wanted_and_not_captured() {
 }
 
 #[test]
+fn where_adit_leaves_the_node_a_pod_goes_out_though_that_cannot_be_said_and_none_comes_in() {
+    let mut story = Story::live(&web());
+    let leaving = || Event::Leaving { drain: Duration::from_secs(30) };
+    assert_eq!(story.on(leaving()), ["unannounce"]);
+    assert_eq!(story.fails(&web()), ["unredirect filter+nat"], "it is not waited for");
+    assert_eq!(story.ok(&web()), ["drain until 30"]);
+    assert_eq!(story.on(leaving()), ["drain until 30"], "told twice, it is begun anew with its end");
+    assert!(!story.pods.is_released());
+    assert_eq!(story.on(Event::Wanted { uid: PodUid("web".into()), want: want("web") }), [""; 0]);
+    assert_eq!(story.add(key("late", "s9"), 7, Wish::In(want("late"))), ["write", "7 ok"]);
+    assert_eq!(story.ok(&web()), ["unredirect rest"]);
+    assert_eq!(story.ok(&web()), ["close"]);
+    assert_eq!(story.ok(&web()), ["restore"]);
+    assert_eq!(story.ok(&web()), ["forget web", "write"]);
+    assert!(story.pods.is_released());
+}
+
+#[test]
+fn a_drain_that_is_under_way_has_no_more_time_than_the_node_gives_it() {
+    let mut story = Story::live(&web());
+    story.on(Event::Unwanted { uid: PodUid("web".into()) });
+    story.ok(&web());
+    story.ok(&web());
+    let until = |story: &Story| {
+        let Op::Drain(until) = story.underway[&web()].1 else { panic!("no drain is under way") };
+        until
+    };
+    assert_eq!(until(&story), Mono::ZERO + Limits::default().drain);
+    assert_eq!(story.on(Event::Leaving { drain: Duration::from_secs(30) }), ["drain until 30"]);
+    assert_eq!(until(&story), Mono::from_millis(30_000));
+}
+
+#[test]
 fn a_sandbox_beyond_the_bound_is_refused() {
     let mut story = Story::new();
     for n in 0..PODS_MAX {
@@ -871,7 +904,8 @@ impl History {
             | Event::IdentityReady(_)
             | Event::IdentityLost(_)
             | Event::Done { .. }
-            | Event::Drifted { .. } => None,
+            | Event::Drifted { .. }
+            | Event::Leaving { .. } => None,
         };
         let known = removed.filter(|key| self.pods.knows(key));
         self.node.removed.extend(known);
@@ -999,6 +1033,34 @@ fn history(seed: u64, steps: usize) -> BTreeSet<String> {
     }
     history.finish();
     seen
+}
+
+/// The same, and then Adit leaves the node: nothing of ours is left in any pod that is there, and nothing comes back.
+fn left(seed: u64, steps: usize) {
+    let mut draw = Seed(seed);
+    let mut history = History::new();
+    for _ in 0..steps {
+        history.step(&mut draw);
+    }
+    history.give(Event::Leaving { drain: Duration::from_secs(30) });
+    for _ in 0..30 {
+        for key in history.keys.clone() {
+            history.give(Event::Wanted { uid: key.uid.clone(), want: want("x") });
+            history.end(&key, 1);
+        }
+        history.pass(Duration::from_secs(10));
+    }
+    assert!(history.pods.is_released(), "{:?}", history.pods);
+    let taken_up = |key: &PodKey| history.pods.knows(key);
+    for (key, stands) in history.node.stands.iter().filter(|(key, _)| taken_up(key)) {
+        assert_eq!(*stands, Stands::default(), "{key:?}");
+    }
+    assert!(history.node.needed.is_empty());
+}
+
+#[test]
+fn whatever_was_before_nothing_is_left_where_adit_leaves() {
+    (0..400).for_each(|seed| left(seed, 120));
 }
 
 #[test]

@@ -21,6 +21,7 @@ fn wanted() -> Wanted {
         outbound_ports: vec![5432..=5432, 6000..=6010],
         outbound_cidrs: vec!["10.9.8.7/16".parse().unwrap(), "fd00:9::/32".parse().unwrap()],
         inbound_ports: vec![9100..=9100],
+        ..Skip::default()
     };
     Wanted::new(Mark::new(0x89ab_cdef).unwrap(), Arc::new(skip))
 }
@@ -192,6 +193,7 @@ fn skips_that_cover_all_or_nothing_are_written_as_iptables_prints_them() {
         outbound_ports: vec![0..=0, 0..=3],
         outbound_cidrs: vec!["0.0.0.0/0".parse().unwrap()],
         inbound_ports: vec![1..=65535],
+        ..Skip::default()
     };
     let written = text(&plan("", &Wanted::new(Mark::from_draw(0), Arc::new(skip)), Family::V4));
     assert!(written.contains("-A ADIT_OUTPUT -j RETURN\n"));

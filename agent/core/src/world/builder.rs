@@ -184,6 +184,23 @@ impl WorldBuilder {
         self.listing.insert(kind, known);
     }
 
+    /// An object is on the list of its kind, and cannot be read: what was known of it stays.
+    pub fn list_has(&mut self, kind: Kind, name: &ObjectName) {
+        let subject = match kind {
+            Kind::Namespace => Subject::Namespace(Arc::clone(&name.name)),
+            Kind::Node => Subject::Node(NodeName(Arc::clone(&name.name))),
+            Kind::Pod
+            | Kind::Service
+            | Kind::EndpointSlice
+            | Kind::AuthorizationPolicy
+            | Kind::PeerAuthentication
+            | Kind::TrafficPolicy => Subject::Object(kind, name.clone()),
+        };
+        if let Some(unlisted) = self.listing.get_mut(&kind) {
+            unlisted.remove(&subject);
+        }
+    }
+
     /// Removes every object of this kind that was known before [`WorldBuilder::list_begins`] and was not among the
     /// changes since. Without that, does nothing.
     pub fn list_ends(&mut self, kind: Kind) {

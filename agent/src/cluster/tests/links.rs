@@ -41,7 +41,7 @@ async fn a_directory_that_is_replaced_or_reached_by_a_switched_link_is_followed(
     agent.until_namespaces(2).await;
     mesh.write("c.yaml", &namespace("c"));
     agent.until_namespaces(3).await;
-    agent.cluster.refresh().await;
+    agent.cluster.announcer().refresh(&nobody()).await;
     assert_eq!(agent.problems(), [""; 0]);
     drop(agent);
 
@@ -93,7 +93,7 @@ async fn a_directory_that_is_removed_and_made_anew_is_followed_whatever_its_numb
         agent.until_namespaces(2).await;
         fs::remove_dir_all(mesh.root()).unwrap();
         if away_first {
-            agent.cluster.refresh().await;
+            agent.cluster.announcer().refresh(&nobody()).await;
             assert_eq!(agent.namespaces(), 2, "what is known stays");
         }
         fs::create_dir_all(mesh.objects()).unwrap();
@@ -159,7 +159,7 @@ async fn a_link_on_the_way_to_the_objects_may_be_switched_and_its_target_made_an
     for away_first in [false, true].repeat(3) {
         fs::remove_dir_all(&two).unwrap();
         if away_first {
-            agent.cluster.refresh().await;
+            agent.cluster.announcer().refresh(&nobody()).await;
             assert_eq!(agent.namespaces(), 3, "what is known stays");
         }
         version(&two, &["a"]);
@@ -170,9 +170,9 @@ async fn a_link_on_the_way_to_the_objects_may_be_switched_and_its_target_made_an
     // Away and back, and changed in between.
     let away = git.join("away");
     fs::rename(&two, &away).unwrap();
-    agent.cluster.refresh().await;
+    agent.cluster.announcer().refresh(&nobody()).await;
     version(&away, &["d"]);
-    agent.cluster.refresh().await;
+    agent.cluster.announcer().refresh(&nobody()).await;
     assert_eq!(agent.namespaces(), 3, "what is known stays");
     fs::rename(&away, &two).unwrap();
     agent.until_namespaces(4).await;

@@ -19,12 +19,12 @@ async fn what_one_agent_captures_the_others_know() {
     two.until("captured again", is_captured).await;
     drop(one);
     fs::remove_file(mesh.root().join("status/n1.yaml")).unwrap();
-    two.cluster.refresh().await;
+    two.cluster.announcer().refresh(&nobody()).await;
     assert!(is_captured(&two.view.world()), "never in clear for a file that was lost");
     assert!(two.problems()[0].contains("status/n1.yaml: is gone"), "{:?}", two.problems());
     mesh.write("a.yaml", &namespace("shop"));
     two.until("that the pods are gone", |world| world.workload(&uid("web")).is_none()).await;
-    two.cluster.refresh().await;
+    two.cluster.announcer().refresh(&nobody()).await;
     assert_eq!(two.problems(), [""; 0], "the node is forgotten with its last pod");
     mesh.write("a.yaml", &(namespace("shop") + &pod("web", "n1")));
     two.until("the pod again", |world| world.workload(&uid("web")).is_some()).await;
@@ -102,7 +102,7 @@ async fn an_announcement_that_cannot_be_written_says_so_and_is_made_up_for() {
     assert!(matches!(result, Err(AnnounceError::Write(_))), "{result:?}");
     fs::remove_file(&status).unwrap();
     fs::rename(&away, &status).unwrap();
-    agent.cluster.refresh().await;
+    agent.cluster.announcer().refresh(&nobody()).await;
     assert!(mesh.status("n1").captured.contains("uid-web"));
 }
 
@@ -134,7 +134,7 @@ async fn what_a_lost_status_file_said_holds_for_an_agent_that_starts_anew() {
     fs::remove_file(mesh.root().join("status/n1.yaml")).unwrap();
     mesh.write("a.yaml", &namespace("shop"));
     two.until("that the pods are gone", |world| world.workload(&uid("web")).is_none()).await;
-    two.cluster.refresh().await;
+    two.cluster.announcer().refresh(&nobody()).await;
     drop(two);
     mesh.write("a.yaml", &(namespace("shop") + &pod("web", "n1")));
     let two = mesh.agent("n2");

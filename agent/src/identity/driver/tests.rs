@@ -420,7 +420,7 @@ fn the_journal_is_private_and_only_on_tmpfs() {
     assert!(journal.kept(&id("web")).is_none() && !file.exists());
 
     journal.keep(&made).unwrap();
-    journal.leave();
+    journal.leave(true);
     journal.remove(&id("web"));
     journal.sweep(|_| false).unwrap();
     assert!(file.exists(), "left to the successor");

@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use tokio::task::Id;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{Driver, Ended, Found, Watched};
+use super::{Driver, Ended, Found, Underway, Watched};
 use crate::pods::journal::Captured;
 use crate::pods::perform::words;
 use crate::pods::sandbox::Keeping;
@@ -71,7 +71,7 @@ impl Driver {
     fn start(&mut self, key: &PodKey, ticket: Ticket, op: Op) {
         // What the machine allows to be abandoned, or what has ended.
         if let Some(before) = self.underway.remove(key) {
-            before.abort();
+            before.task.abort();
         }
         let Some(sandbox) = self.sandboxes.get_mut(key) else {
             // Journal effects frame every operation, so this is a bug; the machine must not wait for ever for it.
@@ -92,10 +92,11 @@ impl Driver {
             }
             Op::OpenSockets(_) | Op::Announce | Op::Unannounce | Op::Drain(_) | Op::RestoreSysctls => {}
         }
+        let may_be_abandoned = op.may_be_abandoned();
         let work = self.performer.perform(sandbox, ticket, op);
         let task = self.tasks.spawn(async move { Ended::Operation(work.await) });
         self.operations.insert(task.id(), (key.clone(), ticket));
-        self.underway.insert(key.clone(), task);
+        self.underway.insert(key.clone(), Underway { task, may_be_abandoned });
     }
 
     /// Watches the rules that were just applied.
@@ -137,8 +138,8 @@ impl Driver {
     }
 
     fn journal_remove(&mut self, key: &PodKey) {
-        if let Some(task) = self.underway.remove(key) {
-            task.abort();
+        if let Some(underway) = self.underway.remove(key) {
+            underway.task.abort();
         }
         self.sandboxes.remove(key);
         self.show_older();

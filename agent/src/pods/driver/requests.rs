@@ -4,26 +4,28 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use adit_core::net::SandboxId;
-use adit_core::pods::{Arrival, Event, Refusal, Token};
+use adit_core::pods::{Arrival, Event, Refusal, Token, Want};
 use adit_core::redirect::Mark;
-use adit_proto::cni::{Add, Check, Del, Gc, IfName, PodRef, Removal, Reply, Request};
+use adit_proto::cni::{Add, Check, ContainerId, Del, Gc, IfName, PodRef, Reply, Request, Serving};
 use tokio::sync::oneshot;
 
-use super::{Driver, Waiting};
+use super::{Driver, Ended, Waiting};
 use crate::pods::sandbox::{Sandbox, sandbox_id};
 use crate::pods::server::Asked;
 use crate::pods::{answer, enrolment};
 
 impl Driver {
     pub(super) fn asked(&mut self, asked: Asked) {
-        let Asked { request, reply } = asked;
+        let Asked { request, reply, gone: _ } = asked;
         match request {
             Request::Add(add) => self.add(add, reply),
             Request::Del(del) => self.del(&del, reply),
             Request::Check(check) => self.check(&check, reply),
             Request::Gc(gc) => self.gc(&gc, reply),
-            // A mesh without a cluster has nothing that could say that Adit was uninstalled.
-            Request::Removal => send(reply, Reply::Removal { adit: Removal::Stays }),
+            Request::Removal => send(reply, Reply::Removal { adit: *self.removal.borrow() }),
+            // Taken out before: it ends the loop.
+            Request::Handover => drop(reply),
+            Request::Serving(serving) => self.hear(&serving, reply),
             Request::Status => send(reply, Reply::Status { release: env!("CARGO_PKG_VERSION").to_owned() }),
         }
     }
@@ -48,10 +50,11 @@ impl Driver {
             // Its DEL was lost, and the id used again.
             self.feed(Event::SandboxGone(key.clone()));
         }
+        self.deleted.forget(&key.sandbox);
         // What was kept under its id is of a sandbox before it, and must not be taken for this one later.
         self.drop_not_taken_in(|id, _| *id == key.sandbox);
         self.arriving.insert(key.clone(), sandbox);
-        let token = self.wait("add", pod, reply);
+        let token = self.wait(Some("add"), pod, reply);
         let (wish, announced) = (known.wish, known.announced);
         self.feed(Event::CniAdd { key: key.clone(), arrival, token, wish, announced });
         if known.terminating {
@@ -74,8 +77,11 @@ impl Driver {
             let netns = PathBuf::from(&add.netns);
             let mark = Mark::from_draw(self.seed.draw());
             match Sandbox::arrived(add, mark) {
-                Ok(sandbox) => {
+                Ok(mut sandbox) => {
+                    sandbox.late = true;
                     let sandbox = self.numbered(sandbox);
+                    let key = sandbox.key();
+                    tracing::info!(pod = %key.uid, sandbox = %key.sandbox, "a pod started while the agent was away");
                     taken |= self.take_in(sandbox);
                 }
                 // Looked at again: its namespace is there, and may be opened another time.
@@ -93,24 +99,24 @@ impl Driver {
     }
 
     /// The next one of this boot.
-    fn numbered(&mut self, mut sandbox: Sandbox) -> Sandbox {
+    pub(super) fn numbered(&mut self, mut sandbox: Sandbox) -> Sandbox {
         self.arrivals += 1;
         sandbox.entry.arrival = self.arrivals;
         sandbox
     }
 
     /// As if it had been in the journal, where it is from now on.
-    fn take_in(&mut self, sandbox: Sandbox) -> bool {
+    pub(super) fn take_in(&mut self, sandbox: Sandbox) -> bool {
         let (key, arrival) = (sandbox.key(), Arrival(sandbox.entry.arrival));
         if self.machine.knows(&key) {
             return false;
         }
-        tracing::info!(pod = %key.uid, sandbox = %key.sandbox, "a pod started while the agent was away");
+        let captured = sandbox.entry.captured.as_ref().map(Want::from);
         let announced = self.view.world().workload(&key.uid).is_some_and(|workload| workload.captured);
         self.sandboxes.insert(key.clone(), sandbox);
         self.write(&key);
         self.changed = true;
-        self.feed(Event::Adopted { key, arrival, captured: None, announced });
+        self.feed(Event::Adopted { key, arrival, captured, announced });
         true
     }
 
@@ -129,14 +135,15 @@ impl Driver {
             let is_it = |ifname: Option<&IfName>| ifname.is_none_or(|ifname| *ifname == del.ifname);
             self.drop_not_taken_in(|id, ifname| *id == sandbox && is_it(ifname));
         }
-        let token = self.wait("del", pod, reply);
+        self.deleted.note(sandbox.clone());
+        let token = self.wait(Some("del"), pod, reply);
         self.feed(Event::CniDel { sandbox, token: Some(token) });
     }
 
     fn check(&mut self, check: &Check, reply: oneshot::Sender<Reply>) {
         let sandbox = sandbox_id(&check.container_id);
         let pod = self.by_id(&sandbox).map_or_else(nobody, |known| known.entry.pod.clone());
-        let token = self.wait("check", pod, reply);
+        let token = self.wait(Some("check"), pod, reply);
         self.feed(Event::CniCheck { sandbox, token });
     }
 
@@ -144,12 +151,23 @@ impl Driver {
         let valid: BTreeSet<SandboxId> = gc.valid.iter().map(|item| sandbox_id(&item.container_id)).collect();
         let known = self.sandboxes.keys().map(|key| key.sandbox.clone());
         let gone: Vec<SandboxId> = known.filter(|sandbox| !valid.contains(sandbox)).collect();
+        let mut ends = Vec::new();
         for sandbox in gone {
-            self.feed(Event::CniDel { sandbox, token: None });
+            let (ended, end) = oneshot::channel();
+            ends.push(end);
+            let token = self.wait(None, nobody(), ended);
+            self.feed(Event::CniDel { sandbox, token: Some(token) });
         }
         self.drop_not_taken_in(|id, _| !valid.contains(id));
-        count("gc", "ok");
-        send(reply, Reply::Ok);
+        self.tasks.spawn(async move {
+            for end in ends {
+                // Whatever came of it: what is left of one that could not be cleared away is tried again.
+                let _ = end.await;
+            }
+            count("gc", "ok");
+            send(reply, Reply::Ok);
+            Ended::Collected
+        });
     }
 
     /// Drops what is kept of sandboxes that are gone and were never taken in: no version can read, and no later look can
@@ -179,18 +197,36 @@ impl Driver {
             return;
         };
         let Waiting { verb, pod, reply } = waiting;
-        count(verb, if answer.is_ok() { "ok" } else { "failed" });
+        if let Some(verb) = verb {
+            count(verb, if answer.is_ok() { "ok" } else { "failed" });
+        }
         if let Err(refusal) = &answer {
             tracing::warn!(pod = %format_args!("{}/{}", pod.namespace, pod.name), verb, %refusal, "answered with an error");
         }
         send(reply, answer::reply(&pod, answer));
     }
 
-    fn wait(&mut self, verb: &'static str, pod: PodRef, reply: oneshot::Sender<Reply>) -> Token {
+    fn wait(&mut self, verb: Option<&'static str>, pod: PodRef, reply: oneshot::Sender<Reply>) -> Token {
         self.tokens += 1;
         let token = Token(self.tokens);
         self.waiting.insert(token, Waiting { verb, pod, reply });
         token
+    }
+
+    /// An agent before this one says what it carries still.
+    fn hear(&self, serving: &Serving, reply: oneshot::Sender<Reply>) {
+        self.performer.predecessors.hear(self.performer.clock.now().mono, serving);
+        // What is not taken in yet stands all the same.
+        let waits = |id: &ContainerId| {
+            let unopened = || self.unopened.iter().any(|entry| entry.container_id == *id);
+            self.unread.contains_key(&sandbox_id(id)) || unopened()
+        };
+        let is_over = |id: &ContainerId| match self.by_id(&sandbox_id(id)) {
+            Some(sandbox) => sandbox.entry.captured.is_none(),
+            None => !waits(id),
+        };
+        let over = serving.open.keys().filter(|id| is_over(id)).cloned().collect();
+        send(reply, Reply::Successor { ready: *self.ready.borrow(), over });
     }
 
     fn by_id(&self, sandbox: &SandboxId) -> Option<&Sandbox> {

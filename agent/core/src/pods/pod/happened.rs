@@ -68,6 +68,18 @@ impl Pod {
         }
     }
 
+    /// Adit leaves the node: it goes out of the mesh, and what is open has until `until` at most.
+    pub(in crate::pods) fn leave(&mut self, key: &PodKey, until: Mono, out: &mut Vec<Effect>) {
+        self.leaving = true;
+        self.set_wish(key, Wish::Out, out);
+        self.retries.clear();
+        if let Stage::Draining(later) = self.stage {
+            self.stage = Stage::Draining(later.min(until));
+            // Begun anew, with the nearer end.
+            self.busy.take_if(|(_, op)| matches!(op, Op::Drain(_)));
+        }
+    }
+
     /// There is a later sandbox of the pod; returns what is known of the annotation, which is now the later one's.
     pub(in crate::pods) fn supersede(&mut self) -> Option<Annotation> {
         let current = !self.superseded;
@@ -238,6 +250,8 @@ impl Pod {
             (Op::Close(_), _) => self.stage = Stage::Closed,
             // What stood before is lost for this namespace; the executor has said so.
             (Op::RestoreSysctls, _) => self.stage = Stage::Added,
+            // Who takes Adit off may have taken away what it is said to; nobody asks there any more.
+            (Op::Unannounce, _) if self.leaving => self.annotation = Annotation::Off,
             (Op::Announce | Op::Unannounce | Op::Unredirect(_), _) => {}
         }
     }

@@ -81,9 +81,11 @@ impl WorldBuilder {
         };
         let node = pod.node.as_ref().and_then(|node| self.nodes.get(node));
         let skip = match namespace.map(|known| &known.skip) {
-            Some(of_namespace) if pod.skip.is_empty() => Arc::clone(of_namespace),
+            Some(of_namespace) if pod.skip.says_nothing() && of_namespace.invalid.is_none() => {
+                Arc::clone(of_namespace)
+            }
             Some(of_namespace) => Arc::new(both(&pod.skip, of_namespace)),
-            None if pod.skip.is_empty() => Arc::clone(&self.strings.no_skip),
+            None if pod.skip.says_nothing() => Arc::clone(&self.strings.no_skip),
             None => Arc::new(pod.skip.clone()),
         };
         Some(Workload {
@@ -287,6 +289,9 @@ fn both(pod: &Skip, namespace: &Skip) -> Skip {
     skip.outbound_ports.extend(namespace.outbound_ports.iter().cloned());
     skip.outbound_cidrs.extend(&namespace.outbound_cidrs);
     skip.inbound_ports.extend(namespace.inbound_ports.iter().cloned());
+    let of_namespace =
+        || namespace.invalid.as_ref().map(|invalid| format!("its namespace's {invalid}").into());
+    skip.invalid = skip.invalid.or_else(of_namespace);
     skip
 }
 

@@ -406,6 +406,26 @@ fn nothing_new_makes_no_new_snapshot() {
 }
 
 #[test]
+fn an_object_on_a_list_that_cannot_be_read_stays_as_it_was() {
+    let mut builder = builder([
+        Change::Pod(pod("shop/p0", &["10.0.0.1"])),
+        Change::Pod(pod("shop/p1", &["10.0.0.2"])),
+        Change::Node(node("a", "z", "192.168.0.1")),
+        Change::Node(node("b", "z", "192.168.0.2")),
+    ]);
+    for (kind, listed) in
+        [(Kind::Pod, ObjectName::new("shop", "p0")), (Kind::Node, ObjectName::new("", "node-b"))]
+    {
+        builder.list_begins(kind);
+        builder.list_has(kind, &listed);
+        builder.list_ends(kind);
+    }
+    let world = builder.freeze();
+    assert_eq!((world.counts().workloads, world.counts().nodes), (1, 1));
+    assert!(world.workload_by_name(&ObjectName::new("shop", "p0")).is_some());
+}
+
+#[test]
 fn of_two_pods_with_one_address_the_live_then_the_captured_one_wins() {
     let claim = |short: &str, terminating, captured| {
         Change::Pod(Pod { terminating, captured, ..pod(&format!("shop/{short}"), &["10.0.0.1"]) })
@@ -448,6 +468,23 @@ fn enrolment_says_what_decided() {
         let workload = world.workload_by_name(&name(excluded)).unwrap();
         assert_eq!(workload.enrolment, Enrolment::ExcludedNamespace);
     }
+}
+
+#[test]
+fn a_skip_that_is_not_understood_is_told_of_each_pod_and_says_whose_it_is() {
+    let bad = |what: &str| Skip { invalid: Some(what.into()), ..Skip::default() };
+    let invalid = |of_pod: Skip, of_namespace: Skip| {
+        let pod = Pod { skip: of_pod, ..pod("shop/p0", &[]) };
+        let namespace = Namespace { skip: of_namespace, ..namespace("shop") };
+        let world = freeze([Change::Namespace(namespace), Change::Pod(pod)]);
+        world.workload_by_name(&name("shop/p0")).unwrap().skip.invalid.clone()
+    };
+    assert_eq!(invalid(Skip::default(), Skip::default()), None);
+    assert_eq!(invalid(bad("port x"), Skip::default()).as_deref(), Some("port x"));
+    assert_eq!(invalid(bad("port x"), bad("port y")).as_deref(), Some("port x"));
+    assert_eq!(invalid(Skip::default(), bad("port y")).as_deref(), Some("its namespace's port y"));
+    let world = freeze([Change::Pod(Pod { skip: bad("port x"), ..pod("shop/p0", &[]) })]);
+    assert_eq!(world.workload_by_name(&name("shop/p0")).unwrap().skip.invalid.as_deref(), Some("port x"));
 }
 
 #[test]
