@@ -4,7 +4,7 @@ use std::future::Future;
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use tokio::net::TcpListener;
@@ -14,17 +14,18 @@ use tokio::time::MissedTickBehavior;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
 
-use crate::caller::{Callers, TokensError};
+use crate::around::Around;
+use crate::caller::TokensError;
+use crate::cluster::{ConnectError, backoff};
 use crate::config::{Config, SERVER_NAME};
 use crate::counts::{Counted, Counts};
 use crate::disk::{Access, Disk};
-use crate::keeper::{self, KeepError, Keeper, Settings};
+use crate::keeper::{self, KeepError, Keeper, Settings, Shown};
 use crate::page::{self, Page};
-use crate::publish::Mesh;
 use crate::server;
 use crate::service::Service;
 use crate::stamp::Stamp;
-use crate::store::{Store, StoreError};
+use crate::store::StoreError;
 
 /// Streams that one connection may have open: an agent asks for a few certificates at a time.
 const STREAMS_MAX: u32 = 16;
@@ -48,7 +49,8 @@ pub struct App {
     counts: Arc<Counts>,
     poll: Duration,
     ready_file: Option<PathBuf>,
-    metrics: Option<(TcpListener, Page)>,
+    /// What runs beside it from the first; aborted when it is dropped.
+    beside: JoinSet<()>,
 }
 
 /// Why a CA cannot start.
@@ -60,6 +62,12 @@ pub enum StartError {
     /// The token file is wrong.
     #[error(transparent)]
     Tokens(#[from] TokensError),
+    /// The API server cannot be spoken to.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The keeper's thread is gone.
+    #[error("the keeper did not begin")]
+    Keeper(#[source] JoinError),
     /// There is nothing to sign with.
     #[error(transparent)]
     Keep(#[from] KeepError),
@@ -95,38 +103,52 @@ pub enum RunError {
 }
 
 impl App {
-    /// Opens the store, reads the token file, makes or loads the root, publishes the bundle and listens.
+    /// Opens the store, learns of the callers, makes or loads the root, publishes the bundle and listens.
     ///
-    /// The work is short and is done on the calling thread, disk included.
+    /// In a cluster it waits for an API server that is away; until then its pages say that it is not ready.
     pub async fn bind(config: Config, version: &'static str) -> Result<Self, StartError> {
-        let now = Stamp::of(SystemTime::now());
-        let store = Store::open(&config.store, Disk::real())?;
-        let callers = Callers::open(&config.tokens)?;
-        let state = keeper::open_state(&store, &config.trust_domain, config.leaf_life, now)?;
         let (listener, address) = listen(config.listen).await?;
-        let metrics = match config.metrics_address {
-            Some(address) => Some(listen(address).await?.0),
-            None => None,
-        };
-        let mut names = config.server_names;
-        names.dns.insert(0, SERVER_NAME.to_owned());
-        let settings = Settings { leaf_life: config.leaf_life, patience: config.acknowledge_within, names };
         let counts = Arc::new(Counts::default());
-        let mesh = config.publish.map(|dir| Mesh::new(dir, Disk::real()));
-        let (keeper, shown) =
-            Keeper::new(settings, store, state, mesh, callers.clone(), Arc::clone(&counts), now)?;
-        let page = Page { version, counts: Arc::clone(&counts), signing: shown.signing.clone() };
+        let mut beside = JoinSet::new();
+        let around = Around::find(&config.place).await?;
+        around.follow(&mut beside);
+        let signing = Arc::new(OnceLock::new());
+        if let Some(address) = config.metrics_address {
+            let page = Page {
+                version,
+                counts: Arc::clone(&counts),
+                signing: Arc::clone(&signing),
+                fresh: around.fresh(),
+                agents: around.agents(),
+            };
+            beside.spawn(page::serve(listen(address).await?.0, page));
+        }
+        let (keeper, shown) = begin(&config, &around, &counts).await?;
+        // Nobody else sets it.
+        let _ = signing.set(shown.signing.clone());
         Ok(Self {
             listener,
             address,
             keeper,
-            service: Service::new(callers, shown.signing, Arc::clone(&counts)),
+            service: Service::new(around.askers(), shown.signing, around.fresh(), Arc::clone(&counts)),
             tls: shown.tls,
             counts,
             poll: config.poll,
             ready_file: config.ready_file,
-            metrics: metrics.map(|listener| (listener, page)),
+            beside,
         })
+    }
+
+    /// Makes the store that `config` names, with root and intermediate, if it has none; returns the root's serial.
+    pub async fn init(config: Config) -> Result<String, StartError> {
+        let around = Around::find(&config.place).await?;
+        let mut home = around.home(&config.trust_domain)?;
+        let begun = tokio::task::spawn_blocking(move || {
+            let now = Stamp::of(SystemTime::now());
+            keeper::open_state(&mut home, &config.trust_domain, (config.leaf_life, &around.fresh()), now)
+        });
+        let state = begun.await.map_err(StartError::Keeper)??;
+        Ok(state.root_serial().map_err(|error| KeepError::Root(error.into()))?)
     }
 
     /// Where it listens: the real port, if 0 was configured.
@@ -145,11 +167,8 @@ impl App {
         let (stop, stopped) = oneshot::channel::<()>();
         let (sender, receiver) = server::ready();
         // Its tasks are aborted when this function returns.
-        let mut tasks = JoinSet::new();
+        let mut tasks = self.beside;
         tasks.spawn(server::accept(self.listener, self.tls, self.counts, sender));
-        if let Some((listener, page)) = self.metrics {
-            tasks.spawn(page::serve(listener, page));
-        }
         let serving = Server::builder()
             .max_concurrent_streams(STREAMS_MAX)
             .http2_max_header_list_size(HEADERS_LEN_MAX)
@@ -184,6 +203,45 @@ impl App {
             // Idle connections that their agents keep open.
             Err(_) => Ok(()),
         }
+    }
+}
+
+/// Makes or loads the state, and all that follows from it, off the runtime's thread: it writes to disk, or waits for the
+/// API server. One that is away is waited for.
+async fn begin(
+    config: &Config,
+    around: &Around,
+    counts: &Arc<Counts>,
+) -> Result<(Keeper, Shown), StartError> {
+    let mut names = config.server_names.clone();
+    names.dns.insert(0, SERVER_NAME.to_owned());
+    let fresh = around.fresh();
+    let settings = Settings {
+        leaf_life: config.leaf_life,
+        patience: config.acknowledge_within,
+        names,
+        fresh: fresh.clone(),
+    };
+    let mut failures: u32 = 0;
+    loop {
+        let mut home = around.home(&config.trust_domain)?;
+        let (settings, domain) = (settings.clone(), config.trust_domain.clone());
+        let (fresh, counts) = (fresh.clone(), Arc::clone(counts));
+        let begun = tokio::task::spawn_blocking(move || {
+            let now = Stamp::of(SystemTime::now());
+            let state = keeper::open_state(&mut home, &domain, (settings.leaf_life, &fresh), now)?;
+            Keeper::new(settings, home, state, counts, now)
+        });
+        let error = match begun.await.map_err(StartError::Keeper)? {
+            Ok(begun) => return Ok(begun),
+            Err(error) if error.may_pass() => error,
+            Err(error) => return Err(error.into()),
+        };
+        failures = failures.saturating_add(1);
+        if failures == 1 {
+            tracing::warn!(error = crate::report(&error), "cannot begin yet; it is tried again");
+        }
+        tokio::time::sleep(backoff::wait(failures, backoff::draw())).await;
     }
 }
 

@@ -19,6 +19,24 @@ pub struct Caller {
     pub allowed: Arc<[Allowed]>,
 }
 
+/// Why a caller may have what it asks for.
+#[derive(Clone, Debug)]
+pub enum Evidence {
+    /// Its token is good for these.
+    Token(Arc<[Allowed]>),
+    /// A pod of exactly this identity was found on its node.
+    Placed(SpiffeId),
+}
+
+impl Evidence {
+    fn covers(&self, wanted: &SpiffeId) -> bool {
+        match self {
+            Self::Token(allowed) => allowed.iter().any(|allowed| allowed.covers(wanted)),
+            Self::Placed(found) => found == wanted,
+        }
+    }
+}
+
 /// Identities that a caller may ask for: one, or all below a path.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Allowed {
@@ -75,6 +93,14 @@ impl Grant {
         &self.identity
     }
 
+    /// The same, if its identity has not been revoked meanwhile.
+    pub fn still(self, revoked: &BTreeSet<SpiffeId>) -> Result<Self, NotGranted> {
+        if revoked.contains(&self.identity) {
+            return Err(NotGranted::Revoked { wanted: self.identity });
+        }
+        Ok(self)
+    }
+
     /// For the leaf by which [`crate::root`] checks that key, chain and roots belong together; it is thrown away.
     pub(crate) fn for_probe(domain: &TrustDomain) -> Self {
         let identity = SpiffeId::of_service_account(domain, "adit-system", "probe")
@@ -110,28 +136,31 @@ pub enum NotGranted {
     },
 }
 
-/// Grants `wanted` to `caller` if it lies in `domain`, is not revoked, and the caller's token allows it.
+/// Grants `wanted` to the agent of `node` if it lies in `domain`, is not revoked, and `evidence` is for it.
 ///
 /// The trust domain is asked first and the token second, so that the answer tells a caller nothing about identities
 /// that are none of its business.
 pub fn attest(
-    caller: &Caller,
+    node: &Arc<str>,
+    evidence: &Evidence,
     wanted: SpiffeId,
     domain: &TrustDomain,
     revoked: &BTreeSet<SpiffeId>,
 ) -> Result<Grant, NotGranted> {
-    if wanted.trust_domain() != domain.as_str() {
-        let issued = domain.clone();
-        return Err(NotGranted::TrustDomain { wanted, issued });
-    }
-    if !caller.allowed.iter().any(|allowed| allowed.covers(&wanted)) {
-        let node = Arc::clone(&caller.node);
+    let wanted = of_domain(wanted, domain)?;
+    if !evidence.covers(&wanted) {
+        let node = Arc::clone(node);
         return Err(NotGranted::NotAllowed { node, wanted });
     }
-    if revoked.contains(&wanted) {
-        return Err(NotGranted::Revoked { wanted });
+    Grant { identity: wanted }.still(revoked)
+}
+
+/// `wanted`, if this CA issues for its trust domain: asked before anything is looked for.
+pub fn of_domain(wanted: SpiffeId, domain: &TrustDomain) -> Result<SpiffeId, NotGranted> {
+    if wanted.trust_domain() == domain.as_str() {
+        return Ok(wanted);
     }
-    Ok(Grant { identity: wanted })
+    Err(NotGranted::TrustDomain { wanted, issued: domain.clone() })
 }
 
 #[cfg(test)]
@@ -144,13 +173,10 @@ mod tests {
     use super::*;
 
     fn check(allowed: &[&str], revoked: &[&str], wanted: &str) -> Result<(), String> {
-        let caller = Caller {
-            node: "node-a".into(),
-            allowed: allowed.iter().map(|text| text.parse().unwrap()).collect(),
-        };
+        let evidence = Evidence::Token(allowed.iter().map(|text| text.parse().unwrap()).collect());
         let revoked = revoked.iter().map(|id| id.parse().unwrap()).collect();
         let domain = "cluster.local".parse().unwrap();
-        let grant = attest(&caller, wanted.parse().unwrap(), &domain, &revoked);
+        let grant = attest(&"node-a".into(), &evidence, wanted.parse().unwrap(), &domain, &revoked);
         match grant {
             Ok(grant) => {
                 assert_eq!(grant.identity().as_str(), wanted);
@@ -192,6 +218,20 @@ mod tests {
         ] {
             assert!(bad.parse::<Allowed>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn what_was_found_on_the_node_is_granted_and_nothing_else() {
+        let domain = "cluster.local".parse().unwrap();
+        let found = Evidence::Placed(WEB.parse().unwrap());
+        let ask = |wanted: &str, revoked: &BTreeSet<SpiffeId>| {
+            attest(&"node-a".into(), &found, wanted.parse().unwrap(), &domain, revoked)
+                .map(|grant| grant.identity)
+        };
+        let none = BTreeSet::new();
+        assert_eq!(ask(WEB, &none), Ok(WEB.parse().unwrap()));
+        assert!(matches!(ask(&format!("{WEB}b"), &none), Err(NotGranted::NotAllowed { .. })));
+        assert!(matches!(ask(WEB, &BTreeSet::from([WEB.parse().unwrap()])), Err(NotGranted::Revoked { .. })));
     }
 
     #[test]

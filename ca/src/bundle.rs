@@ -2,13 +2,16 @@
 //!
 //! Pure but for the signatures of the lists. [`crate::publish`] writes it.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use adit_proto::TrustDomain;
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use rcgen::{CertificateRevocationListParams, RevokedCertParams, SerialNumber};
 use serde_json::{Map, Value, json};
 use x509_parser::public_key::PublicKey;
+use x509_parser::revocation_list::CertificateRevocationList;
 
 use crate::root::{Broken, Certificate, RootError, parse};
 use crate::stamp::Stamp;
@@ -19,9 +22,17 @@ pub const NAME: &str = "adit-trust-bundle";
 /// Its namespace.
 pub const NAMESPACE: &str = "adit-system";
 
+const BUNDLE_JSON: &str = "bundle.json";
+const CRL_PEM: &str = "crl.pem";
+const REVOKED_JSON: &str = "revoked.json";
+
+/// How far another replica's clock may be ahead, in seconds: a list that is signed later than this is no list of ours.
+const CLOCK_SKEW_S: i64 = 3600;
+
 /// How long a revocation list says that it is good for. Leaves live for a day at most, so a mesh whose CA is away
 /// runs out of leaves long before.
 pub const CRL_LIFE: Duration = Duration::from_secs(7 * 24 * 3600);
+const CRL_LIFE_S: i64 = 7 * 24 * 3600;
 /// How often the lists are signed anew.
 pub const CRL_RENEWED: Duration = Duration::from_secs(24 * 3600);
 
@@ -39,6 +50,8 @@ pub struct Bundle {
     pub crl_pem: String,
     /// The kill list: `[{"serial": hex, "at": time}, {"identity": SPIFFE ID, "at": time}]`.
     pub revoked_json: String,
+    /// Whose lists `crl_pem` has, in its order.
+    signers: Vec<Certificate>,
 }
 
 impl Bundle {
@@ -68,7 +81,46 @@ impl Bundle {
             bundle_json: json!({"trust_domains": domains}).to_string(),
             crl_pem: crls(state, now)?,
             revoked_json: Value::from(revoked).to_string(),
+            signers: state
+                .authorities()
+                .flat_map(|authority| {
+                    let retired = authority.retired.iter().map(|retired| &retired.certificate);
+                    authority.chain.iter().take(1).chain(retired)
+                })
+                .cloned()
+                .collect(),
         })
+    }
+
+    /// The ConfigMap's data.
+    pub fn data(&self) -> BTreeMap<String, String> {
+        let texts =
+            [(BUNDLE_JSON, &self.bundle_json), (CRL_PEM, &self.crl_pem), (REVOKED_JSON, &self.revoked_json)];
+        texts.into_iter().map(|(key, text)| (key.to_owned(), text.clone())).collect()
+    }
+
+    /// Whether a ConfigMap's data say the same: the same roots and kill list, and of each issuer a list of the same
+    /// serials, signed by it, not yet due to be signed anew. (The lists themselves are no two times the same: every
+    /// replica signs its own.)
+    pub fn is_said_by(&self, data: &BTreeMap<String, String>, now: Stamp) -> bool {
+        let has = |key: &str, text: &String| data.get(key) == Some(text);
+        let lists = data.get(CRL_PEM).map(|pem| revocation_lists(pem));
+        has(BUNDLE_JSON, &self.bundle_json)
+            && has(REVOKED_JSON, &self.revoked_json)
+            && lists.flatten().is_some_and(|theirs| self.lists_equal(&theirs, now))
+    }
+
+    fn lists_equal(&self, theirs: &[Vec<u8>], now: Stamp) -> bool {
+        let Some(ours) = revocation_lists(&self.crl_pem) else {
+            return false;
+        };
+        ours.len() == theirs.len()
+            && ours.len() == self.signers.len()
+            && ours
+                .iter()
+                .zip(theirs)
+                .zip(&self.signers)
+                .all(|((ours, theirs), signer)| is_same_list(ours, theirs, signer, now).unwrap_or(false))
     }
 
     /// The ConfigMap in YAML.
@@ -80,11 +132,9 @@ impl Bundle {
              metadata:\n  name: {NAME}\n  namespace: {NAMESPACE}\n\
              data:\n"
         );
-        for (key, text) in [
-            ("bundle.json", &self.bundle_json),
-            ("crl.pem", &self.crl_pem),
-            ("revoked.json", &self.revoked_json),
-        ] {
+        for (key, text) in
+            [(BUNDLE_JSON, &self.bundle_json), (CRL_PEM, &self.crl_pem), (REVOKED_JSON, &self.revoked_json)]
+        {
             yaml.push_str(&format!("  {key}: |\n"));
             for line in text.lines() {
                 yaml.push_str(&format!("    {line}\n"));
@@ -92,6 +142,40 @@ impl Bundle {
         }
         yaml
     }
+}
+
+/// The `spiffe_sequence` of `domain` in a ConfigMap's data, if it can be read.
+pub fn generation_in(data: &BTreeMap<String, String>, domain: &TrustDomain) -> Option<u64> {
+    let bundle: Value = serde_json::from_str(data.get(BUNDLE_JSON)?).ok()?;
+    bundle.get("trust_domains")?.get(domain.as_str())?.get("spiffe_sequence")?.as_u64()
+}
+
+/// The lists in a PEM text, in DER; `None` if anything in it is none.
+fn revocation_lists(pem: &str) -> Option<Vec<Vec<u8>>> {
+    let blocks = x509_parser::pem::Pem::iter_from_buffer(pem.as_bytes());
+    let lists = blocks.map(|block| block.ok().filter(|block| block.label == "X509 CRL"));
+    lists.map(|block| block.map(|block| block.contents)).collect()
+}
+
+/// Whether `theirs` says what `ours` does, and is signed by the same; `None` if one cannot be read.
+fn is_same_list(ours: &[u8], theirs: &[u8], signer: &Certificate, now: Stamp) -> Option<bool> {
+    let (_, ours) = x509_parser::parse_x509_crl(ours).ok()?;
+    let (_, theirs) = x509_parser::parse_x509_crl(theirs).ok()?;
+    let signer = parse(signer).ok()?;
+    let serials = |list: &CertificateRevocationList<'_>| -> BTreeSet<Vec<u8>> {
+        list.iter_revoked_certificates().map(|revoked| revoked.raw_serial().to_vec()).collect()
+    };
+    let signed = theirs.last_update().timestamp();
+    let renewed = now.minus(CRL_RENEWED).offset().unix_timestamp();
+    Some(
+        ours.issuer().as_raw() == theirs.issuer().as_raw()
+            && ours.crl_number() == theirs.crl_number()
+            && serials(&ours) == serials(&theirs)
+            && signed > renewed
+            && signed <= now.offset().unix_timestamp() + CLOCK_SKEW_S
+            && theirs.next_update().map(|at| at.timestamp()) == Some(signed + CRL_LIFE_S)
+            && theirs.verify_signature(signer.public_key()).is_ok(),
+    )
 }
 
 /// A root as a JWK. The key's parameters are there because JWK readers demand them (RFC 7518, 6); SPIFFE's readers use

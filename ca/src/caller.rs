@@ -182,7 +182,8 @@ impl Callers {
     }
 }
 
-fn bearer(header: &[u8]) -> Option<&[u8]> {
+/// The token of an `authorization: Bearer TOKEN`.
+pub(crate) fn bearer(header: &[u8]) -> Option<&[u8]> {
     const SCHEME: &[u8] = b"bearer ";
     let (scheme, token) = header.split_at_checked(SCHEME.len())?;
     let token = token.trim_ascii();

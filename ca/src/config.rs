@@ -5,6 +5,11 @@
 //! tokens: /etc/adit-ca/tokens.yaml   # who may ask for what; see `caller`
 //! publish: /srv/mesh                 # the mesh directory
 //! ```
+//! In a cluster, with the defaults of all the names there (see [`crate::cluster::Settings`]):
+//! ```yaml
+//! store: {kubernetes: {}}
+//! metrics-address: 0.0.0.0:15020
+//! ```
 
 use std::fmt;
 use std::fs;
@@ -16,6 +21,7 @@ use std::time::Duration;
 use adit_proto::TrustDomain;
 use tracing_subscriber::EnvFilter;
 
+use crate::cluster;
 use crate::issue::{Life, ServerNames};
 
 mod entries;
@@ -24,6 +30,9 @@ use entries::Entries;
 
 /// The name under which agents reach the CA in a cluster; always in its certificate.
 pub const SERVER_NAME: &str = "adit-ca.adit-system.svc";
+
+/// The most that `poll` may be in a cluster: a third of the time for which a replica may sign without having looked.
+const POLL_MAX_CLUSTER: Duration = Duration::from_secs(5);
 
 /// The longest configuration file that is read, in bytes.
 const FILE_LEN_MAX: usize = 1024 * 1024;
@@ -35,13 +44,8 @@ pub struct Config {
     pub trust_domain: TrustDomain,
     /// `listen`: where to serve gRPC. Default `0.0.0.0:15012`; port 0 takes a free one.
     pub listen: SocketAddr,
-    /// `store`: directory of keys and state.
-    pub store: PathBuf,
-    /// `tokens`: the token file.
-    pub tokens: PathBuf,
-    /// `publish`: the mesh directory: `trust-bundle.yaml` is written there and `status/` read. Default: none; agents
-    /// then get the bundle in another way, and a change of root waits for its time bound only.
-    pub publish: Option<PathBuf>,
+    /// `store`, and what goes with it: where the CA is at home.
+    pub place: Place,
     /// `leaf-life`: life of a leaf, `10s` to `24h`; a request can only shorten it. Default `24h`.
     pub leaf_life: Life,
     /// `server-names`: DNS names and addresses in the CA's own certificate, beside `adit-ca.adit-system.svc`.
@@ -50,16 +54,34 @@ pub struct Config {
     /// its publication. Default `24h`.
     pub acknowledge_within: Duration,
     /// `poll`: how often files are looked at, `10ms` to `1m`. Default `1s`. (A refused caller makes the token file
-    /// be read again at once.)
+    /// be read again at once.) In a cluster: how often what other replicas and users write is looked at, `5s` at most.
     pub poll: Duration,
     /// `ready-file`: written, holding the address, once the CA serves. Default: none.
     pub ready_file: Option<PathBuf>,
-    /// `metrics-address`: where Prometheus reads `/metrics`, over plain HTTP. Default: none, and no such page.
+    /// `metrics-address`: where Prometheus reads `/metrics`, and the kubelet `/healthz/ready` and `/healthz/live`, over
+    /// plain HTTP. Default: none, and no such pages.
     pub metrics_address: Option<SocketAddr>,
     /// `log-level`: `tracing` filter. Default `info`.
     pub log_level: String,
     /// `log-format`: `text` or `json`. Default `text`.
     pub log_format: LogFormat,
+}
+
+/// Where a CA is at home.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Place {
+    /// A directory; `store` is its path.
+    Directory {
+        /// `store`: directory of keys and state.
+        store: PathBuf,
+        /// `tokens`: the token file.
+        tokens: PathBuf,
+        /// `publish`: the mesh directory: `trust-bundle.yaml` is written there and `status/` read. Default: none; agents
+        /// then get the bundle in another way, and a change of root waits for its time bound only.
+        publish: Option<PathBuf>,
+    },
+    /// `store.kubernetes`: a cluster. Its ServiceAccounts are the callers, and its ConfigMap is what agents read.
+    Kubernetes(cluster::Settings),
 }
 
 /// How log lines look.
@@ -96,9 +118,7 @@ impl Config {
         Self {
             trust_domain: "cluster.local".parse().expect("cluster.local is a trust domain"),
             listen: SocketAddr::from(([0, 0, 0, 0], 15012)),
-            store,
-            tokens,
-            publish,
+            place: Place::Directory { store, tokens, publish },
             leaf_life: Life::DEFAULT,
             server_names: ServerNames { dns: Vec::new(), ips: Vec::new() },
             acknowledge_within: Duration::from_secs(24 * 3600),
@@ -131,14 +151,16 @@ impl Config {
     pub fn parse(text: &str) -> Result<Self, Vec<Mistake>> {
         let mut entries = Entries::parse(text)?;
         let mut config = Self::standalone(PathBuf::new(), PathBuf::new(), None);
-        entries.needed("store", path, |store| config.store = store);
-        entries.needed("tokens", path, |tokens| config.tokens = tokens);
-        entries.optional("publish", path, |publish| config.publish = Some(publish));
+        config.place = place(&mut entries);
         entries.optional("trust-domain", parsed, |domain| config.trust_domain = domain);
         entries.optional("listen", parsed, |listen| config.listen = listen);
         entries.optional("leaf-life", leaf_life, |life| config.leaf_life = life);
         entries.optional("acknowledge-within", duration, |within| config.acknowledge_within = within);
-        entries.optional("poll", poll, |poll| config.poll = poll);
+        let poll_max = match config.place {
+            Place::Directory { .. } => Duration::from_secs(60),
+            Place::Kubernetes(_) => POLL_MAX_CLUSTER,
+        };
+        entries.optional("poll", |text| poll(text, poll_max), |poll| config.poll = poll);
         entries.optional("ready-file", path, |file| config.ready_file = Some(file));
         entries.optional("metrics-address", parsed, |address| config.metrics_address = Some(address));
         entries.optional("log-level", log_level, |level| config.log_level = level);
@@ -169,13 +191,73 @@ fn leaf_life(text: &str) -> Result<Life, String> {
     Life::new(duration(text)?).map_err(|error| error.to_string())
 }
 
-fn poll(text: &str) -> Result<Duration, String> {
+fn poll(text: &str, most: Duration) -> Result<Duration, String> {
     let poll = duration(text)?;
-    if (Duration::from_millis(10)..=Duration::from_secs(60)).contains(&poll) {
-        Ok(poll)
-    } else {
-        Err(format!("{text:?} is not between 10ms and 1m"))
+    if (Duration::from_millis(10)..=most).contains(&poll) {
+        return Ok(poll);
     }
+    let most = if most == POLL_MAX_CLUSTER { "5s with store.kubernetes" } else { "1m" };
+    Err(format!("{text:?} is not between 10ms and {most}"))
+}
+
+/// `store`, and the keys that go with it; those that contradict it are named.
+fn place(entries: &mut Entries) -> Place {
+    if entries.is_map("store") {
+        let mut settings = cluster::Settings::default();
+        entries.inside("store", |store| {
+            store.needed_map("kubernetes");
+            store.inside("kubernetes", |found| kubernetes(found, &mut settings));
+        });
+        entries.never("tokens", "not with store.kubernetes: there the ServiceAccounts' tokens say who calls");
+        entries.never("publish", "not with store.kubernetes: there the bundle is a ConfigMap");
+        return Place::Kubernetes(settings);
+    }
+    let (mut store, mut tokens, mut publish) = (PathBuf::new(), PathBuf::new(), None);
+    entries.needed("store", path, |found| store = found);
+    entries.needed("tokens", path, |found| tokens = found);
+    entries.optional("publish", path, |found| publish = Some(found));
+    Place::Directory { store, tokens, publish }
+}
+
+fn kubernetes(entries: &mut Entries, settings: &mut cluster::Settings) {
+    entries.optional("kubeconfig", path, |found| settings.kubeconfig = Some(found));
+    entries.optional("namespace", label, |found| settings.namespace = found);
+    entries.optional("secret", name, |found| settings.secret = found);
+    entries.optional("given-secret", name, |found| settings.given_secret = found);
+    entries.optional("agent", account, |found| settings.agent = found);
+    entries.optional("audience", text, |found| settings.audience = found);
+    entries.optional("replica", name, |found| settings.replica = Some(found));
+}
+
+fn text(text: &str) -> Result<String, String> {
+    if text.is_empty() { Err("is empty".to_owned()) } else { Ok(text.to_owned()) }
+}
+
+/// A name as objects have (RFC 1123, subdomain): it becomes part of a URL.
+fn name(text: &str) -> Result<String, String> {
+    let is_label = |label: &str| {
+        let good = label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+        good && !label.is_empty() && !label.starts_with('-') && !label.ends_with('-')
+    };
+    if text.len() <= 253 && text.split('.').all(is_label) {
+        return Ok(text.to_owned());
+    }
+    Err(format!("{text:?} is no name of an object"))
+}
+
+/// A name as namespaces have (RFC 1123, label).
+fn label(text: &str) -> Result<String, String> {
+    name(text)
+        .ok()
+        .filter(|name| name.len() <= 63 && !name.contains('.'))
+        .ok_or_else(|| format!("{text:?} is no name of a namespace"))
+}
+
+fn account(text: &str) -> Result<cluster::Account, String> {
+    let wrong = || format!("{text:?} is no ServiceAccount, NAMESPACE/NAME");
+    let (namespace, account) = text.split_once('/').ok_or_else(wrong)?;
+    let namespace = label(namespace).map_err(|_| wrong())?;
+    Ok(cluster::Account { namespace, name: name(account).map_err(|_| wrong())? })
 }
 
 fn log_level(text: &str) -> Result<String, String> {
@@ -216,6 +298,15 @@ fn duration(text: &str) -> Result<Duration, String> {
         _ => return Err(wrong()),
     };
     number.checked_mul(ms).map(Duration::from_millis).ok_or_else(wrong)
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Directory { store, .. } => write!(f, "{}", store.display()),
+            Self::Kubernetes(settings) => write!(f, "Secret {}/{}", settings.namespace, settings.secret),
+        }
+    }
 }
 
 impl fmt::Display for ConfigErrors {

@@ -1,28 +1,29 @@
-//! The driver: once a second takes up what has changed (token file, requests, files given by hand, agents'
-//! acknowledgements, the clock), stores the next state, and only then shows it to the agents and to the service.
+//! The driver: once a second takes up what has changed (other replicas' state, token file, requests, what is given by
+//! hand, agents' acknowledgements, the clock), stores the next state, and only then shows it to the agents and to the
+//! service.
 //!
 //! What comes next is decided by [`crate::lifecycle`]; this file only carries it out.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tokio::sync::watch;
 
 use crate::bundle::{Bundle, CRL_RENEWED};
 use crate::caller::{Callers, Reloaded};
-use crate::config::Config;
+use crate::cluster::shared::Stored;
 use crate::counts::Counts;
-use crate::disk::Disk;
+use crate::fresh::Fresh;
+use crate::home::{Home, Unread, Wish};
 use crate::issue::{LIFE_MAX, Life, ServerNames};
 use crate::lifecycle::{Agents, Due, Outside};
-use crate::publish::Mesh;
 use crate::root::{Authority, RootError};
 use crate::signing::{self, Signing, TlsError};
 use crate::stamp::Stamp;
 use crate::state::{Rotation, State};
 use crate::status::{Outcome, Progress};
-use crate::store::{RequestError, Store, StoreError};
+use crate::store::StoreError;
 
 /// The CA's own certificate is replaced when half of its life is over.
 const TLS_RENEWED: Duration = Duration::from_secs(LIFE_MAX.as_secs() / 2);
@@ -37,15 +38,27 @@ pub(crate) struct Settings {
     pub(crate) leaf_life: Life,
     pub(crate) patience: Duration,
     pub(crate) names: ServerNames,
+    /// Until when this CA may sign after it last saw what is stored.
+    pub(crate) fresh: Fresh,
+}
+
+impl Settings {
+    /// How long a leaf may be in use after the state that signs it has been replaced: its life, and as long as a
+    /// replica may not have noticed.
+    fn longest_leaf(&self) -> Duration {
+        longest_leaf(self.leaf_life, &self.fresh)
+    }
+}
+
+fn longest_leaf(life: Life, fresh: &Fresh) -> Duration {
+    life.duration() + fresh.bound().unwrap_or_default()
 }
 
 /// Keeps the state, and what follows from it, up to date.
 #[derive(Debug)]
 pub(crate) struct Keeper {
     settings: Settings,
-    store: Store,
-    mesh: Option<Mesh>,
-    callers: Callers,
+    home: Home,
     counts: Arc<Counts>,
     state: State,
     signing: watch::Sender<Arc<Signing>>,
@@ -100,44 +113,49 @@ pub enum KeepError {
     Tls(#[from] TlsError),
 }
 
-/// The state of a store; the first one is made if there never was one.
+impl KeepError {
+    /// Whether the API server could not be asked, or another replica was faster: then the next attempt may succeed.
+    pub(crate) fn may_pass(&self) -> bool {
+        matches!(self, Self::Store(StoreError::Cluster(error)) if error.may_pass())
+    }
+}
+
+/// The state that is stored at `home`; the first one is made if there never was one.
 pub(crate) fn open_state(
-    store: &Store,
+    home: &mut Home,
     domain: &adit_proto::TrustDomain,
-    life: Life,
+    settings: (Life, &Fresh),
     now: Stamp,
 ) -> Result<State, KeepError> {
-    if let Some(state) = store.load(domain)? {
+    if let Some(state) = home.load(domain)? {
         return Ok(state);
     }
-    let authority = match store.given()? {
+    let authority = match home.given()? {
         Some(given) => {
             given.check(domain).map_err(KeepError::Given)?;
             given
         }
         None => Authority::make(domain, now)?,
     };
-    let state = State::first(domain.clone(), authority, life);
-    store.save(&state)?;
-    Ok(state)
-}
-
-/// Makes the store that `config` names, with root and intermediate, if it has none; returns the root's serial.
-pub fn init(config: &Config) -> Result<String, KeepError> {
-    let store = Store::open(&config.store, Disk::real())?;
-    let now = Stamp::of(SystemTime::now());
-    let state = open_state(&store, &config.trust_domain, config.leaf_life, now)?;
-    Ok(state.root_serial().map_err(RootError::from)?)
+    let (life, fresh) = settings;
+    let state = State::first(domain.clone(), authority, longest_leaf(life, fresh));
+    match home.save(&state) {
+        Ok(()) => Ok(state),
+        // Another replica has begun meanwhile: its state counts, and ours was never used.
+        Err(StoreError::Cluster(error)) if error.is_conflict() => {
+            let theirs = home.load(domain)?;
+            theirs.ok_or_else(|| StoreError::Cluster(error).into())
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 impl Keeper {
     /// Makes everything that requests need out of `state`, and publishes it.
     pub(crate) fn new(
         settings: Settings,
-        store: Store,
+        home: Home,
         state: State,
-        mesh: Option<Mesh>,
-        callers: Callers,
         counts: Arc<Counts>,
         now: Stamp,
     ) -> Result<(Self, Shown), KeepError> {
@@ -148,9 +166,7 @@ impl Keeper {
         let (tls, tls_shown) = watch::channel(tls);
         let mut keeper = Self {
             settings,
-            store,
-            mesh,
-            callers,
+            home,
             counts,
             state,
             signing,
@@ -171,20 +187,54 @@ impl Keeper {
     /// Does all that has fallen due. What fails is logged once and tried again at the next tick.
     pub(crate) fn tick(&mut self, now: Stamp) {
         self.reload_callers();
-        let done = self.take_requests(now);
-        self.note("requests", done);
-        let done = self.adopt_given(now);
-        self.note("given", done);
-        let done = self.take_steps(now);
-        self.note("steps", done);
+        let looked = self.look(now);
+        let is_seen = looked.is_ok();
+        self.note("store", looked);
+        // Whoever does not know what is stored stores nothing, and asks no more of a server that is away.
+        if is_seen {
+            let done = self.take_requests(now);
+            let is_clear = done.is_ok();
+            self.note("requests", done);
+            let done = self.adopt_given(now);
+            self.note("given", done);
+            // A request that is still there is taken up before the state goes on, or it would be done once more.
+            if is_clear {
+                let done = self.take_steps(now);
+                self.note("steps", done);
+            }
+        }
         self.look_at_issuer();
         let done = self.renew(now);
         self.note("renewal", done);
-        self.write_progress();
+        if is_seen {
+            self.write_progress();
+        }
+    }
+
+    /// Takes up what another replica has stored.
+    fn look(&mut self, now: Stamp) -> Result<(), KeepError> {
+        let began = Fresh::now();
+        match self.home.look()? {
+            Stored::Same => {}
+            Stored::Other(state) => {
+                let generation = state.generation;
+                if let Err(error) = self.take_up(*state, now) {
+                    self.home.refuse();
+                    return Err(error);
+                }
+                tracing::info!(generation, "another replica's state is taken up");
+            }
+            Stored::Gone => {
+                tracing::warn!("the stored state is gone: what is known here is stored again");
+                self.home.save(&self.state)?;
+            }
+        }
+        self.settings.fresh.seen(began);
+        Ok(())
     }
 
     fn reload_callers(&mut self) {
-        match self.callers.reload() {
+        match self.home.callers().map_or(Reloaded::Same, Callers::reload) {
             Reloaded::Same => {}
             Reloaded::New(callers) => tracing::info!(callers, "token file taken up"),
             Reloaded::Refused(error) => {
@@ -194,30 +244,32 @@ impl Keeper {
         }
     }
 
-    /// Takes up the request files. The state that has done a request also says so, so that none is done twice. One
-    /// that cannot be read now stays for the next time, and holds up no other.
+    /// Takes up what users ask for. The state that has done a request from a file also says so, so that none is done
+    /// twice. One that cannot be read now stays for the next time, and holds up no other.
     fn take_requests(&mut self, now: Stamp) -> Result<(), KeepError> {
-        let left = self.store.requests()?;
-        let names: Vec<String> = left.iter().map(|left| left.name.clone()).collect();
+        let wishes = self.home.wishes()?;
+        let names: Vec<String> = wishes.iter().map(|wish| wish.name.clone()).collect();
         let mut unread = None;
-        for left in left {
-            if let Err(error) = &left.request
-                && error.may_pass()
-            {
-                unread = Some(crate::report(error));
+        for wish in wishes {
+            if let Err(Unread::ForNow(why)) = &wish.request {
+                unread = Some(why.clone());
                 continue;
             }
-            if !self.state.taken.contains(&left.name) {
-                let result = self.take_request(&left.name, &names, left.request, now)?;
-                match &result {
-                    Ok(()) => tracing::info!(request = left.name, "request done"),
-                    Err(why) => tracing::warn!(request = left.name, why, "request refused"),
+            let outcome = match self.state.taken.contains(&wish.name) {
+                true => None,
+                false => {
+                    let refused = self.take_request(&wish, &names, now)?.err();
+                    match &refused {
+                        None => tracing::info!(request = wish.name, "request done"),
+                        Some(why) => tracing::warn!(request = wish.name, why, "request refused"),
+                    }
+                    Some(Outcome { request: wish.name.clone(), at: now, refused })
                 }
-                self.outcomes.push(Outcome { request: left.name.clone(), at: now, refused: result.err() });
-                let surplus = self.outcomes.len().saturating_sub(OUTCOMES_MAX);
-                self.outcomes.drain(..surplus);
-            }
-            self.store.forget_request(&left.name)?;
+            };
+            self.outcomes.extend(outcome.clone());
+            let surplus = self.outcomes.len().saturating_sub(OUTCOMES_MAX);
+            self.outcomes.drain(..surplus);
+            self.home.close(&wish, outcome.as_ref())?;
         }
         match unread {
             Some(error) => self.complain("request", error),
@@ -229,19 +281,20 @@ impl Keeper {
     /// `Ok(Err(why))`: the request is refused for good.
     fn take_request(
         &mut self,
-        name: &str,
+        wish: &Wish,
         still_there: &[String],
-        request: Result<crate::lifecycle::Request, RequestError>,
         now: Stamp,
     ) -> Result<Result<(), String>, KeepError> {
-        let request = match request {
+        let request = match &wish.request {
             Ok(request) => request,
-            Err(error) => return Ok(Err(crate::report(&error))),
+            Err(Unread::ForNow(why) | Unread::ForGood(why)) => return Ok(Err(why.clone())),
         };
-        match self.state.asked(&request, now) {
+        match self.state.asked(request, now) {
             Ok(mut next) => {
-                next.taken.retain(|name| still_there.contains(name));
-                next.taken.push(name.to_owned());
+                if self.home.remembers_wishes() {
+                    next.taken.retain(|name| still_there.contains(name));
+                    next.taken.push(wish.name.clone());
+                }
                 self.become_state(next, now)?;
                 Ok(Ok(()))
             }
@@ -250,7 +303,7 @@ impl Keeper {
     }
 
     fn adopt_given(&mut self, now: Stamp) -> Result<(), KeepError> {
-        let Some(given) = self.store.given()? else {
+        let Some(given) = self.home.given()? else {
             return Ok(());
         };
         if let Some(next) = self.state.adopting(&given, now).map_err(RootError::from)? {
@@ -263,7 +316,7 @@ impl Keeper {
 
     fn take_steps(&mut self, now: Stamp) -> Result<(), KeepError> {
         for _ in 0..STEPS_MAX {
-            self.publish();
+            self.publish(now);
             let outside = self.outside(now);
             let Some(due) = self.state.due(&outside).map_err(RootError::from)? else {
                 return Ok(());
@@ -308,25 +361,33 @@ impl Keeper {
             published: self.published,
             agents: self.agents(),
             patience: self.settings.patience,
-            leaf_life: self.settings.leaf_life,
+            leaf_life: self.settings.longest_leaf(),
         }
     }
 
-    /// The agents are asked only while a change of root waits for them: there may be many files.
+    /// The agents are asked only while a change of root waits for them: there may be many.
     fn agents(&self) -> Agents {
-        match (&self.state.rotation, &self.mesh) {
-            (Rotation::Announced { .. }, Some(mesh)) => mesh.agents(),
-            (Rotation::Announced { .. } | Rotation::Steady | Rotation::Overlap { .. }, _) => {
-                Agents::Unknown("there is no mesh directory to publish to".to_owned())
+        match &self.state.rotation {
+            Rotation::Announced { .. } => self.home.agents(),
+            Rotation::Steady | Rotation::Overlap { .. } => {
+                Agents::Unknown("nothing waits for them".to_owned())
             }
         }
     }
 
     /// Stores `next`, and only then signs and publishes with it.
     fn become_state(&mut self, next: State, now: Stamp) -> Result<(), KeepError> {
+        // What cannot be signed or published with is not stored either.
+        Signing::of(&next, self.settings.leaf_life)?;
+        Bundle::of(&next, now)?;
+        self.home.save(&next)?;
+        self.take_up(next, now)
+    }
+
+    /// Signs and publishes with `next`, which is stored.
+    fn take_up(&mut self, next: State, now: Stamp) -> Result<(), KeepError> {
         let signing = Signing::of(&next, self.settings.leaf_life)?;
         let bundle = Bundle::of(&next, now)?;
-        self.store.save(&next)?;
         let reissue = signing.issuer.chain != self.signing.borrow().issuer.chain;
         self.state = next;
         self.bundle = bundle;
@@ -335,7 +396,7 @@ impl Keeper {
         if reissue {
             self.renew_tls(now)?;
         }
-        self.publish();
+        self.publish(now);
         Ok(())
     }
 
@@ -343,7 +404,7 @@ impl Keeper {
         if now >= self.bundle_since.plus(CRL_RENEWED) || now < self.bundle_since {
             self.bundle = Bundle::of(&self.state, now)?;
             self.bundle_since = now;
-            self.publish();
+            self.publish(now);
         }
         if now >= self.tls_since.plus(TLS_RENEWED) || now < self.tls_since {
             self.renew_tls(now)?;
@@ -359,22 +420,17 @@ impl Keeper {
     }
 
     /// Makes the published bundle be the present one. A failure leaves the agents with the last one.
-    fn publish(&mut self) {
-        let Some(mesh) = &self.mesh else {
-            return;
-        };
-        match mesh.publish(&self.bundle.manifest()) {
-            Ok(written) => {
+    fn publish(&mut self, now: Stamp) {
+        match self.home.publish(&self.bundle, now) {
+            None => {}
+            Some(Ok(written)) => {
                 self.published = Some(self.bundle.generation);
                 self.complaints.remove("bundle");
                 if written {
                     tracing::info!(generation = self.bundle.generation, "trust bundle published");
                 }
             }
-            Err(error) => {
-                let path = mesh.bundle_path();
-                self.complain("bundle", format!("cannot write {}: {error}", path.display()));
-            }
+            Some(Err(error)) => self.note("bundle", Err(error.into())),
         }
     }
 
@@ -392,18 +448,20 @@ impl Keeper {
         if self.progress.as_ref() == Some(&progress) {
             return;
         }
-        match self.store.save_progress(&progress) {
-            Ok(()) => {
-                self.complaints.remove("status");
-                self.progress = Some(progress);
-            }
-            Err(error) => self.complain("status", crate::report(&error)),
+        let shown = self.home.show(&progress);
+        if shown.is_ok() {
+            self.progress = Some(progress);
         }
+        self.note("status", shown.map_err(KeepError::from));
     }
 
     fn note(&mut self, what: &'static str, result: Result<(), KeepError>) {
         match result {
             Ok(()) => drop(self.complaints.remove(what)),
+            // Not a fault: the next tick goes on from what the other has stored.
+            Err(KeepError::Store(StoreError::Cluster(error))) if error.is_conflict() => {
+                tracing::debug!(what, error = crate::report(&error), "another replica was faster");
+            }
             Err(error) => self.complain(what, crate::report(&error)),
         }
     }

@@ -9,17 +9,22 @@
 //! begun; sign or publish with a state that is not on disk.
 
 pub mod app;
+mod around;
 pub mod attest;
 pub mod bundle;
 pub mod caller;
+pub mod cluster;
 pub mod config;
 pub mod counts;
 pub mod csr;
 pub mod disk;
+mod fresh;
+mod home;
 pub mod issue;
 pub mod keeper;
 pub mod lifecycle;
 mod page;
+mod placement;
 pub mod publish;
 pub mod refusal;
 pub mod root;

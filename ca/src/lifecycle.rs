@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use adit_proto::SpiffeId;
 
-use crate::issue::{LIFE_MAX, Life};
+use crate::issue::LIFE_MAX;
 use crate::root::{Authority, Broken, Certificate, Facts, ROOT_LIFE, RootError};
 use crate::serial::Serial;
 use crate::stamp::Stamp;
@@ -32,8 +32,9 @@ pub struct Outside {
     pub agents: Agents,
     /// How long to wait for agents that do not acknowledge.
     pub patience: Duration,
-    /// The longest life that leaves are given now.
-    pub leaf_life: Life,
+    /// How long a leaf that is given now may be in use at most, from the moment when the state by which it is signed
+    /// has been replaced.
+    pub leaf_life: Duration,
 }
 
 /// Which bundle generation the agents have acknowledged.
@@ -46,6 +47,14 @@ pub enum Agents {
 }
 
 impl Agents {
+    /// How many there are; `None` if that cannot be known.
+    pub fn count(&self) -> Option<usize> {
+        match self {
+            Self::Unknown(_) => None,
+            Self::Known(nodes) => Some(nodes.len()),
+        }
+    }
+
     /// The nodes that have not acknowledged `generation`; `None` if that cannot be known.
     pub fn behind(&self, generation: u64) -> Option<Vec<&str>> {
         match self {
@@ -129,7 +138,7 @@ impl State {
     /// The most urgent step that has fallen due, if any. After it is applied, ask again.
     pub fn due(&self, outside: &Outside) -> Result<Option<Due>, Broken> {
         let now = outside.now;
-        if self.longest_leaf() < outside.leaf_life.duration() {
+        if self.longest_leaf() < outside.leaf_life {
             return Ok(Some(Due::NoteLeafLife));
         }
         if let Some(due) = self.rotation_due(outside)? {
@@ -209,7 +218,7 @@ impl State {
             }
             Due::DropOld => {
                 next.rotation = Rotation::Steady;
-                next.longest_leaf_s = outside.leaf_life.duration().as_secs();
+                next.longest_leaf_s = outside.leaf_life.as_secs();
                 next.generation += 1;
             }
             Due::DropRetired => next.drop_retired(now),
@@ -218,7 +227,7 @@ impl State {
                 next.revoked.retain(|revocation| !has_expired(revocation, now));
                 next.generation += 1;
             }
-            Due::NoteLeafLife => next.longest_leaf_s = outside.leaf_life.duration().as_secs(),
+            Due::NoteLeafLife => next.longest_leaf_s = outside.leaf_life.as_secs(),
         }
         next.remember(self, now)?;
         Ok(next)

@@ -136,7 +136,12 @@ fn run(config: Config) -> anyhow::Result<()> {
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
-        let app = App::bind(config, VERSION).await?;
+        let app = tokio::select! {
+            bound = App::bind(config, VERSION) => bound?,
+            // It may have to wait for an API server.
+            _ = terminate.recv() => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
+        };
         say(&format!("adit-ca ready on {}", app.address()))?;
         app.run(async move {
             tokio::select! {
@@ -150,8 +155,10 @@ fn run(config: Config) -> anyhow::Result<()> {
 }
 
 fn init(config: Config) -> anyhow::Result<()> {
-    let root = adit_ca::keeper::init(&config)?;
-    say(&format!("store {}: root {root}", config.store.display()))
+    let store = config.place.to_string();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let root = runtime.block_on(App::init(config))?;
+    say(&format!("store {store}: root {root}"))
 }
 
 fn revoke(store: PathBuf, subject: SubjectArguments, undo: bool) -> anyhow::Result<()> {
@@ -186,7 +193,11 @@ fn status(dir: PathBuf, json: bool) -> anyhow::Result<()> {
 }
 
 fn log_to_stderr(config: &Config) -> anyhow::Result<()> {
-    let filter = tracing_subscriber::EnvFilter::try_new(&config.log_level)?;
+    let mut filter = tracing_subscriber::EnvFilter::try_new(&config.log_level)?;
+    // It tells each failure once more, at every attempt; who asked tells it once. Whoever names it gets it.
+    if !config.log_level.contains("kube_client") {
+        filter = filter.add_directive("kube_client=off".parse()?);
+    }
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
     match config.log_format {
         LogFormat::Text => log.init(),

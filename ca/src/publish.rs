@@ -19,7 +19,7 @@ pub const STATUS: &str = "status";
 /// The longest status file that is read, in bytes. One captured pod takes about 100; 4 MiB are 40,000 pods on a node.
 const STATUS_LEN_MAX: u64 = 4 * 1024 * 1024;
 /// How many agents' files are read. With more, acknowledgement is not known and only the time bound counts.
-const AGENTS_MAX: usize = 10_000;
+pub(crate) const AGENTS_MAX: usize = 10_000;
 
 /// A mesh directory.
 #[derive(Debug)]

@@ -97,6 +97,18 @@ impl Authority {
         })
     }
 
+    /// What was given by hand, not yet checked: see [`Authority::check`].
+    ///
+    /// The root that signed the chain is put first among the roots, as the other code expects.
+    pub fn given(chain: Vec<Certificate>, key: Key, mut roots: Vec<Certificate>) -> Self {
+        let last = chain.last();
+        let leads_to = |root: &Certificate| last.is_some_and(|last| last.was_signed_by(root));
+        if let Some(at) = roots.iter().position(leads_to) {
+            roots.swap(0, at);
+        }
+        Self { roots, root_key: None, chain, key, retired: Vec::new() }
+    }
+
     /// This authority with a fresh intermediate; the old one is retired until `leaves_end`.
     pub fn renewed(&self, domain: &TrustDomain, now: Stamp, leaves_end: Stamp) -> Result<Self, RootError> {
         let (Some(root), Some(root_key)) = (self.roots.first(), &self.root_key) else {

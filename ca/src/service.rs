@@ -1,4 +1,4 @@
-//! The line of a request: authenticate → attest → issue → reply; nothing else.
+//! The line of a request: authenticate → place (in a cluster) → attest → issue → reply; nothing else.
 //!
 //! Every refusal has one word, one gRPC code and one text; every request one line in the log, without tokens or keys.
 
@@ -11,10 +11,12 @@ use adit_proto::SpiffeId;
 use tokio::sync::{Semaphore, watch};
 use tonic::{Request, Response, Status};
 
-use crate::attest::{Caller, attest};
+use crate::attest::{Caller, Evidence, Grant, attest, of_domain};
 use crate::caller::{Callers, Reloaded};
+use crate::cluster::callers::Agents;
 use crate::counts::Counts;
 use crate::csr::SubjectKey;
+use crate::fresh::Fresh;
 use crate::issue::{self, Leaf};
 use crate::refusal::Refusal;
 use crate::serial::Serial;
@@ -35,16 +37,31 @@ pub const REQUESTS_MAX: usize = 256;
 /// Issues certificates over gRPC.
 #[derive(Clone, Debug)]
 pub struct Service {
-    callers: Callers,
+    askers: Askers,
     signing: watch::Receiver<Arc<Signing>>,
+    fresh: Fresh,
     counts: Arc<Counts>,
     room: Arc<Semaphore>,
 }
 
+/// Who may ask.
+#[derive(Clone, Debug)]
+pub(crate) enum Askers {
+    /// Those in the token file, for what it says.
+    TokenFile(Callers),
+    /// The agents of a cluster, for what runs on their node.
+    Cluster(Arc<Agents>),
+}
+
 impl Service {
-    /// A service that answers `callers` with what `signing` signs.
-    pub fn new(callers: Callers, signing: watch::Receiver<Arc<Signing>>, counts: Arc<Counts>) -> Self {
-        Self { callers, signing, counts, room: Arc::new(Semaphore::new(REQUESTS_MAX)) }
+    /// A service that answers `askers` with what `signing` signs, as long as that is `fresh`.
+    pub(crate) fn new(
+        askers: Askers,
+        signing: watch::Receiver<Arc<Signing>>,
+        fresh: Fresh,
+        counts: Arc<Counts>,
+    ) -> Self {
+        Self { askers, signing, fresh, counts, room: Arc::new(Semaphore::new(REQUESTS_MAX)) }
     }
 
     /// As tonic routes to it, with its bounds.
@@ -52,51 +69,91 @@ impl Service {
         IstioCertificateServiceServer::new(self).max_decoding_message_size(MESSAGE_LEN_MAX)
     }
 
-    /// One request, from what the wire says to the certificate. Does not wait for anything.
-    fn answer(&self, asked: &Asked<'_>, trace: &mut Trace) -> Result<(Leaf, Arc<Signing>), Refusal> {
+    /// One request, from what the wire says to the certificate.
+    async fn answer(&self, asked: &Asked<'_>, trace: &mut Trace) -> Result<(Leaf, Arc<Signing>), Refusal> {
         let _room = self.room.try_acquire().map_err(|_| Refusal::Busy)?;
+        let (grant, key) = match &self.askers {
+            Askers::TokenFile(callers) => self.by_token_file(callers, asked, trace)?,
+            Askers::Cluster(agents) => self.by_cluster(agents, asked, trace).await?,
+        };
+        // Of this moment, not of when the request came: what signs may have been replaced while it waited.
         let signing = Arc::clone(&self.signing.borrow());
-        let caller = self.authenticate(asked)?;
-        if let Some(peer) = asked.peer {
-            peer.is_known();
+        if let Some(lost) = self.fresh.lost_for() {
+            return Err(Refusal::Stale(lost));
         }
-        trace.node = Some(Arc::clone(&caller.node));
-        let wanted = wanted(asked.message)?;
-        trace.identity = Some(wanted.clone());
+        let grant = grant.still(&signing.revoked)?;
         let life = signing.leaf_life.asked(asked.message.validity_duration)?;
-        let key = SubjectKey::from_csr_pem(&asked.message.csr)?;
-        let grant = self.attest(asked, &caller, wanted, &signing)?;
         let leaf = issue::leaf(&signing.issuer, &grant, &key, Serial::draw()?, Stamp::of(asked.now), life)?;
         Ok((leaf, signing))
     }
 
-    /// The token file is read again before a caller is refused: it may have been changed a moment ago.
-    fn authenticate(&self, asked: &Asked<'_>) -> Result<Caller, Refusal> {
-        self.callers
-            .authenticate(asked.authorization)
-            .or_else(|refused| match self.callers.reload_if_changed() {
-                Reloaded::New(_) => self.callers.authenticate(asked.authorization),
-                Reloaded::Same | Reloaded::Refused(_) => Err(refused),
-            })
-            .map_err(Refusal::from)
+    /// By the token file, which is read again before a caller is refused: it may have been changed a moment ago.
+    fn by_token_file(
+        &self,
+        callers: &Callers,
+        asked: &Asked<'_>,
+        trace: &mut Trace,
+    ) -> Result<(Grant, SubjectKey), Refusal> {
+        let caller = authenticate(callers, asked)?;
+        let (wanted, key) = self.read(asked, &caller.node, trace)?;
+        let signing = Arc::clone(&self.signing.borrow());
+        let judge = |caller: &Caller| {
+            let evidence = Evidence::Token(Arc::clone(&caller.allowed));
+            attest(&caller.node, &evidence, wanted.clone(), &signing.trust_domain, &signing.revoked)
+        };
+        let grant = match judge(&caller) {
+            Ok(grant) => grant,
+            Err(refused) => match callers.reload_if_changed() {
+                Reloaded::New(_) => judge(&authenticate(callers, asked)?)?,
+                Reloaded::Same | Reloaded::Refused(_) => return Err(refused.into()),
+            },
+        };
+        Ok((grant, key))
     }
 
-    fn attest(
+    /// By what the API server says of the token, and what runs on the caller's node.
+    async fn by_cluster(
+        &self,
+        agents: &Agents,
+        asked: &Asked<'_>,
+        trace: &mut Trace,
+    ) -> Result<(Grant, SubjectKey), Refusal> {
+        let claim = agents.authenticate(asked.authorization).await?;
+        let (wanted, key) = self.read(asked, &claim.node, trace)?;
+        let signing = Arc::clone(&self.signing.borrow());
+        let wanted = of_domain(wanted, &signing.trust_domain)?;
+        agents.place(&claim, &wanted).await?;
+        let evidence = Evidence::Placed(wanted.clone());
+        let grant = attest(&claim.node, &evidence, wanted, &signing.trust_domain, &signing.revoked)?;
+        Ok((grant, key))
+    }
+
+    /// What a known caller asks for.
+    fn read(
         &self,
         asked: &Asked<'_>,
-        caller: &Caller,
-        wanted: SpiffeId,
-        signing: &Signing,
-    ) -> Result<crate::attest::Grant, Refusal> {
-        let judge = |caller: &Caller| attest(caller, wanted.clone(), &signing.trust_domain, &signing.revoked);
-        match judge(caller) {
-            Ok(grant) => Ok(grant),
-            Err(refused) => match self.callers.reload_if_changed() {
-                Reloaded::New(_) => Ok(judge(&self.authenticate(asked)?)?),
-                Reloaded::Same | Reloaded::Refused(_) => Err(refused.into()),
-            },
+        node: &Arc<str>,
+        trace: &mut Trace,
+    ) -> Result<(SpiffeId, SubjectKey), Refusal> {
+        if let Some(peer) = asked.peer {
+            peer.is_known();
         }
+        trace.node = Some(Arc::clone(node));
+        let wanted = wanted(asked.message)?;
+        trace.identity = Some(wanted.clone());
+        self.signing.borrow().leaf_life.asked(asked.message.validity_duration)?;
+        Ok((wanted, SubjectKey::from_csr_pem(&asked.message.csr)?))
     }
+}
+
+fn authenticate(callers: &Callers, asked: &Asked<'_>) -> Result<Caller, Refusal> {
+    callers
+        .authenticate(asked.authorization)
+        .or_else(|refused| match callers.reload_if_changed() {
+            Reloaded::New(_) => callers.authenticate(asked.authorization),
+            Reloaded::Same | Reloaded::Refused(_) => Err(refused),
+        })
+        .map_err(Refusal::from)
 }
 
 /// A request as it came.
@@ -131,7 +188,7 @@ impl IstioCertificateService for Service {
             peer: peer.as_ref(),
         };
         let mut trace = Trace::default();
-        let result = self.answer(&asked, &mut trace);
+        let result = self.answer(&asked, &mut trace).await;
         log(peer.map(|peer| peer.from), &trace, &result, began);
         self.counts.request(&result);
         match result {

@@ -17,7 +17,7 @@ use crate::wire::IstioCertificateResponse;
 
 /// One generation of what signs.
 #[derive(Debug)]
-pub struct Signing {
+pub(crate) struct Signing {
     /// Whose identities are issued.
     pub(crate) trust_domain: TrustDomain,
     /// What signs.

@@ -8,7 +8,6 @@ use std::time::Duration;
 use adit_proto::{SpiffeId, TrustDomain};
 use serde::{Deserialize, Serialize};
 
-use crate::issue::Life;
 use crate::root::{Authority, Broken, Certificate, Facts, RootError};
 use crate::serial::Serial;
 use crate::stamp::Stamp;
@@ -160,14 +159,14 @@ impl State {
     }
 
     /// The first state of a store.
-    pub fn first(trust_domain: TrustDomain, authority: Authority, life: Life) -> Self {
+    pub fn first(trust_domain: TrustDomain, authority: Authority, longest_leaf: Duration) -> Self {
         Self {
             version: VERSION,
             trust_domain,
             generation: 1,
             authority,
             rotation: Rotation::Steady,
-            longest_leaf_s: life.duration().as_secs(),
+            longest_leaf_s: longest_leaf.as_secs(),
             revoked: Vec::new(),
             former: Vec::new(),
             taken: Vec::new(),

@@ -66,6 +66,9 @@ pub enum Step {
         generation: u64,
         /// Who has not; none if that cannot be known.
         waiting_for: Option<Vec<String>>,
+        /// How many agents there are, as far as that is known.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        agents: Option<usize>,
     },
     /// Old and new root are published; the new one signs.
     Overlap {
@@ -108,6 +111,7 @@ impl Progress {
                 waiting_for: agents
                     .behind(*generation)
                     .map(|nodes| nodes.into_iter().map(str::to_owned).collect()),
+                agents: agents.count(),
             },
             Rotation::Overlap { previous, since, until } => {
                 Step::Overlap { since: *since, previous: Shown::of(previous.root()?)?, until: *until }
@@ -141,11 +145,43 @@ impl fmt::Display for Shown {
     }
 }
 
+impl Step {
+    /// Where the change stands, in one line: what is done, and for whom or what it waits.
+    pub fn in_short(&self) -> String {
+        match self {
+            Self::Steady => "steady".to_owned(),
+            Self::Announced { waiting_for: None, .. } => {
+                "published; agents cannot be asked, only the time bound counts".to_owned()
+            }
+            Self::Announced { waiting_for: Some(nodes), agents, .. } => match nodes.as_slice() {
+                [] => "published; all agents have it".to_owned(),
+                nodes => {
+                    let of = agents.map_or_else(String::new, |agents| format!(" of {agents}"));
+                    format!("published; waiting for {}{of} agents: {}", nodes.len(), nodes.join(", "))
+                }
+            },
+            Self::Overlap { until, .. } => {
+                format!("signing with the new root; the old one is dropped after {until}")
+            }
+        }
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { request, at, refused } = self;
+        match refused {
+            None => write!(f, "{at} {request}: done"),
+            Some(why) => write!(f, "{at} {request}: refused: {why}"),
+        }
+    }
+}
+
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Steady => f.write_str("steady: one root"),
-            Self::Announced { since, next, generation, waiting_for } => {
+            Self::Announced { since, next, generation, waiting_for, agents: _ } => {
                 write!(
                     f,
                     "1 of 3, announced {since}: old and new root are published, the old one signs\n  new root      {next}\n  waiting       until every agent has acknowledged generation {generation}"

@@ -14,6 +14,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 
+use crate::cluster::ClusterError;
 use crate::disk::{Access, Disk};
 use crate::root::PemError;
 use crate::state::{ReadError, State, StateError};
@@ -98,6 +99,9 @@ pub enum StoreError {
         /// The missing file.
         path: PathBuf,
     },
+    /// The objects in the cluster cannot be used.
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
     /// A root given by hand is incomplete.
     #[error("{path} is missing: tls.crt, tls.key and ca.crt are used together or not at all", path = path.display())]
     GivenInPart {

@@ -1,4 +1,3 @@
-use std::collections::BTreeMap;
 use std::process::Command;
 
 use rustls_pki_types::pem::PemObject;
@@ -11,7 +10,7 @@ use webpki::{
 
 use super::*;
 use crate::attest::grant_for_test;
-use crate::issue::{Life, leaf};
+use crate::issue::{LIFE_MAX, Life, leaf};
 use crate::lifecycle::Request;
 use crate::root::Authority;
 use crate::serial::Serial;
@@ -23,7 +22,7 @@ fn now() -> Stamp {
 fn state() -> State {
     let domain = "cluster.local".parse().unwrap();
     let authority = Authority::make(&domain, now()).unwrap();
-    State::first(domain, authority, Life::DEFAULT)
+    State::first(domain, authority, LIFE_MAX)
 }
 
 #[derive(Deserialize)]

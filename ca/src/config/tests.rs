@@ -3,7 +3,8 @@ use super::*;
 #[test]
 fn three_lines_are_enough_and_the_rest_are_defaults() {
     let config = Config::parse("store: /s\ntokens: /t\npublish: /m\n").unwrap();
-    assert_eq!((config.store, config.tokens, config.publish), ("/s".into(), "/t".into(), Some("/m".into())));
+    let (store, tokens, publish) = ("/s".into(), "/t".into(), Some("/m".into()));
+    assert_eq!(config.place, Place::Directory { store, tokens, publish });
     assert_eq!(config.listen.to_string(), "0.0.0.0:15012");
     assert_eq!(config.leaf_life, Life::DEFAULT);
     assert_eq!(config.acknowledge_within, Duration::from_secs(86_400));
@@ -92,4 +93,54 @@ fn a_duration_has_a_unit() {
     for text in ["", "10", "s", "10 s", "-1s", "1h30m", "99999999999999999999s", "18446744073709551615d"] {
         assert!(duration(text).is_err(), "{text}");
     }
+}
+
+#[test]
+fn a_cluster_needs_no_name_and_takes_every_one() {
+    for text in ["store: {kubernetes: {}}\n", "store:\n  kubernetes:\n"] {
+        assert_eq!(
+            Config::parse(text).unwrap().place,
+            Place::Kubernetes(cluster::Settings::default()),
+            "{text}"
+        );
+    }
+    let config = Config::parse(
+        "store:\n  kubernetes:\n    kubeconfig: /k\n    namespace: mesh\n    secret: keys\n    given-secret: own.ca\n    \
+         agent: mesh/agents\n    audience: https://ca\n    replica: one\npoll: 5s\n",
+    )
+    .unwrap();
+    let settings = cluster::Settings {
+        kubeconfig: Some("/k".into()),
+        namespace: "mesh".into(),
+        secret: "keys".into(),
+        given_secret: "own.ca".into(),
+        agent: cluster::Account { namespace: "mesh".into(), name: "agents".into() },
+        audience: "https://ca".into(),
+        replica: Some("one".into()),
+    };
+    assert_eq!((config.place, config.poll), (Place::Kubernetes(settings), Duration::from_secs(5)));
+}
+
+#[test]
+fn what_contradicts_a_cluster_is_named_and_so_is_what_it_does_not_know() {
+    let text = "store:\n  kubernetes:\n    secrets: x\n    namespace: a.b\n    agent: adit-agent\n  directory: /s\n\
+                tokens: /t\npublish: /m\npoll: 6s\n";
+    let mistakes = Config::parse(text).unwrap_err();
+    let said: Vec<String> =
+        mistakes.iter().map(|Mistake { line, at, what }| format!("{line} {at}: {what}")).collect();
+    assert_eq!(
+        said,
+        [
+            "3 store.kubernetes.secrets: there is no such key",
+            "4 store.kubernetes.namespace: \"a.b\" is no name of a namespace",
+            "5 store.kubernetes.agent: \"adit-agent\" is no ServiceAccount, NAMESPACE/NAME",
+            "6 store.directory: there is no such key",
+            "7 tokens: not with store.kubernetes: there the ServiceAccounts' tokens say who calls",
+            "8 publish: not with store.kubernetes: there the bundle is a ConfigMap",
+            "9 poll: \"6s\" is not between 10ms and 5s with store.kubernetes",
+        ]
+    );
+    let said = Config::parse("store: {}\n").unwrap_err();
+    assert_eq!((said[0].at.as_str(), said[0].what.as_str()), ("store.kubernetes", "is missing"));
+    assert!(Config::parse("store: {kubernetes: x}\n").is_err());
 }

@@ -1,11 +1,15 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::time::SystemTime;
 
 use super::*;
+use crate::disk::Disk;
+use crate::home::Directory;
 use crate::lifecycle::Request;
+use crate::publish::Mesh;
 use crate::state::Subject;
-use crate::store;
+use crate::store::{self, Store};
 
 fn at(seconds: u64) -> Stamp {
     Stamp::of(std::time::UNIX_EPOCH + Duration::from_secs(1_700_000_000 + seconds))
@@ -57,17 +61,19 @@ impl World {
 
     fn keeper(&self, disk: Disk, now: Stamp) -> Result<(Keeper, Shown), KeepError> {
         let store = Store::open(&self.path("store"), disk)?;
+        let mesh = Mesh::new(self.path("mesh"), Disk::real());
+        let callers = Callers::open(&self.path("tokens.yaml")).unwrap();
+        let mut home = Home::Directory(Directory { store, mesh: Some(mesh), callers });
         let domain = "cluster.local".parse().unwrap();
         let life = Life::new(Duration::from_secs(10)).unwrap();
-        let state = open_state(&store, &domain, life, now)?;
+        let state = open_state(&mut home, &domain, (life, &Fresh::always()), now)?;
         let settings = Settings {
             leaf_life: life,
             patience: Duration::from_secs(100),
             names: ServerNames { dns: vec!["ca".to_owned()], ips: Vec::new() },
+            fresh: Fresh::always(),
         };
-        let mesh = Mesh::new(self.path("mesh"), Disk::real());
-        let callers = Callers::open(&self.path("tokens.yaml")).unwrap();
-        Keeper::new(settings, store, state, Some(mesh), callers, Arc::new(Counts::default()), now)
+        Keeper::new(settings, home, state, Arc::new(Counts::default()), now)
     }
 
     fn acknowledge(&self, node: &str, generation: u64) {

@@ -1,5 +1,5 @@
 use super::*;
-use crate::issue::ServerNames;
+use crate::issue::{Life, ServerNames};
 use crate::root::INTERMEDIATE_LIFE;
 use crate::serial::Serial;
 
@@ -10,7 +10,7 @@ fn at(seconds: u64) -> Stamp {
 fn state() -> State {
     let domain = "cluster.local".parse().unwrap();
     let authority = Authority::make(&domain, at(0)).unwrap();
-    State::first(domain, authority, Life::DEFAULT)
+    State::first(domain, authority, LIFE_MAX)
 }
 
 /// What is stored is what comes back: every step in these tests goes through the file's form, as after a restart.
@@ -27,7 +27,7 @@ fn outside(now: Stamp, published: Option<u64>, agents: &[(&str, u64)]) -> Outsid
         published,
         agents: Agents::Known(agents.iter().map(|(node, known)| ((*node).to_owned(), *known)).collect()),
         patience: Duration::from_secs(3600),
-        leaf_life: Life::DEFAULT,
+        leaf_life: LIFE_MAX,
     }
 }
 
@@ -99,8 +99,7 @@ fn one_change_of_root_at_a_time() {
 
 #[test]
 fn the_old_root_outlives_the_longest_leaf_ever_given_not_the_present_setting() {
-    let short =
-        Outside { leaf_life: Life::new(Duration::from_secs(10)).unwrap(), ..outside(at(2), Some(2), &[]) };
+    let short = Outside { leaf_life: Duration::from_secs(10), ..outside(at(2), Some(2), &[]) };
     let announced = state().asked(&Request::RotateRoot, at(0)).unwrap();
     let published = step(&announced, Due::NotePublished, &short);
     let overlap = step(&published, Due::SignWithNew, &short);
@@ -248,7 +247,7 @@ fn a_kill_list_stored_without_ends_is_taken_up_and_each_entry_given_its_own() {
 fn an_intermediate_given_by_hand_is_revoked_and_goes_on_signing_until_another_is_given() {
     let domain = "cluster.local".parse().unwrap();
     let theirs = Authority::make(&domain, at(0)).unwrap();
-    let own = State::first(domain.clone(), given_from(&theirs, false), Life::DEFAULT);
+    let own = State::first(domain.clone(), given_from(&theirs, false), LIFE_MAX);
     let leaked = serial_of(&theirs.chain[0]);
     let revoked = own.asked(&Request::Revoke(leaked.clone()), at(5)).unwrap();
     nothing(&revoked, &outside(at(5), Some(2), &[]));
@@ -293,7 +292,7 @@ fn every_certificate_of_a_replaced_chain_can_be_revoked_for_as_long_as_it_lives(
     let key = rcgen::KeyPair::generate().unwrap();
     let root = rcgen::CertifiedIssuer::self_signed(their_params("root"), key).unwrap();
     let (old, new) = (three_deep_under(&root), three_deep_under(&root));
-    let first = State::first("cluster.local".parse().unwrap(), old.clone(), Life::DEFAULT);
+    let first = State::first("cluster.local".parse().unwrap(), old.clone(), LIFE_MAX);
     let replaced = restarted(&first.adopting(&new, at(100)).unwrap().unwrap());
     let dropped = step(&replaced, Due::DropRetired, &outside(at(2 * DAY_S), Some(1), &[]));
     for certificate in &old.chain {
@@ -311,7 +310,7 @@ fn every_certificate_of_a_replaced_chain_can_be_revoked_for_as_long_as_it_lives(
 fn what_leads_to_a_root_that_stays_trusted_after_its_change_can_be_revoked_for_as_long_as_it_lives() {
     let domain = "cluster.local".parse().unwrap();
     let made = Authority::make(&domain, at(0)).unwrap();
-    let first = State::first(domain.clone(), given_from(&made, false), Life::DEFAULT);
+    let first = State::first(domain.clone(), given_from(&made, false), LIFE_MAX);
     // Renewed just before the change, so that the one before is dropped with the root's authority.
     let renewed = given_from(&made.renewed(&domain, at(100), at(0)).unwrap(), false);
     let second = first.adopting(&renewed, at(100)).unwrap().unwrap();
@@ -367,7 +366,7 @@ fn what_is_given_by_hand_is_announced_before_it_signs_unless_it_is_trusted_alrea
     }
     // Its intermediate is renewed by hand: it signs at once, the old one goes on to revoke.
     let given = given_from(&theirs, false);
-    let own = State::first(domain.clone(), given, Life::DEFAULT);
+    let own = State::first(domain.clone(), given, LIFE_MAX);
     let next = given_from(&theirs.renewed(&domain, at(100), at(0)).unwrap(), false);
     let renewed = own.adopting(&next, at(100)).unwrap().unwrap();
     assert!(matches!(renewed.rotation, Rotation::Steady));

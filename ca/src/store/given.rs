@@ -9,8 +9,6 @@ const ROOTS: &str = "ca.crt";
 
 impl Store {
     /// What was given by hand; `None` if none of the three files is there. Not yet checked: see [`Authority::check`].
-    ///
-    /// The root that signed the chain is put first among the roots, as the other code expects.
     pub fn given(&self) -> Result<Option<Authority>, StoreError> {
         let dir = self.dir();
         let chain = read(&dir.join(CHAIN), Secret::No)?;
@@ -25,13 +23,8 @@ impl Store {
         };
         let chain = Certificate::all_in(&chain).map_err(|source| self.wrong(CHAIN, source))?;
         let key = Key::from_pem(&key).map_err(|source| self.wrong(KEY, source))?;
-        let mut roots = Certificate::all_in(&roots).map_err(|source| self.wrong(ROOTS, source))?;
-        let last = chain.last();
-        let leads_to = |root: &&Certificate| last.is_some_and(|last| last.was_signed_by(root));
-        if let Some(at) = roots.iter().position(|root| leads_to(&root)) {
-            roots.swap(0, at);
-        }
-        Ok(Some(Authority { roots, root_key: None, chain, key, retired: Vec::new() }))
+        let roots = Certificate::all_in(&roots).map_err(|source| self.wrong(ROOTS, source))?;
+        Ok(Some(Authority::given(chain, key, roots)))
     }
 
     fn given_in_part(&self, name: &str) -> StoreError {

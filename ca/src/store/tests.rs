@@ -2,7 +2,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::*;
-use crate::issue::Life;
+use crate::issue::LIFE_MAX;
 use crate::lifecycle::{Agents, Due, Outside, Request};
 use crate::root::{Authority, pem_text};
 use crate::stamp::Stamp;
@@ -13,7 +13,7 @@ fn domain() -> TrustDomain {
 
 fn state() -> State {
     let authority = Authority::make(&domain(), Stamp::of(SystemTime::now())).unwrap();
-    State::first(domain(), authority, Life::DEFAULT)
+    State::first(domain(), authority, LIFE_MAX)
 }
 
 fn open(dir: &Path) -> Store {
@@ -158,7 +158,7 @@ fn outside(now: Stamp) -> Outside {
         published: None,
         agents: Agents::Known(Vec::new()),
         patience: Duration::ZERO,
-        leaf_life: Life::DEFAULT,
+        leaf_life: LIFE_MAX,
     }
 }
 

@@ -187,6 +187,10 @@ async fn its_page_counts_each_request_by_its_result_and_says_when_the_issuer_end
     assert_eq!(days("adit_ca_issuer_expiry_timestamp_seconds"), 365);
     assert_eq!(days("adit_ca_root_expiry_timestamp_seconds"), 3650);
     assert!(get("/").await.starts_with("HTTP/1.1 404 "));
+    for (path, says) in [("/healthz/ready", "ready: it can issue"), ("/healthz/live", "alive")] {
+        let answer = get(path).await;
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.contains(says), "{answer}");
+    }
 }
 
 #[test]

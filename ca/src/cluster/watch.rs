@@ -1,0 +1,199 @@
+//! A kind of object, listed and then watched, for ever: the source of what the CA knows of pods and policies.
+//!
+//! Lists come in pages, and replace all that was known. A watch goes on from where it broke off; one that says nothing
+//! for too long is given up, as an API server that stopped would say nothing for ever. Refusals (401, 403) pass too:
+//! an API server that has just started gives them to everybody.
+
+use std::pin::pin;
+use std::time::Duration;
+
+use futures_util::TryStreamExt as _;
+use http::Request;
+use kube::core::WatchEvent;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use super::backoff;
+use super::client::{ApiError, ApiServer};
+
+/// Objects in one page of a list: pods of 10 KiB make 5 MiB.
+const PAGE_LEN: u32 = 500;
+/// How long the API server is asked to keep a watch open, in seconds.
+const WATCH_FOR_S: u32 = 290;
+/// A watch without event or bookmark for so long is given up. Bookmarks come once a minute.
+pub(crate) const SILENCE_MAX: Duration = Duration::from_secs(150);
+
+/// What a watch tells, in order.
+#[derive(Debug)]
+pub(crate) enum Heard<T> {
+    /// This is all there is.
+    All(Vec<T>),
+    /// This one is there, or has changed.
+    Put(T),
+    /// This one is gone.
+    Gone(T),
+    /// Nothing has changed.
+    Alive,
+}
+
+#[derive(Deserialize)]
+#[serde(bound(deserialize = "T: Deserialize<'de>"))]
+struct Page<T> {
+    #[serde(default)]
+    metadata: PageMeta,
+    #[serde(default = "Vec::new", deserialize_with = "nothing_is_empty")]
+    items: Vec<T>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct PageMeta {
+    #[serde(default)]
+    resource_version: String,
+    #[serde(default, rename = "continue")]
+    more: String,
+}
+
+fn nothing_is_empty<'de, D: serde::Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Vec<T>, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+/// What of an object says where a watch goes on.
+pub(crate) trait Versioned {
+    /// Its resourceVersion.
+    fn version(&self) -> &str;
+}
+
+/// Follows the kind at `path` and tells all of it; never returns. `what` is the kind's name in the log.
+pub(crate) async fn follow<T: Clone + DeserializeOwned + Versioned>(
+    api: ApiServer,
+    what: &'static str,
+    path: &'static str,
+    mut tell: impl FnMut(Heard<T>),
+) {
+    let mut failures: u32 = 0;
+    // Where to go on; `None`: from the beginning.
+    let mut from: Option<String> = None;
+    loop {
+        let done = match from.take() {
+            None => match list(&api, what, path, None).await {
+                Ok((items, version)) => {
+                    tell(Heard::All(items));
+                    from = Some(version);
+                    Ok(())
+                }
+                Err(error) => Err(error),
+            },
+            Some(mut version) => {
+                let done = go_on(&api, what, path, &mut version, &mut failures, &mut tell).await;
+                let too_old = done.as_ref().is_err_and(ApiError::is_gone);
+                from = (!too_old).then_some(version);
+                if too_old { Ok(()) } else { done }
+            }
+        };
+        let Err(error) = done else {
+            continue;
+        };
+        failures = failures.saturating_add(1);
+        // Once, not at every attempt; the end of an outage is told by what follows.
+        if failures == 1 {
+            tracing::warn!(what, error = crate::report(&error), "watch broke off; it is tried again");
+        }
+        tokio::time::sleep(backoff::wait(failures, backoff::draw())).await;
+    }
+}
+
+/// Lists all of `path`, page by page; and as of which version. `on_node`: only the pods of one node.
+pub(crate) async fn list<T: DeserializeOwned>(
+    api: &ApiServer,
+    what: &str,
+    path: &str,
+    on_node: Option<&str>,
+) -> Result<(Vec<T>, String), ApiError> {
+    let mut items = Vec::new();
+    let mut more = String::new();
+    loop {
+        let mut query = format!("{path}?limit={PAGE_LEN}");
+        if let Some(node) = on_node {
+            query.push_str("&fieldSelector=");
+            query.push_str(&escaped(&format!("spec.nodeName={node}")));
+        }
+        if !more.is_empty() {
+            query.push_str("&continue=");
+            query.push_str(&escaped(&more));
+        }
+        let page: Page<T> = api.get(&format!("list {what}"), &query).await?;
+        items.extend(page.items);
+        if page.metadata.more.is_empty() {
+            return Ok((items, page.metadata.resource_version));
+        }
+        more = page.metadata.more;
+    }
+}
+
+/// Watches from `version` on, which it moves along, until the watch ends by itself (`Ok`) or fails.
+async fn go_on<T: Clone + DeserializeOwned + Versioned>(
+    api: &ApiServer,
+    what: &'static str,
+    path: &str,
+    version: &mut String,
+    failures: &mut u32,
+    tell: &mut impl FnMut(Heard<T>),
+) -> Result<(), ApiError> {
+    let asked = format!("watch {what}");
+    let uri = format!(
+        "{path}?watch=true&allowWatchBookmarks=true&timeoutSeconds={WATCH_FOR_S}&resourceVersion={}",
+        escaped(version)
+    );
+    let request = Request::get(uri).body(Vec::new());
+    let request = request.map_err(|error| ApiServer::watch_error(&asked, kube::Error::HttpError(error)))?;
+    let mut events = pin!(api.watch::<T>(&asked, request).await?);
+    let began = tokio::time::Instant::now();
+    let mut is_first = true;
+    loop {
+        let event = match tokio::time::timeout(SILENCE_MAX, events.try_next()).await {
+            Err(_) => return Err(ApiError::Timeout { what: asked }),
+            Ok(event) => event.map_err(|error| ApiServer::watch_error(&asked, error))?,
+        };
+        let Some(event) = event else {
+            // A server that ends every watch at once is one that fails.
+            let at_once = is_first && began.elapsed() < Duration::from_secs(1);
+            return if at_once { Err(ApiError::Timeout { what: asked }) } else { Ok(()) };
+        };
+        is_first = false;
+        *failures = 0;
+        match event {
+            WatchEvent::Added(object) | WatchEvent::Modified(object) => {
+                object.version().clone_into(version);
+                tell(Heard::Put(object));
+            }
+            WatchEvent::Deleted(object) => {
+                object.version().clone_into(version);
+                tell(Heard::Gone(object));
+            }
+            WatchEvent::Bookmark(bookmark) => {
+                *version = bookmark.metadata.resource_version;
+                tell(Heard::Alive);
+            }
+            WatchEvent::Error(status) => return Err(ApiError::refused(asked, &status)),
+        }
+    }
+}
+
+/// A value of a query, by RFC 3986.
+fn escaped(value: &str) -> String {
+    let mut escaped = String::new();
+    for byte in value.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            escaped.push(char::from(byte));
+        } else {
+            escaped.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    escaped
+}
+
+#[cfg(test)]
+mod tests;
