@@ -21,6 +21,8 @@ use crate::{image, programs, repo};
 const PROGRAMS: &str = "ADIT_CLUSTER_PROGRAMS";
 /// The variable by which they know the images, archives joined by `:`.
 const IMAGES: &str = "ADIT_CLUSTER_IMAGES";
+/// The variable by which they know the images of a mesh.
+const MESH_IMAGES: &str = "ADIT_CLUSTER_MESH_IMAGES";
 
 /// Programs of one Go module, that are built and found together.
 struct Set {
@@ -138,6 +140,12 @@ pub fn prepare() -> Result<[(&'static str, OsString); 2]> {
     programs::ensure_go()?;
     let images = env::join_paths([image::pause()?]).context("the checkout's path has a colon")?;
     Ok([(PROGRAMS, sets()?), (IMAGES, images)])
+}
+
+/// Makes the images of a mesh, of programs that are built; returns the variable that says where they are.
+pub fn prepare_mesh() -> Result<(&'static str, OsString)> {
+    let images = env::join_paths(image::for_tests(None)?).context("the checkout's path has a colon")?;
+    Ok((MESH_IMAGES, images))
 }
 
 fn sets() -> Result<OsString> {

@@ -1,10 +1,11 @@
 //! `cargo xtask …`: see `cargo xtask --help`.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use xtask::{ci, cluster, codegen, measure, packages, programs, suite, tidy};
+use xtask::{ci, cluster, codegen, image, measure, packages, programs, suite, tidy};
 
 /// Adit's developer commands.
 #[derive(Parser)]
@@ -45,6 +46,15 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Writes the images as OCI archives, which containerd, docker and skopeo load.
+    Image {
+        /// How the programs in them are built.
+        #[arg(long, value_enum, default_value_t = image::Profile::Release)]
+        profile: image::Profile,
+        /// Where to; target/images, or target/images/it, unless told otherwise.
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
+    },
     /// Checks layers, walls, purity, docs and the tree.
     Tidy,
     /// Prints sizes of files and functions, and import cycles.
@@ -77,6 +87,7 @@ fn main() -> Result<ExitCode> {
             summary.print();
             Ok(summary.exit_code())
         }
+        Command::Image { profile, out } => image::make(profile, out.as_deref()).map(|()| ExitCode::SUCCESS),
         Command::Tidy => Ok(tidy::report(&tidy::check()?)),
         Command::Measure => measure::print().map(|()| ExitCode::SUCCESS),
         Command::Codegen { check: true } => codegen::run(codegen::Mode::Check).map(|()| ExitCode::SUCCESS),
@@ -88,9 +99,12 @@ fn main() -> Result<ExitCode> {
 /// What starts a cluster needs all that it is made of; what looks at one finds it built.
 fn become_cluster(args: &[String]) -> Result<ExitCode> {
     packages::ensure(&packages::CLUSTER)?;
-    let variables = cluster::prepare()?;
+    let mut variables = cluster::prepare()?.to_vec();
     if args.iter().any(|arg| arg == "up") {
         programs::build(programs::What::Programs)?;
+        if args.iter().any(|arg| arg == "--mesh") {
+            variables.push(cluster::prepare_mesh()?);
+        }
     }
     programs::become_program_with("cluster", programs::What::Programs, args, &variables)
 }

@@ -24,6 +24,10 @@ pub struct Image {
     pub entrypoint: Vec<String>,
     /// `UID:GID`, or empty for root.
     pub user: String,
+    /// When it was made, in RFC 3339; empty for not said.
+    pub created: String,
+    /// How hard its layer is compressed, 0 (not at all) to 9.
+    pub compression: u32,
     /// Labels (OCI image specification, annotations.md).
     pub labels: BTreeMap<String, String>,
     /// Its root file system, by path without a leading slash.
@@ -91,7 +95,7 @@ impl Image {
     pub fn write(&self, file: &Path) -> Result<String> {
         let layer = self.layer()?;
         let diff = digest(&layer);
-        let layer = Blob::new(compressed(&layer)?);
+        let layer = Blob::new(compressed(&layer, self.compression)?);
         let config = Blob::json(&self.config(&diff));
         let manifest = Blob::json(&json!({
             "schemaVersion": 2, "mediaType": MANIFEST,
@@ -133,10 +137,14 @@ impl Image {
             "aarch64" => "arm64",
             other => other,
         };
-        json!({
+        let mut image = json!({
             "architecture": architecture, "os": "linux", "config": config,
             "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{diff}")] },
-        })
+        });
+        if !self.created.is_empty() {
+            image["created"] = self.created.as_str().into();
+        }
+        image
     }
 
     /// The root file system as a tar file; folders that only paths name are made, before what is in them.
@@ -201,8 +209,8 @@ fn append(archive: &mut Builder<File>, path: &str, bytes: &[u8]) -> Result<()> {
 }
 
 /// Without a name and a time in its header.
-fn compressed(bytes: &[u8]) -> Result<Vec<u8>> {
-    let mut gzip = GzBuilder::new().mtime(0).write(Vec::new(), Compression::best());
+fn compressed(bytes: &[u8], level: u32) -> Result<Vec<u8>> {
+    let mut gzip = GzBuilder::new().mtime(0).write(Vec::new(), Compression::new(level));
     gzip.write_all(bytes).and_then(|()| gzip.finish()).context("cannot compress the layer")
 }
 
@@ -224,6 +232,8 @@ mod tests {
             name: "localhost/app:1".into(),
             entrypoint: vec!["/bin/app".into()],
             user: "65532:65532".into(),
+            created: "2026-01-01T00:00:00Z".into(),
+            compression: 9,
             labels: [("org.opencontainers.image.version".to_owned(), "1".to_owned())].into(),
             root: root.into(),
         }

@@ -59,6 +59,13 @@ pub const CLUSTER: [Need; 6] = [
     need("pkg-config", "pkg-config"),
     need("/usr/include/seccomp.h", "libseccomp-dev"),
 ];
+/// What images are made with: apt and dpkg are Debian's own.
+pub const IMAGE: [Need; 4] = [
+    need("apt-get", "apt"),
+    need("dpkg-deb", "dpkg"),
+    need("readelf", "binutils"),
+    need("strip", "binutils"),
+];
 /// What the unit tests need: the agent's own capture tests change rules in namespaces, and certificates are also read
 /// by the openssl command.
 pub const TEST_UNIT: [Need; 3] = [IPTABLES, IP, OPENSSL];

@@ -130,6 +130,9 @@ pub fn run(plan: &Plan) -> Result<Summary> {
     if preparation.peers {
         programs::build_peers()?;
     }
+    if !cluster.is_empty() {
+        cluster.push(cluster::prepare_mesh()?);
+    }
     for binary in binaries {
         match (binary.is_namespace_suite(), wants(Part::It) || wants(Part::Cluster), wants(Part::Unit)) {
             (true, true, _) => summary.add(&binary.name, run_in_namespaces(&binary, plan, &cluster)?),
