@@ -5,10 +5,15 @@ use adit_tests::process::Output;
 use adit_tests::{has_real_root, slot};
 use anyhow::Result;
 
+mod ca;
 mod crds;
+mod enrol;
 mod fence;
+mod follow;
 mod kept;
 mod machine;
+mod manifests;
+mod shop;
 
 /// Runs kubectl with arguments and a standard input.
 type Kubectl<'a> = &'a dyn Fn(&[&str], &str) -> Result<Output>;

@@ -72,6 +72,18 @@ pub(crate) fn sysctls(pod: &Pod) -> Result<BTreeMap<&'static str, String>> {
     pod.host.netns.run(read)
 }
 
+/// Rules, routes and sysctls, without the built-in chains' policies and the tables' frames: a table that was empty may be
+/// there now.
+pub(crate) fn everything(pod: &Pod) -> Result<String> {
+    let mut text = String::new();
+    for rules in ["nft", "legacy"].map(|backend| rules_of(pod, backend)) {
+        let rules = rules?;
+        let is_frame = |line: &str| line.contains(" *") || line.contains(" :") || line.ends_with("COMMIT");
+        rules.lines().filter(|line| !is_frame(line)).for_each(|line| text.push_str(&format!("{line}\n")));
+    }
+    Ok(format!("{text}{}{:?}", routes(pod)?, sysctls(pod)?))
+}
+
 /// Fails unless everything that captures a pod stands in its namespace.
 pub(crate) fn assert_captured(pod: &Pod) -> Result<()> {
     let rules = rules(pod)?;

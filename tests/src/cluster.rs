@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::signal::Signal;
 
 use crate::WAIT_MAX;
 use crate::process::{Output, Run};
@@ -24,6 +25,7 @@ use crate::sandbox::Sandbox;
 pub mod cgroups;
 mod control;
 pub mod kept;
+mod mesh;
 mod network;
 mod node;
 mod pki;
@@ -234,6 +236,11 @@ impl Cluster {
     /// Stops the API server as a crash does.
     pub fn kill_api_server(&mut self) -> Result<()> {
         self.control.kill_api_server()
+    }
+
+    /// Sends the API server a signal: one that is stopped (SIGSTOP) takes connections and says nothing.
+    pub fn signal_api_server(&self, signal: Signal) -> Result<()> {
+        self.control.signal_api_server(signal)
     }
 
     /// Starts the API server again, and waits until it serves.

@@ -16,13 +16,14 @@ use serde_json::Value;
 use crate::sandbox::Sandbox;
 use crate::topology::{Host, Topology};
 
-mod admin;
+pub mod admin;
 mod agent;
 mod ca;
 mod cni;
 mod dump;
 mod objects;
 mod proxy;
+mod running;
 mod watch;
 
 pub use agent::Agent;
@@ -170,6 +171,11 @@ impl Mesh {
         self.agents.remove(node).with_context(|| format!("no agent runs on {node}"))
     }
 
+    /// Puts one back that was taken out, or that another has taken the place of here.
+    pub fn put_agent(&mut self, agent: Agent) {
+        self.agents.insert(agent.node().to_owned(), agent);
+    }
+
     /// Lets every one of these programs fail when a node's agent, and nobody else, runs it.
     pub fn shadow_programs(&self, node: &str, names: &[&str]) -> Result<()> {
         let folder = cni::agent_folder(&self.folder, node).join("bin");
@@ -194,14 +200,19 @@ impl Mesh {
         self.write_object(&format!("namespace-{name}"), &objects::namespace(name, enrolment))
     }
 
-    /// Adds a pod as a cluster does: its object, its sandbox with its network, CNI ADD if an agent runs on its node,
-    /// its addresses and readiness, the endpoints of the services that select it.
-    pub fn add_pod(&mut self, spec: PodSpec) -> Result<Pod> {
+    /// A pod's object, and its sandbox with its network: what is there when its CNI ADD comes.
+    pub fn prepare_pod(&mut self, spec: PodSpec) -> Result<Pod> {
         self.uids += 1;
         let uid = format!("00000000-0000-4000-8000-{:012}", self.uids);
         self.write_pod(&objects::pod(&spec, &uid, None), &spec)?;
         let host = self.topology.add_pod(&spec.node, &spec.host_name())?;
-        let pod = Pod { spec, uid, sandbox: format!("{:064x}", self.uids), host };
+        Ok(Pod { spec, uid, sandbox: format!("{:064x}", self.uids), host })
+    }
+
+    /// Adds a pod as a cluster does: its object, its sandbox with its network, CNI ADD if an agent runs on its node,
+    /// its addresses and readiness, the endpoints of the services that select it.
+    pub fn add_pod(&mut self, spec: PodSpec) -> Result<Pod> {
+        let pod = self.prepare_pod(spec)?;
         if self.agents.contains_key(&pod.spec.node) {
             self.cni(&pod)?.add()?.ok()?;
         }

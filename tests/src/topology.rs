@@ -126,8 +126,10 @@ impl Topology {
         for (key, value) in FORWARDING {
             netns.sysctl(key, value)?;
         }
+        // With an address of its own, as the bridge plugin gives it: else it takes its lowest port's, and where a pod that
+        // comes has a lower one, every other pod sends to an address that is gone.
         netns.ip(&format!(
-            "link add cni0 type bridge mcast_snooping 0
+            "link add cni0 address 0a:58:0a:47:{number:02x}:01 type bridge mcast_snooping 0
              addr add 10.71.{number}.1/24 dev cni0
              addr add fd71:{number}::1/64 dev cni0 nodad
              link set cni0 up"

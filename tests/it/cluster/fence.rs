@@ -121,7 +121,10 @@ const PATCH: &str = "--patch";
 const OWN: [&str; 5] = ["patch", "-n", "fence", "pod", "own"];
 
 const LEASE: &str = r#"{"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": "adit-node-fence-1", "namespace": "adit-system",
-    "ownerReferences": [{"apiVersion": "v1", "kind": "Node", "name": "fence-1", "uid": "u"}], "annotations": {"adit.dev/bundle-generation": "3"}}, "spec": {"holderIdentity": "fence-1"}}"#;
+    "annotations": {"adit.dev/bundle-generation": "3"}}, "spec": {"holderIdentity": "fence-1"}}"#;
+/// Only said to be made: there is no such Node, and what is owned by nobody is collected.
+const OWNED_LEASE: &str = r#"{"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": "adit-node-fence-1", "namespace": "adit-system",
+    "ownerReferences": [{"apiVersion": "v1", "kind": "Node", "name": "fence-1", "uid": "u"}]}, "spec": {"holderIdentity": "fence-1"}}"#;
 const FOREIGN_LEASE: &str = r#"{"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": "adit-node-fence-2", "namespace": "adit-system"}}"#;
 const EVENT: &str = r#"{"apiVersion": "v1", "kind": "Event", "metadata": {"name": "e1", "namespace": "fence"},
     "involvedObject": {"kind": "Pod", "namespace": "fence", "name": "own"}, "reason": "R", "type": "Warning", "reportingComponent": "adit.dev/agent", "reportingInstance": "fence-1"}"#;
@@ -150,6 +153,7 @@ const CASES: &[Case] = &[
     not(&["create", "--raw", "/api/v1/namespaces/fence/pods/own/eviction", "-f", "-"], r#"{"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": "own", "namespace": "fence"}}"#, "no other verb, no sub-resource"),
     not(&["create", "--raw", "/api/v1/namespaces/fence/pods/own/exec?command=sh&stdout=true", "-f", "-"], "", "no other verb, no sub-resource"),
     // Its Lease.
+    may(&["create", "--dry-run=server", "-f", "-"], OWNED_LEASE),
     may(CREATE, LEASE),
     may(&["annotate", "-n", "adit-system", "lease", "adit-node-fence-1", "adit.dev/bundle-generation=4", "--overwrite"], ""),
     not(CREATE, FOREIGN_LEASE, "may write no Lease but adit-system/adit-node-fence-1"),

@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use adit_tests::cluster::kept::{self, Name};
+use adit_tests::cluster::kept::{self, Name, With};
 use adit_tests::cluster::{Families, Settings};
 use adit_tests::sandbox::{Entered, enter_with_cgroups};
 use anyhow::Result;
@@ -17,7 +17,7 @@ use clap::{Parser, Subcommand};
 #[command(name = "cargo xtask cluster", bin_name = "cargo xtask cluster")]
 struct Args {
     /// Which cluster: several run side by side.
-    #[arg(long, global = true, default_value = "adit")]
+    #[arg(long, global = true, default_value = Name::USUAL)]
     name: Name,
     #[command(subcommand)]
     command: Command,
@@ -69,12 +69,19 @@ struct Up {
     /// Pods and Services have IPv6 addresses too.
     #[arg(long)]
     dual_stack: bool,
+    /// Adit of this checkout is installed in it, and images of applications are in every node.
+    #[arg(long)]
+    mesh: bool,
 }
 
 impl Up {
     fn settings(&self) -> Settings {
         let families = if self.dual_stack { Families::Dual } else { Families::V4 };
         Settings { nodes: self.nodes, families }
+    }
+
+    fn with(&self) -> With {
+        if self.mesh { With::Mesh } else { With::Nothing }
     }
 }
 
@@ -113,7 +120,7 @@ fn run(name: &Name, command: Command) -> Result<ExitCode> {
         }
         Command::Serve(up) => match enter_with_cgroups()? {
             Entered::Over(code) => Ok(code),
-            Entered::Inside(_) => kept::serve(up.settings()).map(|()| ExitCode::SUCCESS),
+            Entered::Inside(_) => kept::serve(name, up.settings(), up.with()).map(|()| ExitCode::SUCCESS),
         },
     }
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use nix::sys::signal::Signal;
 
 use super::network::{CONTROL, Network};
 use super::pki::Pki;
@@ -66,6 +67,10 @@ impl ControlPlane {
 
     pub(super) fn kill_api_server(&mut self) -> Result<()> {
         self.api_server.take().map(drop).context("the API server does not run")
+    }
+
+    pub(super) fn signal_api_server(&self, signal: Signal) -> Result<()> {
+        self.api_server.as_ref().context("the API server does not run")?.signal(signal)
     }
 
     pub(super) fn start_api_server(

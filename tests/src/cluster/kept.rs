@@ -27,6 +27,11 @@ use crate::WAIT_MAX;
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Name(String);
 
+impl Name {
+    /// That of a cluster of which no name is said.
+    pub const USUAL: &'static str = "adit";
+}
+
 impl FromStr for Name {
     type Err = anyhow::Error;
 
@@ -205,12 +210,26 @@ pub fn ask_here(words: &[String]) -> Result<String> {
     }
 }
 
+/// What a cluster is kept with.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum With {
+    /// Nothing but itself.
+    Nothing,
+    /// Adit, of this checkout, and images of applications to try it with.
+    Mesh,
+}
+
 /// Keeps a cluster until this process is ended.
-pub fn serve(settings: Settings) -> Result<()> {
+pub fn serve(name: &Name, settings: Settings, with: With) -> Result<()> {
     let waiting = std::thread::spawn(end_with_who_waits);
     println!("starting {} nodes …", settings.nodes);
     let mut cluster = Cluster::start(settings)?;
     cluster.load_images()?;
+    if with == With::Mesh {
+        println!("installing Adit …");
+        cluster.install_mesh()?;
+        println!("{}", next_commands(name));
+    }
     let listener = UnixListener::bind(SOCKET).context("cannot listen")?;
     // The last word on the pipe, whose reader may go now.
     READY_SAID.store(true, std::sync::atomic::Ordering::Release);
@@ -228,6 +247,27 @@ pub fn serve(settings: Settings) -> Result<()> {
         let _ = writeln!(stream, "{answer}");
     }
     Ok(())
+}
+
+/// What somebody does with a mesh first.
+fn next_commands(name: &Name) -> String {
+    let kubectl = match name.0.as_str() {
+        Name::USUAL => "cargo xtask cluster kubectl".to_owned(),
+        other => format!("cargo xtask cluster --name {other} kubectl"),
+    };
+    [
+        "Adit is installed. Next, for instance:",
+        "  K create namespace shop",
+        "  K label namespace shop adit.dev/mesh=enabled",
+        concat!(
+            "  K -n shop run web --image=localhost/adit-test-apps:",
+            env!("CARGO_PKG_VERSION"),
+            " --command -- nginx"
+        ),
+        "  K -n shop get pods -o yaml | grep adit.dev/capture",
+    ]
+    .join("\n")
+    .replace("K ", &format!("{kubectl} "))
 }
 
 static READY_SAID: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);

@@ -177,7 +177,10 @@ fn prepare(plan: &Plan<'_>) -> Result<()> {
         // In the sandbox's own view of the disk, which is the machine's: what is missing is made, empty.
         fs::create_dir_all(seen).with_context(|| format!("cannot make {seen}"))?;
     }
-    for folder in ["run/netns", "run/lock", "etc-cni/net.d", "opt-cni/bin", "containerd", "manifests"] {
+    // `run/tmp`: where the runtime puts what it hands over, as TMPDIR says in a sandbox.
+    for folder in
+        ["run/netns", "run/lock", "run/tmp", "etc-cni/net.d", "opt-cni/bin", "containerd", "manifests"]
+    {
         fs::create_dir_all(plan.folder.join(folder)).context("cannot make a folder of the node")?;
     }
     for plugin in ["bridge", "loopback", "portmap", "host-local"] {

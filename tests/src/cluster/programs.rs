@@ -12,10 +12,14 @@ const VARIABLE: &str = "ADIT_CLUSTER_PROGRAMS";
 /// The variable with the OCI archives that nodes are given, joined by `:`.
 const IMAGES: &str = "ADIT_CLUSTER_IMAGES";
 
+/// The variable with those of a mesh, and of applications for its tests.
+const MESH_IMAGES: &str = "ADIT_CLUSTER_MESH_IMAGES";
+
 /// The folders of a cluster's programs.
 #[derive(Clone, Debug)]
 pub struct Programs {
     images: Vec<PathBuf>,
+    mesh_images: Vec<PathBuf>,
     kubernetes: PathBuf,
     etcd: PathBuf,
     containerd: PathBuf,
@@ -33,8 +37,8 @@ impl Programs {
                 "{VARIABLE} is not set: a cluster is started by `cargo xtask cluster` or `cargo xtask test`"
             )
         })?;
-        let images = env::var_os(IMAGES).unwrap_or_default();
-        Ok(Self { images: env::split_paths(&images).collect(), ..Self::parse(&said)? })
+        let images = |variable| env::split_paths(&env::var_os(variable).unwrap_or_default()).collect();
+        Ok(Self { images: images(IMAGES), mesh_images: images(MESH_IMAGES), ..Self::parse(&said)? })
     }
 
     fn parse(said: &str) -> Result<Self> {
@@ -47,6 +51,7 @@ impl Programs {
         };
         Ok(Self {
             images: Vec::new(),
+            mesh_images: Vec::new(),
             kubernetes: of("kubernetes")?,
             etcd: of("etcd")?,
             containerd: of("containerd")?,
@@ -60,6 +65,15 @@ impl Programs {
     /// The archives of images.
     pub fn images(&self) -> &[PathBuf] {
         &self.images
+    }
+
+    /// The archives of a mesh's images.
+    pub fn mesh_images(&self) -> Result<&[PathBuf]> {
+        ensure!(
+            !self.mesh_images.is_empty(),
+            "{MESH_IMAGES} is not set: `cargo xtask` makes a mesh's images"
+        );
+        Ok(&self.mesh_images)
     }
 
     /// A program of Kubernetes itself.

@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use crate::WAIT_MAX;
 
 /// Asks for `path`; an answer other than 200 is an error that shows it.
-pub(super) fn text(socket: &Path, path: &str) -> Result<String> {
+pub fn text(socket: &Path, path: &str) -> Result<String> {
     let mut stream =
         UnixStream::connect(socket).with_context(|| format!("cannot connect to {}", socket.display()))?;
     stream.set_read_timeout(Some(WAIT_MAX)).context("a socket's time bound")?;
@@ -28,7 +28,7 @@ pub(super) fn text(socket: &Path, path: &str) -> Result<String> {
 }
 
 /// The same as a value.
-pub(super) fn json<T: DeserializeOwned>(socket: &Path, path: &str) -> Result<T> {
+pub fn json<T: DeserializeOwned>(socket: &Path, path: &str) -> Result<T> {
     let text = text(socket, path)?;
     serde_json::from_str(&text).with_context(|| format!("{path} answers {text}"))
 }

@@ -10,7 +10,8 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use super::cni::agent_folder;
-use super::{admin, merge, replace};
+use super::{admin, merge, replace, running};
+use crate::netns::Netns;
 use crate::process::{Process, program};
 use crate::topology::Node;
 
@@ -31,6 +32,24 @@ impl Agent {
         settings: &Value,
     ) -> Result<Self> {
         let folder = agent_folder(mesh, &node.name);
+        let mut truth = json!({
+            "cluster": { "directory": mesh.join("mesh") },
+            "pods": running::settings(mesh, &node.name)?,
+        });
+        merge(&mut truth, settings);
+        Self::start_in(&node.netns, &folder, &node.name, token, ca, &truth)
+    }
+
+    /// Starts one for the node called `node`, in a network namespace and with a folder of its own. `settings` has at least
+    /// where the truth is.
+    pub fn start_in(
+        netns: &Netns,
+        folder: &Path,
+        node: &str,
+        token: &str,
+        ca: SocketAddr,
+        settings: &Value,
+    ) -> Result<Self> {
         let (run, state) = (folder.join("run"), folder.join("state"));
         for part in [&run, &state] {
             fs::create_dir_all(part).with_context(|| format!("cannot make {}", part.display()))?;
@@ -38,7 +57,7 @@ impl Agent {
         let token_file = folder.join("token");
         replace(&token_file, token)?;
         let mut config = json!({
-            "node": node.name,
+            "node": node,
             "run-dir": run,
             "state-dir": state,
             "identity": {
@@ -46,7 +65,6 @@ impl Agent {
                 "token-file": token_file,
                 "journal": run.join("identity"),
             },
-            "cluster": { "directory": mesh.join("mesh") },
             "telemetry": { "log-level": "adit_agent=debug,info" },
         });
         merge(&mut config, settings);
@@ -54,10 +72,10 @@ impl Agent {
         replace(&file, &serde_saphyr::to_string(&config).context("the agent's configuration")?)?;
         // With as few descriptors as systemd leaves a service at first.
         let few = "ulimit -S -n 1024; exec \"$0\" \"$@\"";
-        let command = node.netns.command("sh").args(["-c", few]).args([program("adit-agent")?]);
+        let command = netns.command("sh").args(["-c", few]).args([program("adit-agent")?]);
         let command = command.args(["--config"]).args([&file]);
-        let process = command.env("PATH", path_of(&folder)?).spawn()?;
-        Ok(Self { node: node.name.clone(), process, socket: run.join("admin.sock") })
+        let process = command.env("PATH", path_of(folder)?).spawn()?;
+        Ok(Self { node: node.to_owned(), process, socket: run.join("admin.sock") })
     }
 
     /// The node that it is on.
@@ -116,6 +134,11 @@ impl Agent {
     pub fn kill(self) -> Result<()> {
         self.process.signal(Signal::SIGKILL)?;
         self.process.wait().map(drop)
+    }
+
+    /// Waits until it has ended.
+    pub fn wait(self) -> Result<std::process::ExitStatus> {
+        self.process.wait()
     }
 
     /// Asks it to end, and waits until it has.

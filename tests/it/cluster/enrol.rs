@@ -1,0 +1,48 @@
+//! What the user does first: a label on a namespace, and off again. Under load, with the link between the nodes watched.
+
+use adit_tests::cluster::{Cluster, Families, Settings};
+use adit_tests::{has_real_root, slot};
+use anyhow::{Context, Result, ensure};
+
+use super::shop::{SHOP, Shop, nothing_failed};
+
+#[test]
+fn running_pods_are_enrolled_and_leave_under_load_and_no_clear_byte_is_seen_in_between() -> Result<()> {
+    if !has_real_root("nodes run containers") {
+        return Ok(());
+    }
+    let _alone = slot::exclusive();
+    let cluster = Cluster::start(Settings { nodes: 2, families: Families::V4 })?;
+    cluster.load_images()?;
+    cluster.load_mesh_images()?;
+    // Before Adit is there: its plugin has never heard of these.
+    let shop = Shop::open(&cluster)?;
+    ensure!(shop.marked()? > 0, "the marker is read in clear without the mesh");
+    cluster.install_mesh()?;
+    let containers = shop.containers()?;
+
+    let (lines, load) = (shop.start_lines(20)?, shop.start_load(20)?);
+    let took = shop.label(true)?;
+    println!("label to captured, both pods: {took:?}");
+    ensure!(shop.marked()? == 0, "nothing is read of what goes between the nodes");
+    both_say_who(&shop)?;
+    let took = shop.label(false)?;
+    println!("label off to announced: {took:?}");
+    ensure!(shop.marked()? > 0, "in clear again");
+    println!("{}", nothing_failed(&lines, &load)?);
+    ensure!(shop.containers()? == containers, "nothing was started again");
+    Ok(())
+}
+
+/// The last call from the client to the server, as both nodes' agents report it.
+fn both_say_who(shop: &Shop<'_>) -> Result<()> {
+    let id = |account: &str| format!("spiffe://cluster.local/ns/{SHOP}/sa/{account}");
+    for (node, direction) in [("node1", "outbound"), ("node2", "inbound")] {
+        let flows = shop.flows(node)?;
+        let flow = flows.iter().rev().find(|flow| flow.direction == direction && flow.tls.is_some());
+        let flow = flow.with_context(|| format!("no call over mTLS is known on {node}: {flows:?}"))?;
+        let said = (flow.source.identity.as_deref(), flow.destination.identity.as_deref());
+        ensure!(said == (Some(&*id("client")), Some(&*id("server"))), "{node}: {flow:?}");
+    }
+    Ok(())
+}

@@ -1,0 +1,49 @@
+//! Adit in a cluster: the images of this checkout in every node, and its manifests applied as a user applies them.
+
+use anyhow::{Context, Result};
+
+use super::Cluster;
+
+/// The manifests of this checkout.
+const MANIFESTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests");
+/// What is installed, as kubectl names it.
+const INSTALLED: [&str; 2] = ["deployment/adit-ca", "daemonset/adit-agent"];
+
+impl Cluster {
+    /// Loads the images of Adit, and of applications for tests, into every node.
+    pub fn load_mesh_images(&self) -> Result<()> {
+        self.programs.mesh_images()?.iter().try_for_each(|archive| self.load_image(archive))
+    }
+
+    /// `kubectl apply -k manifests/`; returns when every agent and every replica of the CA is ready.
+    pub fn install_mesh(&self) -> Result<()> {
+        self.load_mesh_images()?;
+        self.kubectl(["apply", "-k", MANIFESTS])?;
+        self.wait_mesh_ready()
+    }
+
+    /// Waits until every agent and every replica of the CA is ready. What they said is in the error.
+    pub fn wait_mesh_ready(&self) -> Result<()> {
+        for what in INSTALLED {
+            self.kubectl(["-n", "adit-system", "rollout", "status", what, "--timeout=60s"])
+                .with_context(|| format!("{what} does not become ready\n{}", self.mesh_words()))?;
+        }
+        Ok(())
+    }
+
+    /// What Adit's pods are and said last.
+    pub fn mesh_words(&self) -> String {
+        let of_all = ["--all-containers", "--prefix", "--tail=20", "-l", "app.kubernetes.io/part-of=adit"];
+        [
+            &["get", "pods", "-o", "wide"][..],
+            &["get", "events", "--sort-by=.lastTimestamp"],
+            &[&["logs", "--max-log-requests=50"][..], &of_all].concat(),
+            &[&["logs", "--previous", "--max-log-requests=50"][..], &of_all].concat(),
+        ]
+        .map(|args| {
+            let said = self.try_kubectl([&["-n", "adit-system"][..], args].concat());
+            said.map_or_else(|error| error.to_string(), |said| said.stdout + &said.stderr)
+        })
+        .join("\n")
+    }
+}
