@@ -10,6 +10,7 @@ mod crds;
 mod enrol;
 mod fence;
 mod follow;
+mod install;
 mod kept;
 mod machine;
 mod manifests;

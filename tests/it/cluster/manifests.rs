@@ -41,7 +41,7 @@ fn a_real_api_server_takes_every_manifest_and_component_without_a_warning() -> R
     }
     println!("{} combinations of manifests and components", tried.len());
     println!("{} questions about rights", may(&cluster)?);
-    quiet(&cluster, &["delete", "-k", MANIFESTS, "--timeout=60s"])?;
+    cluster.remove_mesh()?;
     let left = cluster.kubectl([
         "get",
         "clusterroles,clusterrolebindings,crds,validatingadmissionpolicies,validatingadmissionpolicybindings,namespaces",

@@ -22,6 +22,21 @@ impl Cluster {
         self.wait_mesh_ready()
     }
 
+    /// `kubectl delete -k manifests/`; returns when all of it is gone.
+    pub fn remove_mesh(&self) -> Result<()> {
+        self.kubectl(["delete", "-k", MANIFESTS, "--wait=false"])?;
+        let mut looked = 0;
+        self.until("that adit-system is gone", || {
+            // Its controller looks again after half of the grace that its pods have, which is hours, or when it changes.
+            looked += 1;
+            let look = format!("adit.dev/look={looked}");
+            self.try_kubectl(["annotate", "--overwrite", "namespace", "adit-system", &look])?;
+            let asked =
+                self.try_kubectl(["get", "namespace", "adit-system", "--ignore-not-found", "-o", "name"])?;
+            Ok((asked.status.success() && asked.stdout.is_empty()).then_some(()))
+        })
+    }
+
     /// Waits until every agent and every replica of the CA is ready. What they said is in the error.
     pub fn wait_mesh_ready(&self) -> Result<()> {
         for what in INSTALLED {
