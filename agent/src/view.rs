@@ -82,4 +82,23 @@ impl View {
             std::future::pending::<()>().await;
         }
     }
+
+    /// The first snapshot from now on that is as wanted; none within `bound`.
+    #[cfg(test)]
+    pub(crate) async fn until(
+        &mut self,
+        bound: std::time::Duration,
+        wanted: impl Fn(&World) -> bool,
+    ) -> Option<Arc<World>> {
+        let waiting = async {
+            loop {
+                let world = self.latest();
+                if wanted(&world) {
+                    return world;
+                }
+                self.changed().await;
+            }
+        };
+        tokio::time::timeout(bound, waiting).await.ok()
+    }
 }

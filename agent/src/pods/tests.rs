@@ -30,6 +30,8 @@ struct Node {
     publisher: Publisher,
     builder: WorldBuilder,
     cluster: Cluster,
+    /// What the directory says, which this test publishes itself.
+    elsewhere: View,
     view: View,
     /// Whether its agents are ready.
     ready: watch::Sender<bool>,
@@ -49,7 +51,7 @@ impl Node {
         };
         let (publisher, view) = view::channel(World::empty(settings.clone()));
         // Its own World goes nowhere: the test publishes.
-        let (elsewhere, _) = view::channel(World::empty(settings.clone()));
+        let (publisher_of_cluster, elsewhere) = view::channel(World::empty(settings.clone()));
         let config = cluster::Config { directory: dir.path().join("mesh"), kube: None };
         let own = cluster::Own {
             settings: settings.clone(),
@@ -57,9 +59,9 @@ impl Node {
             admin_socket: "/run/adit/admin.sock".into(),
             copy_dir: None,
         };
-        let cluster = cluster::start(config, own, clock(), elsewhere, Seed(1)).unwrap();
+        let cluster = cluster::start(config, own, clock(), publisher_of_cluster, Seed(1)).unwrap();
         let (builder, ready) = (WorldBuilder::new(settings), watch::Sender::new(false));
-        Self { dir, publisher, builder, cluster, view, ready, seeds: AtomicU64::new(7) }
+        Self { dir, publisher, builder, cluster, elsewhere, view, ready, seeds: AtomicU64::new(7) }
     }
 
     fn publish(&mut self, change: Change) {
@@ -230,6 +232,22 @@ async fn a_pod_that_is_not_enrolled_is_let_go_at_once_and_known_until_its_del() 
         assert_eq!(node.journal(), [""; 0]);
     }
     assert_eq!(pods.status(), []);
+}
+
+#[tokio::test]
+async fn a_pod_that_an_add_names_and_nobody_knows_is_looked_for() {
+    let mut node = Node::new();
+    let _pods = node.start();
+    // Nobody hears of it: its writer has not closed it.
+    let mut unheard = fs::File::create(node.dir.path().join("mesh/objects/web.yaml")).unwrap();
+    let object =
+        "{apiVersion: v1, kind: Pod, metadata: {name: web, namespace: idle, uid: u1}, spec: {nodeName: n1}}";
+    std::io::Write::write_all(&mut unheard, object.as_bytes()).unwrap();
+    node.ask(Request::Add(add("idle"))).await;
+    let known = |world: &World| world.workload(&PodUid("u1".into())).is_some();
+    let looked = node.elsewhere.until(Duration::from_secs(20), known).await;
+    assert!(looked.is_some(), "the file was read for the ADD");
+    drop(unheard);
 }
 
 #[tokio::test]

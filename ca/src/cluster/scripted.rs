@@ -8,12 +8,17 @@ use http::{Method, Request, Response};
 use kube::client::Body;
 use serde_json::{Value, json};
 use tokio::runtime::Handle;
+use tokio::sync::Notify;
 
 use super::client::ApiServer;
 
 /// The server. Cheap to clone; all clones are one.
 #[derive(Clone, Default)]
-pub(crate) struct Scripted(Arc<Mutex<Inner>>);
+pub(crate) struct Scripted {
+    inner: Arc<Mutex<Inner>>,
+    /// Told of each question.
+    is_asked: Arc<Notify>,
+}
 
 type Hook = Box<dyn FnMut(&Asked, &mut Inner) + Send>;
 
@@ -114,9 +119,9 @@ impl Inner {
 impl Scripted {
     /// A way to it. On a runtime only.
     pub(crate) fn api(&self) -> ApiServer {
-        let inner = Arc::clone(&self.0);
+        let server = self.clone();
         let service = tower::service_fn(move |request: Request<Body>| {
-            let inner = Arc::clone(&inner);
+            let server = server.clone();
             async move {
                 let (parts, body) = request.into_parts();
                 let body =
@@ -127,7 +132,9 @@ impl Scripted {
                     query: parts.uri.query().unwrap_or_default().to_owned(),
                     body: String::from_utf8_lossy(&body).into_owned(),
                 };
-                let (status, text) = inner.lock().unwrap().ask(asked)?;
+                let answer = server.inner().ask(asked);
+                server.is_asked.notify_one();
+                let (status, text) = answer?;
                 let response = Response::builder().status(status).body(Body::from(text.into_bytes()));
                 response.map_err(std::io::Error::other)
             }
@@ -136,7 +143,14 @@ impl Scripted {
     }
 
     pub(crate) fn inner(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap()
+        self.inner.lock().unwrap()
+    }
+
+    /// Waits until it was asked so often, in all. For one at a time.
+    pub(crate) async fn until_asked(&self, times: usize) {
+        while self.inner().asked.len() < times {
+            self.is_asked.notified().await;
+        }
     }
 
     /// Has `hook` see, and change, what is there before each question is answered.

@@ -56,18 +56,9 @@ impl Agent {
 
     /// Waits until a snapshot is as wanted.
     async fn until(&mut self, what: &str, wanted: impl Fn(&World) -> bool) -> Arc<World> {
-        let waiting = async {
-            loop {
-                let world = self.view.latest();
-                if wanted(&world) {
-                    return world;
-                }
-                self.view.changed().await;
-            }
-        };
-        match tokio::time::timeout(BOUND, waiting).await {
-            Ok(world) => world,
-            Err(_) => panic!("waited for {what}; problems: {:?}", self.cluster.problems()),
+        match self.view.until(BOUND, wanted).await {
+            Some(world) => world,
+            None => panic!("waited for {what}; problems: {:?}", self.cluster.problems()),
         }
     }
 

@@ -146,7 +146,7 @@ impl Driver {
         let (announcer, uid) = (self.performer.announcer.clone(), key.uid.clone());
         self.tasks.spawn(async move {
             announcer.sandbox_gone(uid).await;
-            Ended::Forgotten
+            Ended::Told
         });
         if !self.machine.knows(key) {
             self.arriving.remove(key);

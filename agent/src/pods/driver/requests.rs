@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use adit_core::net::SandboxId;
+use adit_core::net::{ObjectName, SandboxId};
 use adit_core::pods::{Arrival, Event, Refusal, Token, Want};
 use adit_core::redirect::Mark;
 use adit_proto::cni::{Add, Check, ContainerId, Del, Gc, IfName, PodRef, Reply, Request, Serving};
@@ -54,6 +54,15 @@ impl Driver {
         // What was kept under its id is of a sandbox before it, and must not be taken for this one later.
         self.drop_not_taken_in(|id, _| *id == key.sandbox);
         self.arriving.insert(key.clone(), sandbox);
+        if world.workload(&key.uid).is_none() {
+            // Its watch may be behind: to ask costs less than a sandbox that was waited for in vain.
+            let announcer = self.performer.announcer.clone();
+            let name = ObjectName::new(pod.namespace.as_str(), pod.name.as_str());
+            self.tasks.spawn(async move {
+                announcer.refresh(&name).await;
+                Ended::Told
+            });
+        }
         let token = self.wait(Some("add"), pod, reply);
         let (wish, announced) = (known.wish, known.announced);
         self.feed(Event::CniAdd { key: key.clone(), arrival, token, wish, announced });

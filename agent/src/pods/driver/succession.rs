@@ -55,7 +55,7 @@ impl Driver {
                     let _ = self.performed(performed);
                 }
             }
-            Ok((_, Ended::Certificate(..) | Ended::Forgotten | Ended::Looked(_) | Ended::Collected)) => {}
+            Ok((_, Ended::Certificate(..) | Ended::Told | Ended::Looked(_) | Ended::Collected)) => {}
             Err(error) if error.is_panic() => tracing::error!(%error, "an operation panicked"),
             Err(_) => {}
         }

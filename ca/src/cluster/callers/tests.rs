@@ -28,9 +28,9 @@ async fn agents(watched: &[Value], real: &[Value]) -> (Scripted, Agents) {
     server.inner().once.insert(PODS.into(), [(200, list(watched).to_string())].into());
     let pods = KnownPods::default();
     let following = tokio::spawn(pods.clone().follow(server.api()));
-    while !pods.are_current() {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    // The list, and then the watch: what was listed is known.
+    server.until_asked(2).await;
+    assert!(pods.are_current());
     following.abort();
     assert!(following.await.unwrap_err().is_cancelled());
     server.inner().fixed.insert(PODS.into(), (200, list(real)));

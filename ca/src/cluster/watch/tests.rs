@@ -48,9 +48,7 @@ async fn followed(answers: &[(u16, &str)]) -> (Vec<String>, Vec<String>) {
         }
     };
     let following = tokio::spawn(follow(server.api(), "pods", PATH, tell));
-    while server.inner().asked.len() <= asked_for {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    server.until_asked(asked_for + 1).await;
     following.abort();
     let asked = server.inner().asked.iter().map(|asked| asked.query.clone()).collect();
     let told = told.lock().unwrap().clone();
