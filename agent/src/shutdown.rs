@@ -2,7 +2,9 @@
 //!
 //! What follows from a signal is `adit_core::life`'s.
 
+use std::future::poll_fn;
 use std::io;
+use std::pin::pin;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -36,8 +38,18 @@ const PANICKED: i32 = 70;
 /// Without this the runtime would keep the panic to itself, and the agent would look alive while nobody answers ADDs,
 /// follows the objects or renews certificates. What is captured stays captured.
 pub async fn vital<T>(part: &'static str, work: impl Future<Output = T>) -> T {
-    let _ends = EndsWithPanic { part, end: || std::process::exit(PANICKED) };
-    work.await
+    ends_with_panic(part, || std::process::exit(PANICKED), work).await
+}
+
+/// Calls `end` if `work` itself panics. Not if it is dropped because something else did: that has its own end, and its own
+/// words, which a test's must not be silenced by this.
+async fn ends_with_panic<T>(part: &'static str, end: impl Fn(), work: impl Future<Output = T>) -> T {
+    let mut work = pin!(work);
+    poll_fn(|cx| {
+        let _ends = EndsWithPanic { part, end: &end };
+        work.as_mut().poll(cx)
+    })
+    .await
 }
 
 /// The same for what a thread of its own does.
@@ -72,18 +84,28 @@ mod tests {
         let ended = Arc::new(AtomicBool::new(false));
         let guarded = |panics: bool, rests: bool| {
             let ended = Arc::clone(&ended);
-            async move {
-                let _ends = EndsWithPanic { part: "a test", end: || ended.store(true, Ordering::Relaxed) };
+            ends_with_panic("a test", move || ended.store(true, Ordering::Relaxed), async move {
                 if rests {
                     std::future::pending::<()>().await;
                 }
                 assert!(!panics, "on purpose");
-            }
+            })
         };
         tokio::spawn(guarded(false, false)).await.unwrap();
         let aborted = tokio::spawn(guarded(false, true));
         aborted.abort();
         assert!(aborted.await.unwrap_err().is_cancelled());
+        assert!(!ended.load(Ordering::Relaxed));
+        let resting = guarded(false, true);
+        let elsewhere = std::thread::spawn(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            runtime.block_on(async {
+                tokio::spawn(resting);
+                tokio::task::yield_now().await;
+                panic!("on purpose, and not in the vital part");
+            });
+        });
+        assert!(elsewhere.join().is_err());
         assert!(!ended.load(Ordering::Relaxed));
         assert!(tokio::spawn(guarded(true, false)).await.unwrap_err().is_panic());
         assert!(ended.load(Ordering::Relaxed));
