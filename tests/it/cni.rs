@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use adit_tests::apps::{Behaviour, Server, connect};
-use adit_tests::mesh::{CniAnswer, Enrolment, Mesh, Pod, PodSpec, with_mesh};
+use adit_tests::mesh::{Agent, CniAnswer, Enrolment, Mesh, Pod, PodSpec, with_mesh};
 use adit_tests::process::Run;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
@@ -36,10 +36,15 @@ fn is_captured(mesh: &Mesh, pod: &Pod) -> Result<bool> {
     Ok(std::fs::read_to_string(&file).context("the agent's status file")?.contains(&pod.uid))
 }
 
-/// The sandboxes that an agent knows, by its own word.
-/// The pods of which a node's agent knows a sandbox. Others are looked for as long as their objects are there.
+/// The pods of which a node's agent knows a sandbox, by its own word. Others are looked for as long as their objects
+/// are there.
 fn known(mesh: &Mesh, node: &str) -> Result<Vec<String>> {
-    let pods = mesh.agent(node)?.status()?.pods.into_iter();
+    known_to(mesh.agent(node)?)
+}
+
+/// As [`known`], for an agent that was taken out of the mesh.
+fn known_to(agent: &Agent) -> Result<Vec<String>> {
+    let pods = agent.status()?.pods.into_iter();
     Ok(pods.filter(|pod| !pod.sandbox.is_empty()).map(|pod| pod.uid).collect())
 }
 
@@ -290,7 +295,7 @@ fn adds_and_dels_of_many_pods_at_once_are_all_answered_and_nothing_is_mixed_up()
                 .into_iter()
                 .try_for_each(|call| call.join().map_err(|_| anyhow::anyhow!("a caller panicked"))?)
         })?;
-        let mut known: Vec<String> = agent.status()?.pods.into_iter().map(|pod| pod.uid).collect();
+        let mut known = known_to(&agent)?;
         known.sort_unstable();
         assert_eq!(known, stay.iter().map(|pod| pod.uid.clone()).collect::<Vec<_>>());
         let mut journal = std::fs::read_dir(mesh.folder().join("agents/n1/run/journal"))?
