@@ -232,6 +232,8 @@ fn an_agent_that_knows_no_policies_yet_serves_nobody() -> Result<()> {
             attempt()?;
             ensure!(Instant::now() < deadline, "the agent is not ready though all is there");
         }
+        // Without a trust bundle it could not use the certificate that it had kept; that is judged anew now.
+        mesh.wait_captured(&server)?;
         in_force(mesh)?;
         assert_eq!(serving.accepted(), [], "the app was reached");
         Ok(())

@@ -9,12 +9,13 @@
 //! - every ADD, CHECK and DEL is answered exactly once, an ADD at the latest at its deadline;
 //! - at most one operation on a pod is under way, but for those that may be abandoned ([`Op::may_be_abandoned`]);
 //! - of the sandboxes of one pod the one that arrived last has the say in its annotation, whichever is told of first;
-//! - per identity one `Need` stands while any pod holds it.
+//! - per identity one `Need` stands while any pod holds it, and for a while after that ([`Limits::keep`]).
 
 mod event;
 mod pod;
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::time::Duration;
 
 use adit_proto::SpiffeId;
@@ -27,13 +28,15 @@ pub use event::{
 };
 use pod::{Adding, Annotation, Next, Pod, Stage};
 
-/// An identity that pods hold.
+/// An identity that pods hold, or held a moment ago.
 #[derive(Debug)]
 struct Identity {
-    /// How many; never 0.
+    /// How many.
     holders: usize,
     /// There is a certificate.
     ready: bool,
+    /// While there are none: until when it is kept for the next one.
+    until: Option<Mono>,
 }
 
 /// The machine.
@@ -92,10 +95,12 @@ impl Pods {
             }
             Event::IdentityReady(id) => self.identity_ready(now, &id, &mut out),
             Event::IdentityLost(id) => {
-                // No step follows for anyone: each waits where it is.
+                // No step follows for anyone: each waits where it is. One that was kept for its certificate goes.
                 if let Some(identity) = self.identities.get_mut(&id) {
                     identity.ready = false;
+                    identity.until = identity.until.map(|_| now);
                 }
+                self.forget_unheld(|until| until <= now, &mut out);
             }
             Event::Done { key, ticket, outcome } => {
                 let limits = self.limits;
@@ -122,12 +127,14 @@ impl Pods {
             let ready = self.is_ready(&key);
             self.with(now, &key, &mut out, |pod, out| pod.tick(now, ready, out));
         }
+        self.forget_unheld(|until| until <= now, &mut out);
         out
     }
 
     /// When to call [`Self::tick`] next; `None` while nothing is scheduled.
     pub fn deadline(&self) -> Option<Mono> {
-        self.pods.values().filter_map(Pod::deadline).min()
+        let unheld = self.identities.values().filter_map(|identity| identity.until);
+        self.pods.values().filter_map(Pod::deadline).chain(unheld).min()
     }
 
     /// Every sandbox, by key.
@@ -162,6 +169,7 @@ impl Pods {
         for key in all {
             self.with(now, &key, out, |pod, out| pod.leave(&key, until, out));
         }
+        self.forget_unheld(|_| true, out);
     }
 
     fn add(&mut self, now: Mono, key: PodKey, mut adding: Adding, out: &mut Vec<Effect>) {
@@ -302,7 +310,7 @@ impl Pods {
                 }
                 Next::Release => {
                     let held = pod.released();
-                    self.forget(held, out);
+                    self.let_go(now, held, out);
                     out.push(Effect::JournalWrite { key: key.clone(), captured: None });
                 }
                 Next::Remove => self.remove(now, key, out),
@@ -318,7 +326,7 @@ impl Pods {
     fn remove(&mut self, now: Mono, key: &PodKey, out: &mut Vec<Effect>) {
         let Some(pod) = self.pods.remove(key) else { return };
         let (held, again) = pod.removed(out);
-        self.forget(held, out);
+        self.let_go(now, held, out);
         out.push(Effect::JournalRemove(key.clone()));
         let Some(again) = again else {
             if self.by_sandbox.get(&key.sandbox) == Some(key) {
@@ -335,23 +343,37 @@ impl Pods {
     }
 
     fn need(&mut self, id: SpiffeId, out: &mut Vec<Effect>) {
-        let identity = self.identities.entry(id.clone()).or_insert(Identity { holders: 0, ready: false });
-        identity.holders += 1;
-        if identity.holders == 1 {
-            out.push(Effect::Need(id));
+        match self.identities.entry(id) {
+            Entry::Occupied(mut known) => {
+                let identity = known.get_mut();
+                identity.holders += 1;
+                identity.until = None;
+            }
+            Entry::Vacant(new) => {
+                out.push(Effect::Need(new.key().clone()));
+                new.insert(Identity { holders: 1, ready: false, until: None });
+            }
         }
     }
 
-    fn forget(&mut self, held: Option<SpiffeId>, out: &mut Vec<Effect>) {
+    /// One holder less. An identity without a certificate is not worth keeping.
+    fn let_go(&mut self, now: Mono, held: Option<SpiffeId>, out: &mut Vec<Effect>) {
         let Some(id) = held else { return };
         let Some(identity) = self.identities.get_mut(&id) else {
             return;
         };
         identity.holders -= 1;
         if identity.holders == 0 {
-            self.identities.remove(&id);
-            out.push(Effect::Forget(id));
+            let keep = if self.leaving || !identity.ready { Duration::ZERO } else { self.limits.keep };
+            identity.until = Some(now + keep);
+            self.forget_unheld(|until| until <= now, out);
         }
+    }
+
+    /// Forgets identities that nobody holds, of those that are kept until an instant that is `over`.
+    fn forget_unheld(&mut self, over: impl Fn(Mono) -> bool, out: &mut Vec<Effect>) {
+        let is_over = |_: &SpiffeId, identity: &mut Identity| identity.until.is_some_and(&over);
+        out.extend(self.identities.extract_if(.., is_over).map(|(id, _)| Effect::Forget(id)));
     }
 }
 

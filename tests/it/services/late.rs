@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use adit_tests::apps::{Behaviour, Server, connect, read_exactly};
 use adit_tests::mesh::{Mesh, Pod, PodSpec};
-use anyhow::Result;
+use anyhow::{Context, Result};
+use nix::sys::signal::Signal;
 use serde_json::json;
 
 use super::{PORT, at, web, with_shop};
+use crate::until::until;
 
 /// A captured pod behind the service `web` that echoes, and whose object has gone from the mesh directory.
 fn unknown_endpoint(mesh: &mut Mesh, connect_timeout: &str) -> Result<(Pod, Server)> {
@@ -42,7 +44,18 @@ fn a_connection_to_a_pod_that_is_not_known_yet_waits_for_it_and_goes_by_tunnel()
         }
         // What all agents know by now holds no such pod.
         mesh.settle()?;
+        // Its own node's agent knows it first, as where that one says that it is captured.
+        let enrolled = |mesh: &Mesh| -> Result<Option<u64>> {
+            Ok(mesh.agent("n2")?.status()?.counts.get("enrolled").copied())
+        };
+        let before = enrolled(mesh)?.context("enrolled pods are counted")?;
+        mesh.agent("n1")?.process().signal(Signal::SIGSTOP)?;
         mesh.change_pod(&pod, |_| {})?;
+        until(
+            "that its own agent knows the pod",
+            || Ok((enrolled(mesh)? == Some(before + 1)).then_some(())),
+        )?;
+        mesh.agent("n1")?.process().signal(Signal::SIGCONT)?;
         for stream in &mut waiting {
             assert_eq!(read_exactly(stream, 5)?, b"hello");
         }

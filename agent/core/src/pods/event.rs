@@ -25,6 +25,9 @@ pub struct Limits {
     pub del: Duration,
     /// How long what is open may go on after un-enrolment.
     pub drain: Duration,
+    /// How long an identity that no pod holds any more is kept for the next one: a sandbox that is made anew must come up
+    /// without the CA, and that takes the runtime some seconds.
+    pub keep: Duration,
     /// Before the first repetition of what failed; doubled each time.
     pub retry_first: Duration,
     /// The longest time before a repetition.
@@ -37,6 +40,7 @@ impl Default for Limits {
             add: Duration::from_secs(25),
             del: Duration::from_secs(2),
             drain: Duration::from_secs(3600),
+            keep: Duration::from_secs(30),
             retry_first: Duration::from_secs(1),
             retry_max: Duration::from_secs(60),
         }

@@ -36,7 +36,8 @@ struct Story {
 
 impl Story {
     fn new() -> Self {
-        Self { pods: Pods::new(Limits::default()), now: Now::at_start(UNIX_EPOCH), underway: BTreeMap::new() }
+        let limits = Limits { keep: Duration::ZERO, ..Limits::default() };
+        Self { pods: Pods::new(limits), now: Now::at_start(UNIX_EPOCH), underway: BTreeMap::new() }
     }
 
     /// Gives an event; returns the effects in words.
@@ -133,6 +134,45 @@ fn an_enrolled_pod_is_captured_step_by_step_before_its_add_is_answered() {
     assert_eq!(story.ok(&web()), ["1 ok"]);
     assert_eq!(story.state(&web()), State::Live);
     assert_eq!(story.pods.deadline(), None);
+}
+
+/// A pod that was captured and is gone, whose identity is kept for a while.
+fn gone() -> Story {
+    let mut story = Story::live(&web());
+    story.pods.limits.keep = Duration::from_secs(60);
+    assert_eq!(story.del("s1", 2), ["close"]);
+    assert_eq!(story.ok(&web()), ["2 ok", "remove"]);
+    story
+}
+
+#[test]
+fn a_sandbox_that_is_made_anew_needs_no_new_certificate() {
+    let mut story = gone();
+    assert_eq!(story.pass(Duration::from_secs(59)), [""; 0]);
+    let again = key("web", "s2");
+    assert_eq!(story.add(again.clone(), 3, Wish::In(want("web"))), ["write", "write captured", "open"]);
+    assert_eq!(story.ok(&again), ["redirect"], "its certificate is there");
+    assert_eq!(
+        story.pass(Duration::from_secs(600)),
+        ["3 not captured in time: its redirect rules are not in place"]
+    );
+}
+
+#[test]
+fn an_identity_that_nobody_holds_is_forgotten_after_a_while_without_a_certificate_and_with_adit() {
+    let mut story = gone();
+    assert_eq!(story.pass(Duration::from_secs(60)), ["forget web"]);
+    assert_eq!(story.pods.deadline(), None);
+
+    assert_eq!(gone().on(Event::IdentityLost(id("web"))), ["forget web"]);
+    assert_eq!(gone().on(Event::Leaving { drain: Duration::ZERO }), ["forget web"]);
+
+    let mut story = Story::new();
+    story.pods.limits.keep = Duration::from_secs(60);
+    story.add(web(), 1, Wish::In(want("web")));
+    story.ok(&web());
+    assert_eq!(story.del("s1", 2), ["1 the sandbox is being removed", "close"]);
+    assert!(story.ok(&web()).contains(&"forget web".to_owned()), "there is no certificate to keep");
 }
 
 #[test]
@@ -1012,6 +1052,7 @@ impl History {
                 self.end(&key, 1);
             }
         }
+        self.pass(Limits::default().keep);
         let Self { pods, node, .. } = self;
         assert_eq!(pods.seen().count(), 0);
         assert_eq!(pods.deadline(), None);
