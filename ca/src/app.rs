@@ -51,6 +51,8 @@ pub struct App {
     ready_file: Option<PathBuf>,
     /// What runs beside it from the first; aborted when it is dropped.
     beside: JoinSet<()>,
+    /// Tells those of them that have something to give back; closed when they have.
+    stop_beside: watch::Sender<()>,
 }
 
 /// Why a CA cannot start.
@@ -111,7 +113,8 @@ impl App {
         let counts = Arc::new(Counts::default());
         let mut beside = JoinSet::new();
         let around = Around::find(&config.place).await?;
-        around.follow(&mut beside);
+        let (stop_beside, stopped) = watch::channel(());
+        around.follow(&mut beside, stopped);
         let signing = Arc::new(OnceLock::new());
         if let Some(address) = config.metrics_address {
             let page = Page {
@@ -136,6 +139,7 @@ impl App {
             poll: config.poll,
             ready_file: config.ready_file,
             beside,
+            stop_beside,
         })
     }
 
@@ -196,13 +200,13 @@ impl App {
         }
         tracing::info!("stopping");
         drop((stop, stop_keeping));
+        self.stop_beside.send_replace(());
         // The tick that is under way ends first, and with it the hold on the store.
         keeping.await.map_err(RunError::Keeper)?;
-        match tokio::time::timeout(DRAIN, serving).await {
-            Ok(served) => Ok(served?),
-            // Idle connections that their agents keep open.
-            Err(_) => Ok(()),
-        }
+        let given_back = tokio::time::timeout(DRAIN, self.stop_beside.closed());
+        // Idle connections that their agents keep open are none to wait for, and neither is an API server that is away.
+        let (served, _) = tokio::join!(tokio::time::timeout(DRAIN, serving), given_back);
+        Ok(served.unwrap_or(Ok(()))?)
     }
 }
 

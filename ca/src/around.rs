@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use adit_proto::TrustDomain;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::app::StartError;
@@ -75,11 +76,12 @@ impl Around {
         })
     }
 
-    /// Lets run `beside` what keeps it up to date, and what tells users of their policies.
-    pub(crate) fn follow(&self, beside: &mut JoinSet<()>) {
+    /// Lets run `beside` what keeps it up to date, and what tells users of their policies. The latter ends when `stopped`
+    /// changes, and lets go of it then.
+    pub(crate) fn follow(&self, beside: &mut JoinSet<()>, stopped: watch::Receiver<()>) {
         if let Self::Cluster { api, settings, pods, .. } = self {
             beside.spawn(pods.clone().follow(api.clone()));
-            beside.spawn(statuses::write(api.clone(), cluster::Settings::clone(settings)));
+            beside.spawn(statuses::write(api.clone(), cluster::Settings::clone(settings), stopped));
         }
     }
 

@@ -27,24 +27,23 @@ pub(super) struct Leader {
     own: String,
     /// The version that was seen last, and since when it has not changed.
     seen: Option<(String, Instant)>,
-    /// Until when it is held.
-    holds_until: Option<Instant>,
+    /// The Lease as it was written last, and until when it is held.
+    held: Option<(Lease, Instant)>,
 }
 
 impl Leader {
     pub(super) fn new(api: ApiServer, namespace: String, own: String) -> Self {
-        Self { api, namespace, own, seen: None, holds_until: None }
+        Self { api, namespace, own, seen: None, held: None }
     }
 
     /// Whether this replica writes now.
     pub(super) fn holds(&self) -> bool {
-        self.holds_until.is_some_and(|until| Instant::now() < until)
+        self.held.as_ref().is_some_and(|(_, until)| Instant::now() < *until)
     }
 
     /// Takes or renews the Lease, if it may. That another was faster is no error.
     pub(super) async fn renew(&mut self) -> Result<(), ApiError> {
-        let path = format!("/apis/coordination.k8s.io/v1/namespaces/{}/leases", self.namespace);
-        let one = format!("{path}/{NAME}");
+        let (path, one) = self.paths();
         let began = Instant::now();
         let found: Option<Lease> = match self.api.get("read the Lease of who writes statuses", &one).await {
             Ok(lease) => Some(lease),
@@ -52,7 +51,7 @@ impl Leader {
             Err(error) => return Err(error),
         };
         if found.as_ref().is_some_and(|lease| !self.may_take(lease, began)) {
-            self.holds_until = None;
+            self.held = None;
             return Ok(());
         }
         let lease = self.wanted(found.as_ref());
@@ -65,15 +64,39 @@ impl Leader {
         match written {
             Ok(lease) => {
                 self.seen = Some((version(&lease), began));
-                self.holds_until = Some(began + HOLDS_FOR);
+                self.held = Some((lease, began + HOLDS_FOR));
                 Ok(())
             }
             Err(error) if error.is_conflict() => {
-                self.holds_until = None;
+                self.held = None;
                 Ok(())
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Gives the Lease back, if it is held: another replica takes it when it looks next, and need not wait until it is over.
+    pub(super) async fn release(&mut self) -> Result<(), ApiError> {
+        let Some((mut lease, _)) = self.held.take() else { return Ok(()) };
+        if let Some(spec) = &mut lease.spec {
+            spec.holder_identity = None;
+            spec.acquire_time = None;
+            spec.renew_time = Some(MicroTime(Timestamp::now()));
+        }
+        let what = "give back the Lease of who writes statuses";
+        match self.api.send::<Lease>(what, Method::PUT, &self.paths().1, (Form::Json, &lease)).await {
+            Ok(_) => Ok(()),
+            // Somebody else's by now.
+            Err(error) if error.is_conflict() || error.is_not_found() => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Where Leases are, and this one.
+    fn paths(&self) -> (String, String) {
+        let all = format!("/apis/coordination.k8s.io/v1/namespaces/{}/leases", self.namespace);
+        let one = format!("{all}/{NAME}");
+        (all, one)
     }
 
     /// Whether a Lease is ours, nobody's, or was not renewed for as long as it holds.
@@ -119,3 +142,6 @@ impl Leader {
 fn version(lease: &Lease) -> String {
     lease.metadata.resource_version.clone().unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use http::Method;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch as signal};
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
@@ -47,8 +47,8 @@ impl Known {
     }
 }
 
-/// Watches the policies and writes their statuses, for ever.
-pub(crate) async fn write(api: ApiServer, settings: Settings) {
+/// Watches the policies and writes their statuses, until `stopped` changes; then another replica may at once.
+pub(crate) async fn write(api: ApiServer, settings: Settings, mut stopped: signal::Receiver<()>) {
     let known = Known {
         policies: Arc::new(Mutex::new(Policies::new(settings.namespace.clone()))),
         changed: Arc::new(Notify::new()),
@@ -74,6 +74,8 @@ pub(crate) async fn write(api: ApiServer, settings: Settings) {
                 tracing::info!("this replica writes the policies' statuses now");
             }
             () = known.changed.notified() => tokio::time::sleep(GATHERED).await,
+            // Either way it is over: told to stop, or nobody is left who could tell.
+            _ = stopped.changed() => break,
         }
         if leader.holds() {
             let mut due = known.with(|policies| policies.due(Stamp::of(SystemTime::now())));
@@ -89,6 +91,12 @@ pub(crate) async fn write(api: ApiServer, settings: Settings) {
                 known.changed.notify_one();
             }
         }
+    }
+    if let Err(error) = leader.release().await {
+        tracing::warn!(
+            error = crate::report(&error),
+            "another replica writes statuses only after this one's Lease"
+        );
     }
 }
 
