@@ -15,5 +15,6 @@ mod watch;
 
 pub use apply::{Applied, Condition, apply, apply_rules, apply_sysctls, remove, restore_sysctls, verify};
 pub use backend::Backend;
+pub use command::LOCK;
 pub use error::RedirectError;
 pub use watch::{Finding, Keeper, ROUND_EVERY};

@@ -17,7 +17,7 @@ use std::ffi::OsString;
 use std::fmt;
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -91,7 +91,7 @@ pub(crate) fn uninstall(dirs: Dirs, then: Then) -> Result<(), InstallError> {
     let ends = termination()?;
     let turn = take_turn(&dirs)?;
     let disk = Disk::new(dirs.bin, dirs.net);
-    take_out(&disk, turn)?;
+    take_out(&disk, &dirs.socket, turn)?;
     if then == Then::Wait {
         log("waits for SIGTERM: nothing is left to do");
         // A thread that could not wait for the signal ends the wait as well.
@@ -120,7 +120,9 @@ pub(crate) fn install(wanted: Install) -> Result<(), InstallError> {
             return Ok(());
         }
         match call(&socket, &Request::Removal, REMOVAL) {
-            Ok(Reply::Removal { adit: Removal::Leaves }) => return take_out(&keeper.disk, keeper.turn),
+            Ok(Reply::Removal { adit: Removal::Leaves }) => {
+                return take_out(&keeper.disk, &socket, keeper.turn);
+            }
             // The agent still looks, and ends before long, or another comes.
             Ok(Reply::Removal { adit: Removal::Undecided }) => thread::sleep(LOOK_PAUSE),
             Ok(
@@ -163,7 +165,7 @@ fn termination() -> Result<mpsc::Receiver<()>, InstallError> {
 }
 
 /// Entry, reload, binary; the last only if no list that cannot be read may still name it.
-fn take_out(disk: &Disk, turn: Turn) -> Result<(), InstallError> {
+fn take_out(disk: &Disk, socket: &Path, turn: Turn) -> Result<(), InstallError> {
     disk.clear()?;
     let refusals = loop {
         let (edits, refusals) = patch::uninstall(&disk.read()?);
@@ -180,6 +182,13 @@ fn take_out(disk: &Disk, turn: Turn) -> Result<(), InstallError> {
         return Err(InstallError::Unread(disk.net().to_owned(), refusals));
     }
     disk.remove_binary()?;
+    // Made by the plugin, which nobody calls any more.
+    let mark = entry::called_file(socket);
+    if let Err(error) = fs::remove_file(&mark)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        log(&format!("cannot remove {}: {error}", mark.display()));
+    }
     // On tmpfs, and only for installers that stand by.
     if let Err(error) = turn.end() {
         log(&format!("cannot leave word of the uninstall: {error}"));
@@ -298,7 +307,7 @@ impl Keeper {
 
     /// What is known of the runtime by now; told when it is found out.
     fn try_drop_in(&mut self, now: Duration, folder: &Folder) -> Trial {
-        let mark = self.entry.called_file();
+        let mark = entry::called_file(Path::new(&self.entry.socket));
         let sight = match (patch::has_drop_in(folder), mark.exists()) {
             (false, is_marked) => {
                 if is_marked && self.trial == Trial::Ahead {

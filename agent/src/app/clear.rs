@@ -9,7 +9,9 @@ use adit_proto::cni::{INSTALLER_FILE, INSTALLER_UNINSTALLED, MISSED_DIR, NAMESPA
 use tokio::time::sleep;
 
 use crate::clock::Clock;
+use crate::cluster::kube::COPY_DIR;
 use crate::config::Config;
+use crate::redirect::LOCK;
 
 /// How long the installer may take to have the CNI plugin out of the way: until then every new pod asks at the socket. It
 /// takes a second, and is told as soon as it asks.
@@ -36,6 +38,7 @@ impl Kept {
             config.pods.socket.with_file_name(MISSED_DIR),
             config.run_dir.join("objects"),
             config.run_dir.join("status"),
+            config.run_dir.join(COPY_DIR),
         ];
         folders.extend(config.identity.journal.clone());
         Self {
@@ -43,6 +46,7 @@ impl Kept {
             files: vec![
                 config.pods.socket.clone(),
                 config.admin.socket.clone(),
+                PathBuf::from(LOCK),
                 namespaces.with_extension("json.new"),
                 namespaces,
             ],
@@ -107,7 +111,9 @@ mod tests {
         let file = dir.path().join("agent.yaml");
         fs::write(&file, text).unwrap();
         let config = Config::load(&file, &crate::config::NodeFacts::default()).unwrap();
-        for folder in ["run/journal", "run/identity", "run/objects", "run/status", "run/missed", "state"] {
+        for folder in
+            ["run/journal", "run/identity", "run/objects", "run/status", "run/missed", "run/kube", "state"]
+        {
             fs::create_dir_all(dir.path().join(folder)).unwrap();
         }
         for name in ["run/cni.sock", "run/admin.sock", "run/journal/a.json", "state/namespaces.json"] {

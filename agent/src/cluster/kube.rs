@@ -50,6 +50,8 @@ use crate::view::Publisher;
 
 /// News that wait: a page of 500 objects each, pruned, so about 8 MiB at the most.
 const NEWS_MAX: usize = 8;
+/// Below the agent's folder on tmpfs: what was accepted, for the next agent.
+pub const COPY_DIR: &str = "kube";
 /// Which boot of the node this is.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
@@ -71,7 +73,7 @@ pub(super) fn start(
     mut seed: Seed,
 ) -> Result<Started, StartError> {
     let api = Api::open(config)?;
-    let kept_files = own.copy_dir.as_ref().map(|dir| open_copy(dir.join("kube"), &mut seed)).transpose()?;
+    let kept_files = own.copy_dir.as_ref().map(|dir| open_copy(dir.join(COPY_DIR), &mut seed)).transpose()?;
     let (removal, removal_seen) = watch::channel(Removal::Undecided);
     let (lease, lease_says) = watch::channel(lease::Says::default());
     let (events, events_said) = Events::queued();

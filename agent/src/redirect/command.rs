@@ -83,6 +83,9 @@ async fn read(pipe: Option<impl AsyncRead + Unpin>, len_max: u64) -> io::Result<
     Ok(bytes)
 }
 
+/// Where the lock is first looked for else.
+pub const LOCK: &str = "/run/adit/xtables.lock";
+
 /// The lock of iptables-legacy, where its own (`/run/xtables.lock`) cannot be written: a read-only root, or a user
 /// namespace. It belongs to the mount namespace, not to the pod's network namespace.
 fn lock_file() -> Option<PathBuf> {
@@ -90,7 +93,7 @@ fn lock_file() -> Option<PathBuf> {
     if writable(Path::new("/run/xtables.lock")) {
         return None;
     }
-    [PathBuf::from("/run/adit/xtables.lock"), std::env::temp_dir().join("adit-xtables.lock")]
+    [PathBuf::from(LOCK), std::env::temp_dir().join("adit-xtables.lock")]
         .into_iter()
         .find(|path| writable(path))
 }

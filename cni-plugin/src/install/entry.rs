@@ -65,11 +65,11 @@ impl Entry {
 
     /// The entry for a drop-in, which the runtime may or may not chain: with word of being called.
     pub(crate) fn with_mark(&self) -> Self {
-        Self { mark_calls: Some(self.called_file()), ..self.clone() }
+        Self { mark_calls: Some(called_file(Path::new(&self.socket))), ..self.clone() }
     }
+}
 
-    /// The file that tells that the runtime calls the plugin through a drop-in.
-    pub(crate) fn called_file(&self) -> PathBuf {
-        Path::new(&self.socket).with_file_name(CALLED_FILE)
-    }
+/// The file that tells that the runtime calls the plugin through a drop-in: beside the agent's socket.
+pub(crate) fn called_file(socket: &Path) -> PathBuf {
+    socket.with_file_name(CALLED_FILE)
 }

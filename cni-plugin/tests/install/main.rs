@@ -79,9 +79,13 @@ fn a_runtime_that_calls_the_plugin_is_found_out_by_its_first_call() {
     // What was found out holds for the next release and other flags, too.
     node.install(&["--drop-in", "auto", "--timeout=7"])
         .line("the runtime calls the plugin through the drop-in");
+    let mark = node.socket().with_file_name("called");
+    assert!(mark.exists());
     node.uninstall();
+    assert!(!mark.exists(), "nothing of it is left");
+    std::fs::write(&mark, "").unwrap();
     node.install(&["--drop-in", "auto"]).line("installed in");
-    assert!(!node.socket().with_file_name("called").exists(), "but a new entry has to be called itself");
+    assert!(!mark.exists(), "but a new entry has to be called itself");
 }
 
 #[test]
