@@ -17,11 +17,14 @@ pub(super) fn machine() -> Result<String> {
     let read = |path: &str| fs::read_to_string(path).with_context(|| format!("cannot read {path}"));
     let cpu = read("/proc/cpuinfo")?;
     let model = value(&cpu, "model name").unwrap_or("an unnamed processor");
+    // A virtual machine's model name may say no more than the maker's.
+    let kind = value(&cpu, "cpu family").zip(value(&cpu, "model\t"));
+    let kind = kind.map(|(family, model)| format!(" (family {family}, model {model})")).unwrap_or_default();
     let memory = read("/proc/meminfo")?;
     let kib = value(&memory, "MemTotal").and_then(|kib| kib.split(' ').next()?.parse::<u64>().ok());
     let kernel = read("/proc/sys/kernel/osrelease")?;
     let gib = kib.unwrap_or(0) >> 20;
-    Ok(format!("{cores} cores of {model}, {gib} GiB, Linux {}", kernel.trim()))
+    Ok(format!("{cores} cores of {model}{kind}, {gib} GiB, Linux {}", kernel.trim()))
 }
 
 /// The value of the first `key : value`.
