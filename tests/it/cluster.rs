@@ -5,16 +5,26 @@ use adit_tests::process::Output;
 use adit_tests::{has_real_root, slot};
 use anyhow::Result;
 
+mod agents;
+mod bed;
 mod ca;
+mod callers;
 mod crds;
+mod crowd;
 mod enrol;
 mod fence;
 mod follow;
+mod garbage;
 mod install;
 mod kept;
+mod leave;
 mod machine;
 mod manifests;
+mod neighbours;
+mod outages;
+mod policies;
 mod shop;
+mod workloads;
 
 /// Runs kubectl with arguments and a standard input.
 type Kubectl<'a> = &'a dyn Fn(&[&str], &str) -> Result<Output>;

@@ -4,6 +4,7 @@
 //! what the app saw. Out of process, the program `app` serves and loads (see `src/bin/app.rs`).
 
 mod client;
+pub mod health;
 pub mod lines;
 mod load;
 mod server;

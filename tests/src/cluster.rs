@@ -187,6 +187,11 @@ impl Cluster {
         self.nodes.get(name).with_context(|| format!("no node {name}"))
     }
 
+    /// The same, to be changed.
+    pub fn node_mut(&mut self, name: &str) -> Result<&mut Node> {
+        self.nodes.get_mut(name).with_context(|| format!("no node {name}"))
+    }
+
     /// The nodes that run.
     pub fn nodes(&self) -> impl Iterator<Item = (&str, &Node)> {
         self.nodes.iter().map(|(name, node)| (name.as_str(), node))
@@ -230,7 +235,7 @@ impl Cluster {
 
     /// Loads an OCI archive into every node.
     pub fn load_image(&self, archive: &Path) -> Result<()> {
-        self.nodes.values().try_for_each(|node| node.load_image(&self.programs, archive))
+        self.nodes.values().try_for_each(|node| node.load_image(archive))
     }
 
     /// Stops the API server as a crash does.

@@ -292,6 +292,15 @@ impl Process {
             .with_context(|| format!("cannot signal {}", self.name))
     }
 
+    /// Kills it with its group, and waits for its end.
+    pub fn kill(&mut self) {
+        // Already gone and reaped: its number may be another's by now.
+        if matches!(self.child.try_wait(), Ok(None)) {
+            let _ = killpg(pid(&self.child), Signal::SIGKILL);
+            let _ = self.child.wait();
+        }
+    }
+
     /// Waits until it no longer ignores SIGINT (see [`Run::here_interruptible`]).
     pub fn wait_interruptible(&self) -> Result<()> {
         let deadline = Instant::now() + WAIT_MAX;
@@ -328,11 +337,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Already gone and reaped: its number may be another's by now.
-        if matches!(self.child.try_wait(), Ok(None)) {
-            let _ = killpg(pid(&self.child), Signal::SIGKILL);
-            let _ = self.child.wait();
-        }
+        self.kill();
     }
 }
 

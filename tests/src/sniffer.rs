@@ -52,6 +52,8 @@ pub struct Sniffer {
 pub struct Captured {
     packets: Vec<Packet>,
     kept: usize,
+    /// Packets that nobody wanted.
+    others: usize,
     /// Packets that found the memory bound reached.
     skipped: usize,
     /// Packets that the kernel dropped because the reader was too slow.
@@ -70,19 +72,24 @@ pub struct Packet {
 impl Sniffer {
     /// Begins to capture on every interface of `netns`, those that come later included.
     pub fn start(netns: &Netns) -> Result<Self> {
+        Self::start_where(netns, |_| true)
+    }
+
+    /// The same, of which only those packets are kept for which `wanted` says yes; the others are counted.
+    pub fn start_where(netns: &Netns, wanted: impl Fn(&[u8]) -> bool + Send + 'static) -> Result<Self> {
         let socket =
             netns.run(packet_socket)?.with_context(|| format!("cannot sniff in {}", netns.name()))?;
         let captured = Arc::new(Mutex::new(Captured::default()));
         let end = Arc::new(AtomicBool::new(false));
         let (into, until) = (Arc::clone(&captured), Arc::clone(&end));
-        let reader = thread::spawn(move || read(&socket, &into, &until));
+        let reader = thread::spawn(move || read(&socket, &into, &until, &wanted));
         Ok(Self { name: netns.name().to_owned(), captured, end, reader })
     }
 
     /// How many packets it has seen so far.
     pub fn packets(&self) -> usize {
         let captured = self.captured.lock().unwrap_or_else(PoisonError::into_inner);
-        captured.packets.len() + captured.skipped
+        captured.packets.len() + captured.others + captured.skipped
     }
 
     /// Ends the capture and returns it. What was sent before this call is in it.
@@ -100,7 +107,12 @@ impl Captured {
     ///
     /// An error if nothing was captured or something was missed: then "none" would prove nothing.
     pub fn count_of(&self, marker: &[u8]) -> Result<usize> {
-        if self.packets.is_empty() {
+        Ok(self.whole()?.iter().filter(|packet| holds(&packet.bytes, marker)).count())
+    }
+
+    /// The packets that were wanted, oldest first. An error if nothing was captured or something was missed.
+    pub fn whole(&self) -> Result<&[Packet]> {
+        if self.packets.len() + self.others == 0 {
             bail!("no packet was captured: a search of it proves nothing");
         }
         if self.skipped > 0 || self.dropped > 0 {
@@ -110,7 +122,16 @@ impl Captured {
                 self.dropped
             );
         }
-        Ok(self.packets.iter().filter(|packet| holds(&packet.bytes, marker)).count())
+        Ok(&self.packets)
+    }
+
+    fn keep(&mut self, bytes: &[u8], interface: usize) {
+        if self.kept + bytes.len() > KEPT_MAX {
+            self.skipped += 1;
+            return;
+        }
+        self.kept += bytes.len();
+        self.packets.push(Packet { interface, bytes: bytes.to_vec() });
     }
 
     /// The packets, oldest first.
@@ -119,7 +140,8 @@ impl Captured {
     }
 }
 
-fn holds(bytes: &[u8], marker: &[u8]) -> bool {
+/// Whether a packet holds `marker`.
+pub fn holds(bytes: &[u8], marker: &[u8]) -> bool {
     let Some(first) = marker.first() else { return true };
     let mut rest = bytes;
     while let Some(at) = rest.iter().position(|byte| byte == first) {
@@ -143,13 +165,22 @@ fn packet_socket() -> nix::Result<OwnedFd> {
 }
 
 /// Reads until told to end *and* nothing is left; returns how many packets the kernel dropped.
-fn read(socket: &OwnedFd, into: &Mutex<Captured>, until: &AtomicBool) -> Result<u32> {
+fn read(
+    socket: &OwnedFd,
+    into: &Mutex<Captured>,
+    until: &AtomicBool,
+    wanted: &impl Fn(&[u8]) -> bool,
+) -> Result<u32> {
     let mut buffer = vec![0; PACKET_MAX];
     loop {
         // Asked before the read: what was sent before the end is in the queue by now, and is read before it is empty.
         let ending = until.load(Ordering::Acquire);
         match recvfrom::<LinkAddr>(socket.as_raw_fd(), &mut buffer) {
-            Ok((len, from)) => keep(into, &buffer[..len], from.map_or(0, |from| from.ifindex())),
+            Ok((len, from)) => {
+                let (bytes, interface) = (&buffer[..len], from.map_or(0, |from| from.ifindex()));
+                let mut captured = into.lock().unwrap_or_else(PoisonError::into_inner);
+                if wanted(bytes) { captured.keep(bytes, interface) } else { captured.others += 1 }
+            }
             Err(Errno::EAGAIN) if ending => break,
             // ENETDOWN: one interface went down; the others go on.
             Err(Errno::EAGAIN | Errno::EINTR | Errno::ENETDOWN) => {}
@@ -158,16 +189,6 @@ fn read(socket: &OwnedFd, into: &Mutex<Captured>, until: &AtomicBool) -> Result<
     }
     let statistics = getsockopt(socket, PacketStatistics).context("packet statistics")?;
     Ok(statistics.tp_drops)
-}
-
-fn keep(into: &Mutex<Captured>, bytes: &[u8], interface: usize) {
-    let mut captured = into.lock().unwrap_or_else(PoisonError::into_inner);
-    if captured.kept + bytes.len() > KEPT_MAX {
-        captured.skipped += 1;
-        return;
-    }
-    captured.kept += bytes.len();
-    captured.packets.push(Packet { interface, bytes: bytes.to_vec() });
 }
 
 #[cfg(test)]
@@ -183,5 +204,7 @@ mod tests {
         let seen = Captured { packets: vec![packet], ..Captured::default() };
         assert_eq!(seen.count_of(b"marker").unwrap(), 1);
         assert!(Captured { dropped: 1, ..seen }.count_of(b"marker").is_err());
+        let none_wanted = Captured { others: 1, ..Captured::default() };
+        assert!(none_wanted.whole().unwrap().is_empty());
     }
 }

@@ -56,7 +56,8 @@ impl Plan {
     fn selection(&self) -> Vec<&str> {
         let filter = self.filter.as_deref();
         match self.part {
-            Some(Part::Cluster) => vec![filter.unwrap_or(ON_A_CLUSTER)],
+            // They print their figures.
+            Some(Part::Cluster) => vec![filter.unwrap_or(ON_A_CLUSTER), "--show-output"],
             Some(Part::It | Part::Unit) | None => {
                 filter.into_iter().chain(["--skip", ON_A_CLUSTER]).collect()
             }
@@ -353,8 +354,8 @@ mod tests {
         assert_eq!(selection(None, None), "--skip cluster::");
         assert_eq!(selection(None, Some("smoke")), "smoke --skip cluster::");
         assert_eq!(selection(Some(Part::It), Some("smoke")), "smoke --skip cluster::");
-        assert_eq!(selection(Some(Part::Cluster), None), "cluster::");
-        assert_eq!(selection(Some(Part::Cluster), Some("cluster::kept")), "cluster::kept");
+        assert_eq!(selection(Some(Part::Cluster), None), "cluster:: --show-output");
+        assert_eq!(selection(Some(Part::Cluster), Some("cluster::kept")), "cluster::kept --show-output");
     }
 
     #[test]

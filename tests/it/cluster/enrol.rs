@@ -1,22 +1,21 @@
 //! What the user does first: a label on a namespace, and off again. Under load, with the link between the nodes watched.
 
-use adit_tests::cluster::{Cluster, Families, Settings};
-use adit_tests::{has_real_root, slot};
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 
+use super::bed::Bed;
 use super::shop::{SHOP, Shop, nothing_failed};
+
+/// As docs/operations.md says, with `kubectl` in it.
+const CAPTURED_WITHIN: Duration = Duration::from_millis(500);
 
 #[test]
 fn running_pods_are_enrolled_and_leave_under_load_and_no_clear_byte_is_seen_in_between() -> Result<()> {
-    if !has_real_root("nodes run containers") {
-        return Ok(());
-    }
-    let _alone = slot::exclusive();
-    let cluster = Cluster::start(Settings { nodes: 2, families: Families::V4 })?;
-    cluster.load_images()?;
-    cluster.load_mesh_images()?;
+    let Some(bed) = Bed::bare()? else { return Ok(()) };
+    let cluster = &bed.cluster;
     // Before Adit is there: its plugin has never heard of these.
-    let shop = Shop::open(&cluster)?;
+    let shop = Shop::open(cluster)?;
     ensure!(shop.marked()? > 0, "the marker is read in clear without the mesh");
     cluster.install_mesh()?;
     let containers = shop.containers()?;
@@ -24,6 +23,7 @@ fn running_pods_are_enrolled_and_leave_under_load_and_no_clear_byte_is_seen_in_b
     let (lines, load) = (shop.start_lines(20)?, shop.start_load(20)?);
     let took = shop.label(true)?;
     println!("label to captured, both pods: {took:?}");
+    ensure!(took <= CAPTURED_WITHIN, "{took:?}");
     ensure!(shop.marked()? == 0, "nothing is read of what goes between the nodes");
     both_say_who(&shop)?;
     let took = shop.label(false)?;

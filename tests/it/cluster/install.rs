@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use adit_tests::cluster::{Cluster, Families, Settings};
+use adit_tests::cluster::Cluster;
 use adit_tests::sniffer::Sniffer;
-use adit_tests::{has_real_root, slot};
 use anyhow::{Context, Result, ensure};
+
+use super::bed::Bed;
 
 /// A server and a client, one on each node. `VERSION` is that of the images.
 const SHOP: &str = r#"
@@ -83,13 +84,9 @@ fn cni(cluster: &Cluster) -> Result<BTreeMap<PathBuf, Vec<u8>>> {
 
 #[test]
 fn a_labelled_namespace_is_carried_by_the_mesh_and_a_delete_leaves_the_nodes_as_they_were() -> Result<()> {
-    if !has_real_root("nodes run containers") {
-        return Ok(());
-    }
-    let _alone = slot::exclusive();
-    let cluster = Cluster::start(Settings { nodes: 2, families: Families::V4 })?;
-    cluster.load_images()?;
-    let before = cni(&cluster)?;
+    let Some(bed) = Bed::bare()? else { return Ok(()) };
+    let cluster = &bed.cluster;
+    let before = cni(cluster)?;
     cluster.install_mesh()?;
     cluster.kubectl(["create", "namespace", "shop"])?;
     cluster.until("the namespace's account", || {
@@ -99,42 +96,42 @@ fn a_labelled_namespace_is_carried_by_the_mesh_and_a_delete_leaves_the_nodes_as_
     cluster.apply(&shop())?;
     cluster.kubectl(["-n", "shop", "wait", "--for=condition=Ready", "pod", "--all", "--timeout=60s"])?;
     let ids = ".status.containerStatuses[0].containerID";
-    let started = [of(&cluster, "web", ids)?, of(&cluster, "caller", ids)?];
-    let (web, caller) = (of(&cluster, "web", ".status.podIP")?, of(&cluster, "caller", ".status.podIP")?);
+    let started = [of(cluster, "web", ids)?, of(cluster, "caller", ids)?];
+    let (web, caller) = (of(cluster, "web", ".status.podIP")?, of(cluster, "caller", ".status.podIP")?);
     let expected = format!("web from {caller}");
 
-    let (said, seen) = call(&cluster, &web, "in-clear-before")?;
+    let (said, seen) = call(cluster, &web, "in-clear-before")?;
     ensure!(said == expected && seen > 0, "{said:?}, {seen} packets in clear");
 
     cluster.kubectl(["label", "namespace", "shop", "adit.dev/mesh=enabled"])?;
     for pod in ["web", "caller"] {
-        until_capture(&cluster, pod, "enabled")?;
+        until_capture(cluster, pod, "enabled")?;
     }
-    let (said, seen) = call(&cluster, &web, "in-the-mesh")?;
+    let (said, seen) = call(cluster, &web, "in-the-mesh")?;
     ensure!(said == expected && seen == 0, "{said:?}, {seen} packets in clear");
 
     // One that is made now is captured before its first process runs.
     let late = shop().replace("web", "late");
     cluster.apply(&late)?;
     cluster.kubectl(["-n", "shop", "wait", "--for=condition=Ready", "pod/late", "--timeout=60s"])?;
-    until_capture(&cluster, "late", "enabled")?;
-    let (said, seen) = call(&cluster, &of(&cluster, "late", ".status.podIP")?, "in-the-mesh-too")?;
+    until_capture(cluster, "late", "enabled")?;
+    let (said, seen) = call(cluster, &of(cluster, "late", ".status.podIP")?, "in-the-mesh-too")?;
     ensure!(said == format!("late from {caller}") && seen == 0, "{said:?}, {seen} packets in clear");
 
     cluster.kubectl(["label", "namespace", "shop", "adit.dev/mesh-"])?;
     for pod in ["web", "caller", "late"] {
-        until_capture(&cluster, pod, "")?;
+        until_capture(cluster, pod, "")?;
     }
-    let (said, seen) = call(&cluster, &web, "in-clear-again")?;
+    let (said, seen) = call(cluster, &web, "in-clear-again")?;
     ensure!(said == expected && seen > 0, "{said:?}, {seen} packets in clear");
-    ensure!(started == [of(&cluster, "web", ids)?, of(&cluster, "caller", ids)?], "nothing was restarted");
+    ensure!(started == [of(cluster, "web", ids)?, of(cluster, "caller", ids)?], "nothing was restarted");
 
     cluster.kubectl(["label", "namespace", "shop", "adit.dev/mesh=enabled"])?;
-    until_capture(&cluster, "web", "enabled")?;
+    until_capture(cluster, "web", "enabled")?;
     cluster.remove_mesh()?;
-    let after = cni(&cluster)?;
+    let after = cni(cluster)?;
     ensure!(before == after, "{:?} became {:?}", before.keys(), after.keys());
-    let (said, _) = call(&cluster, &web, "without-the-mesh")?;
+    let (said, _) = call(cluster, &web, "without-the-mesh")?;
     ensure!(said == expected, "{said:?}");
     Ok(())
 }

@@ -4,14 +4,14 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use adit_proto::admin::{Flow, Flows};
+use adit_proto::admin::{Flow, Flows, Status};
 use adit_tests::apps::LoadReport;
 use adit_tests::apps::lines::LinesReport;
 use adit_tests::cluster::Cluster;
 use adit_tests::mesh::admin;
-use adit_tests::process::{Output, Process};
-use adit_tests::sniffer::Sniffer;
-use anyhow::{Context, Result, ensure};
+use adit_tests::process::{Output, Process, Run};
+use adit_tests::sniffer::{Sniffer, holds};
+use anyhow::{Context, Result, bail, ensure};
 use serde::de::DeserializeOwned;
 
 /// The namespace.
@@ -20,8 +20,11 @@ pub(crate) const SHOP: &str = "shop";
 const HTTP: u16 = 8080;
 const ECHO: u16 = 7000;
 
+/// What the client's process is.
+const CLIENT: &str = "/usr/bin/sleep 1000000";
+
 /// The image with the applications; a shell is in it.
-const IMAGE: &str = "localhost/adit-test-apps:0.1.0";
+pub(crate) const IMAGE: &str = "localhost/adit-test-apps:0.1.0";
 
 /// A server with HTTP and an echo, and a client that does nothing by itself.
 fn objects() -> String {
@@ -64,11 +67,25 @@ spec: {{selector: {{app: server}}, ports: [{{name: http, port: 80, targetPort: {
 
 /// The two pods, running.
 pub(crate) struct Shop<'c> {
-    cluster: &'c Cluster,
+    /// Where it is.
+    pub(crate) cluster: &'c Cluster,
     /// The server's address.
     pub(crate) server: String,
     /// The Service's.
     pub(crate) service: String,
+}
+
+/// Where a shop is, for as long as its cluster is changed.
+#[derive(Clone)]
+pub(crate) struct Place {
+    server: String,
+    service: String,
+}
+
+/// A client that sends a marker again and again, and a look at all that goes between the nodes.
+pub(crate) struct Marking {
+    sniffer: Sniffer,
+    client: Process,
 }
 
 impl<'c> Shop<'c> {
@@ -91,14 +108,32 @@ impl<'c> Shop<'c> {
         Ok(shop)
     }
 
+    /// Where it is.
+    pub(crate) fn place(&self) -> Place {
+        Place { server: self.server.clone(), service: self.service.clone() }
+    }
+
+    /// The same shop, in the same cluster.
+    pub(crate) fn at(cluster: &'c Cluster, place: &Place) -> Self {
+        Self { cluster, server: place.server.clone(), service: place.service.clone() }
+    }
+
+    /// A command in the client's container. Not by `kubectl exec`: that goes with the API server.
+    fn in_client(&self, command: &[&str]) -> Result<Run> {
+        let node = self.cluster.node("node1")?;
+        let (program, args) = command.split_first().context("a command")?;
+        let [process] = node.processes(CLIENT)?[..] else { bail!("node1 runs one client") };
+        Ok(node.inside(process, program).args(args))
+    }
+
     /// Runs a command in the client.
     pub(crate) fn client(&self, command: &[&str]) -> Result<Output> {
-        self.cluster.try_kubectl([&["exec", "-n", SHOP, "client", "--"][..], command].concat())
+        self.in_client(command)?.output()
     }
 
     /// Starts a command in the client.
     pub(crate) fn start(&self, command: &[&str]) -> Result<Process> {
-        self.cluster.kubectl_command([&["exec", "-n", SHOP, "client", "--"][..], command].concat()).spawn()
+        self.in_client(command)?.spawn()
     }
 
     /// The client calls the Service; what the server says.
@@ -115,6 +150,15 @@ impl<'c> Shop<'c> {
         let sniffer = Sniffer::start(self.cluster.network().control())?;
         self.call(&marker)?;
         sniffer.stop()?.count_of(marker.as_bytes())
+    }
+
+    /// The client begins to send a marker to the Service, one call after the other.
+    pub(crate) fn start_marking(&self) -> Result<Marking> {
+        let marker = marker()?;
+        let calls = format!("while :; do curl -s -m 2 http://{}/{marker}; done", self.service);
+        let has_it = move |packet: &[u8]| holds(packet, marker.as_bytes());
+        let sniffer = Sniffer::start_where(self.cluster.network().control(), has_it)?;
+        Ok(Marking { client: self.start(&["sh", "-c", &calls])?, sniffer })
     }
 
     /// Which containers the two pods have: others, once one was started again.
@@ -137,23 +181,82 @@ impl<'c> Shop<'c> {
         self.start(&["app", "load", &to, "per-request", "10", &seconds.to_string(), "100"])
     }
 
-    /// Sets or takes off the namespace's label; returns how long it took until the pods' annotations said so.
+    /// Sets or takes off the namespace's label; returns how long after `kubectl` was started the last pod's annotation
+    /// said so, as a watch shows it.
     pub(crate) fn label(&self, enrolled: bool) -> Result<Duration> {
-        let label = if enrolled { "adit.dev/mesh=enabled" } else { "adit.dev/mesh-" };
+        let path = "jsonpath={.metadata.name}={.metadata.annotations.adit\\.dev/capture}{\"\\n\"}";
+        let watch = ["get", "pods", "-n", SHOP, "-l", "app in (server, client)", "--watch", "-o", path];
+        let watch = self.cluster.kubectl_command(watch).spawn()?;
+        let (label, before, after) = if enrolled {
+            ("adit.dev/mesh=enabled", "", "enabled")
+        } else {
+            ("adit.dev/mesh-", "enabled", "")
+        };
+        let until_all_say = |said: &str| {
+            ["server", "client"].iter().try_for_each(|pod| {
+                let line = format!("{pod}={said}");
+                watch.wait_for_line(&format!("that {pod} says {said:?}"), |seen| seen == line).map(drop)
+            })
+        };
+        until_all_say(before)?;
         let begun = Instant::now();
         self.cluster.kubectl(["label", "namespace", SHOP, label])?;
-        let path = "jsonpath={.items[*].metadata.annotations.adit\\.dev/capture}";
-        let wanted = if enrolled { "enabled enabled" } else { "" };
-        self.cluster.until("that both pods are captured, or none", || {
-            let said = self.cluster.kubectl(["get", "pods", "-n", SHOP, "-o", path])?;
-            Ok((said.trim() == wanted).then_some(()))
-        })?;
+        until_all_say(after).with_context(|| self.cluster.mesh_words())?;
         Ok(begun.elapsed())
+    }
+
+    /// Where the server's echo listens.
+    pub(crate) fn echo(&self) -> String {
+        format!("{}:{ECHO}", self.server)
+    }
+
+    /// Whether a process of a node itself, no pod, gets a page of the server's.
+    pub(crate) fn page_from_node(&self, node: &str) -> Result<bool> {
+        let url = format!("http://{}:{HTTP}/", self.server);
+        let asked = self.cluster.node(node)?.netns().command("curl").args([
+            "-sS",
+            "-o",
+            "/dev/null",
+            "-m",
+            "10",
+            &url,
+        ]);
+        Ok(asked.output()?.status.success())
     }
 
     /// The last flows of a node's agent.
     pub(crate) fn flows(&self, node: &str) -> Result<Vec<Flow<'static>>> {
-        Ok(admin::json::<Flows<'static>>(&self.admin(node)?, "/flows")?.flows)
+        Ok(admin::json::<Flows<'static>>(&self.admin(node)?, "/flows?limit=10000")?.flows)
+    }
+
+    /// The Events about an object of the shop, a line each.
+    pub(crate) fn events(&self, of: &str) -> Result<String> {
+        let field = format!("involvedObject.name={of}");
+        let path = "jsonpath={range .items[*]}{.count} x {.reason}: {.message}{\"\\n\"}{end}";
+        self.cluster.kubectl(["get", "events", "-n", SHOP, "--field-selector", &field, "-o", path])
+    }
+
+    /// What a node's agent says of itself.
+    pub(crate) fn status(&self, node: &str) -> Result<Status> {
+        admin::json(&self.admin(node)?, "/status")
+    }
+
+    /// The metrics page of a node's agent, as Prometheus reads it.
+    pub(crate) fn metrics(&self, node: &str) -> Result<String> {
+        let path = "jsonpath={.items[0].status.podIP}";
+        let field = format!("spec.nodeName={node}");
+        let of = [
+            "get",
+            "pod",
+            "-n",
+            "adit-system",
+            "-l",
+            "app.kubernetes.io/name=adit-agent",
+            "--field-selector",
+        ];
+        let ip = self.cluster.kubectl([&of[..], &[&field, "-o", path]].concat())?;
+        let url = format!("http://{ip}:15020/metrics");
+        self.cluster.node(node)?.netns().command("curl").args(["-sS", "-m", "10", &url]).ok()
     }
 
     fn admin(&self, node: &str) -> Result<PathBuf> {
@@ -161,8 +264,29 @@ impl<'c> Shop<'c> {
     }
 }
 
+impl Place {
+    /// The Service's address.
+    pub(crate) fn service(&self) -> &str {
+        &self.service
+    }
+}
+
+impl Marking {
+    /// How many answers came so far.
+    pub(crate) fn answers(&self) -> usize {
+        self.client.log().len()
+    }
+
+    /// Ends it: how many answers came, and in how many packets the marker could be read.
+    pub(crate) fn stop(self) -> Result<(usize, usize)> {
+        let answers = self.answers();
+        drop(self.client);
+        Ok((answers, self.sniffer.stop()?.whole()?.len()))
+    }
+}
+
 /// What a program in a pod reports when it has done its work.
-fn report<T: DeserializeOwned>(program: &Process) -> Result<T> {
+pub(crate) fn report<T: DeserializeOwned>(program: &Process) -> Result<T> {
     let said = program.wait_for_line("a program's report", |line| line.starts_with('{'))?;
     serde_json::from_str(&said).with_context(|| format!("{said} is no report"))
 }

@@ -58,6 +58,8 @@ pub struct LoadReport {
     pub p99_us: u64,
     /// All of them.
     pub max_us: u64,
+    /// From when the first request that failed was due until the last of them had failed, in microseconds from the start.
+    pub failing_us: Option<(u64, u64)>,
 }
 
 impl LoadReport {
@@ -81,6 +83,7 @@ struct Results {
     took_us: Vec<u64>,
     ok: u64,
     failed: BTreeMap<String, u64>,
+    failing_us: Option<(u64, u64)>,
 }
 
 /// Runs it to its end on a current-thread runtime of its own.
@@ -102,7 +105,8 @@ pub fn run(load: &Load) -> Result<LoadReport> {
         results.took_us.get(index).copied().unwrap_or(0)
     };
     let (p50_us, p99_us, max_us) = (part(500), part(990), part(1000));
-    Ok(LoadReport { ok: results.ok, failed: results.failed, seconds, p50_us, p99_us, max_us })
+    let Results { ok, failed, failing_us, .. } = results;
+    Ok(LoadReport { ok, failed, seconds, p50_us, p99_us, max_us, failing_us })
 }
 
 async fn drive(load: &Load, results: &Rc<RefCell<Results>>) -> Instant {
@@ -140,15 +144,23 @@ async fn client(load: Load, index: usize, started: Instant, results: Rc<RefCell<
             Ok(()) => {
                 results.ok += 1;
                 if results.took_us.len() < SAMPLES_MAX {
-                    results.took_us.push(u64::try_from(due.elapsed().as_micros()).unwrap_or(u64::MAX));
+                    results.took_us.push(micros(due.elapsed()));
                 }
             }
             Err(why) => {
                 connection = None;
                 *results.failed.entry(why).or_default() += 1;
+                let (was_due, now) =
+                    (micros(due.saturating_duration_since(started)), micros(started.elapsed()));
+                let first = results.failing_us.map_or(was_due, |(first, _)| first.min(was_due));
+                results.failing_us = Some((first, now));
             }
         }
     }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// When client `index` shall send its request number `turn`, evenly spread over the clients.

@@ -1,17 +1,18 @@
-//! The test applications as processes of their own: HTTP load, long connections, and the server of the latter.
+//! The test applications as processes of their own: HTTP load, long connections and the server of the latter, a gRPC health service.
 #![expect(clippy::print_stdout, reason = "its report is its output")]
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use adit_tests::apps::lines::{self, Lines};
-use adit_tests::apps::{Load, Shape, run_load};
+use adit_tests::apps::{Load, Shape, health, run_load};
 use anyhow::{Context, Result, bail};
 use tokio::net::TcpListener;
 
 const USAGE: &str = "usage: app load ADDR keep-alive|per-request CLIENTS SECONDS [RATE]
        app lines ADDR CONNECTIONS SECONDS RATE    (numbered lines; RATE is of each connection)
-       app echo ADDR                              (what they are sent to)";
+       app echo ADDR                              (what they are sent to)
+       app health ADDR                            (a gRPC health service)";
 
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -20,7 +21,8 @@ fn main() -> Result<()> {
         ["load", to, shape, clients, seconds] => load(to, shape, clients, seconds, None),
         ["load", to, shape, clients, seconds, rate] => load(to, shape, clients, seconds, Some(rate)),
         ["lines", to, connections, seconds, rate] => carry_lines(to, connections, seconds, rate),
-        ["echo", at] => echo(at),
+        ["echo", at] => serve(at, lines::echo),
+        ["health", at] => serve(at, health::serve),
         _ => bail!(USAGE),
     }
 }
@@ -59,12 +61,12 @@ fn carry_lines(to: &str, connections: &str, seconds: &str, rate: &str) -> Result
     Ok(())
 }
 
-fn echo(at: &str) -> Result<()> {
+fn serve<F: Future<Output = Result<()>>>(at: &str, service: impl FnOnce(TcpListener) -> F) -> Result<()> {
     let at: SocketAddr = at.parse().context(USAGE)?;
     runtime()?.block_on(async {
         let listener = TcpListener::bind(at).await.with_context(|| format!("cannot listen on {at}"))?;
         println!("listening on {at}");
-        lines::echo(listener).await
+        service(listener).await
     })
 }
 

@@ -39,15 +39,15 @@ impl ControlPlane {
             .args(["--node-monitor-grace-period=20s"])
             // Pods' ranges are the CNI plugin's here.
             .args(["--allocate-node-cidrs=false", "--cluster-cidr", families.pods()])
-            .args(option("--kubeconfig", &pki.kubeconfig("controller-manager")))
-            .args(option("--service-account-private-key-file", &pki.file("tokens.key")))
-            .args(option("--root-ca-file", &pki.authority()))
+            .args([option("--kubeconfig", &pki.kubeconfig("controller-manager"))])
+            .args([option("--service-account-private-key-file", &pki.file("tokens.key"))])
+            .args([option("--root-ca-file", &pki.authority())])
             .spawn()?;
         let scheduler = network
             .control()
             .command(programs.kubernetes("kube-scheduler"))
             .args(["--leader-elect=false"])
-            .args(option("--kubeconfig", &pki.kubeconfig("scheduler")))
+            .args([option("--kubeconfig", &pki.kubeconfig("scheduler"))])
             .spawn()?;
         let dns = dns(programs, network, pki, folder)?.spawn()?;
         Ok(Self { api_server: starting, controllers, scheduler, dns, etcd })
@@ -97,8 +97,8 @@ pub(super) fn last_words(name: &str, process: &Process) -> String {
 }
 
 /// `NAME=FILE`.
-pub(super) fn option(name: &str, file: &Path) -> [String; 1] {
-    [format!("{name}={}", file.display())]
+pub(super) fn option(name: &str, file: &Path) -> String {
+    format!("{name}={}", file.display())
 }
 
 fn etcd(programs: &Programs, network: &Network, folder: &Path) -> Run {
@@ -109,7 +109,7 @@ fn etcd(programs: &Programs, network: &Network, folder: &Path) -> Run {
         .args(["--listen-peer-urls=http://127.0.0.1:2380"])
         // What it keeps is gone with the cluster in any case.
         .args(["--unsafe-no-fsync", "--log-level=warn"])
-        .args(option("--data-dir", folder))
+        .args([option("--data-dir", folder)])
 }
 
 fn api_server(programs: &Programs, network: &Network, pki: &Pki) -> Run {
@@ -126,13 +126,13 @@ fn api_server(programs: &Programs, network: &Network, pki: &Pki) -> Run {
         // No kube-proxy runs here: webhooks are called at their endpoints.
         .args(["--enable-aggregator-routing"])
         .args(["--service-account-issuer=https://kubernetes.default.svc"])
-        .args(option("--client-ca-file", &pki.authority()))
-        .args(option("--tls-cert-file", &pki.certificate("api-server")))
-        .args(option("--tls-private-key-file", &pki.key("api-server")))
-        .args(option("--service-account-key-file", &pki.file("tokens.pub")))
-        .args(option("--service-account-signing-key-file", &pki.file("tokens.key")))
-        .args(option("--kubelet-client-certificate", &pki.certificate("admin")))
-        .args(option("--kubelet-client-key", &pki.key("admin")))
+        .args([option("--client-ca-file", &pki.authority())])
+        .args([option("--tls-cert-file", &pki.certificate("api-server"))])
+        .args([option("--tls-private-key-file", &pki.key("api-server"))])
+        .args([option("--service-account-key-file", &pki.file("tokens.pub"))])
+        .args([option("--service-account-signing-key-file", &pki.file("tokens.key"))])
+        .args([option("--kubelet-client-certificate", &pki.certificate("admin"))])
+        .args([option("--kubelet-client-key", &pki.key("admin"))])
 }
 
 fn dns(programs: &Programs, network: &Network, pki: &Pki, folder: &Path) -> Result<Run> {

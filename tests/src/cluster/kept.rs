@@ -227,6 +227,7 @@ pub fn serve(name: &Name, settings: Settings, with: With) -> Result<()> {
     cluster.load_images()?;
     if with == With::Mesh {
         println!("installing Adit …");
+        cluster.load_mesh_images()?;
         cluster.install_mesh()?;
         println!("{}", next_commands(name));
     }

@@ -3,6 +3,7 @@
 use anyhow::{Context, Result};
 
 use super::Cluster;
+use crate::process::Process;
 
 /// The manifests of this checkout.
 const MANIFESTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests");
@@ -15,9 +16,8 @@ impl Cluster {
         self.programs.mesh_images()?.iter().try_for_each(|archive| self.load_image(archive))
     }
 
-    /// `kubectl apply -k manifests/`; returns when every agent and every replica of the CA is ready.
+    /// `kubectl apply -k manifests/`, with the images loaded; returns when every agent and every replica of the CA is ready.
     pub fn install_mesh(&self) -> Result<()> {
-        self.load_mesh_images()?;
         self.kubectl(["apply", "-k", MANIFESTS])?;
         self.wait_mesh_ready()
     }
@@ -44,6 +44,30 @@ impl Cluster {
                 .with_context(|| format!("{what} does not become ready\n{}", self.mesh_words()))?;
         }
         Ok(())
+    }
+
+    /// The name of the pod of a node's agent that is not about to end.
+    pub fn agent_pod(&self, node: &str) -> Result<String> {
+        let path = "jsonpath={range .items[*]}{.metadata.name} {.metadata.deletionTimestamp}{\"\\n\"}{end}";
+        let field = format!("spec.nodeName={node}");
+        let of = [
+            "get",
+            "pod",
+            "-n",
+            "adit-system",
+            "-l",
+            "app.kubernetes.io/name=adit-agent",
+            "--field-selector",
+        ];
+        let said = self.kubectl([&of[..], &[&field, "-o", path]].concat())?;
+        let stays = said.lines().find_map(|line| line.strip_suffix(' '));
+        stays.map(str::to_owned).with_context(|| format!("no agent stays on {node}: {said:?}"))
+    }
+
+    /// What a node's agent says from now on, and has said.
+    pub fn follow_agent(&self, node: &str) -> Result<Process> {
+        let pod = self.agent_pod(node)?;
+        self.kubectl_command(["-n", "adit-system", "logs", "-f", &pod, "-c", "agent"]).spawn()
     }
 
     /// What Adit's pods are and said last.

@@ -10,6 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
+use super::control::option;
 use super::network::{CONTROL, Families, Network, pod_ranges};
 use super::pki::{self, Pki};
 use super::programs::Programs;
@@ -35,9 +36,11 @@ pub(super) struct Plan<'a> {
 #[derive(Debug)]
 pub struct Node {
     // Ended in this order: a kubelet without a runtime would only complain.
-    proxy: Process,
-    kubelet: Process,
-    containerd: Process,
+    proxy: Daemon,
+    kubelet: Daemon,
+    containerd: Daemon,
+    /// The client of containerd's.
+    ctr: PathBuf,
     /// Holds the namespaces: the parent of process 1.
     _holder: Process,
     /// Process 1, as the sandbox counts.
@@ -45,6 +48,8 @@ pub struct Node {
     netns: Netns,
     name: String,
     folder: PathBuf,
+    /// Below which control group its pods are.
+    cgroup: String,
 }
 
 /// The folders that a node has of its own, and which of its disk's they are. `/run` is memory: it is emptied at every start.
@@ -70,32 +75,31 @@ impl Node {
         plan.pki.issue_node(plan.number)?;
         let holder = hold_namespaces(plan, &netns, &name)?;
         let init = process_1_of(&holder)?;
-        let inside = |program: &Path| enter(&netns, init, program);
         let path = format!(
             "{}:{}",
             plan.programs.containerd_folder().display(),
             std::env::var("PATH").unwrap_or_default()
         );
-        let containerd = inside(&plan.programs.containerd("containerd"))
-            .env("PATH", &path)
-            .args(["--config".as_ref(), containerd_config(plan)?.as_os_str()])
-            .spawn()?;
-        let node = |containerd| -> Result<Self> {
-            wait_for_containerd(&netns, init, plan.programs, &containerd)?;
-            let kubelet = inside(&plan.programs.kubernetes("kubelet"))
-                .env("PATH", &path)
-                .args(["--config".as_ref(), kubelet_config(plan)?.as_os_str()])
-                .args(control::option("--kubeconfig", &plan.pki.kubeconfig(&name)))
-                .args([format!("--hostname-override={name}")])
-                .args([format!("--node-ip={}", pki::node_ip(plan.number, plan.families))])
-                .spawn()?;
-            let proxy = inside(&plan.programs.kubernetes("kube-proxy"))
-                .args(["--config".as_ref(), proxy_config(plan, &name)?.as_os_str()])
-                .spawn()?;
-            let (name, folder) = (name.clone(), plan.folder.clone());
-            Ok(Self { proxy, kubelet, containerd, _holder: holder, init, netns: netns.clone(), name, folder })
+        let start = |program: PathBuf, args: Vec<String>| {
+            Daemon::start(Command { netns: netns.clone(), init, program, args, path: path.clone() })
         };
-        node(containerd)
+        let containerd = start(
+            plan.programs.containerd("containerd"),
+            vec![option("--config", &containerd_config(plan)?)],
+        )?;
+        let ctr = plan.programs.containerd("ctr");
+        wait_for_containerd(&netns, init, &ctr, &containerd)?;
+        let kubelet = vec![
+            option("--config", &kubelet_config(plan)?),
+            option("--kubeconfig", &plan.pki.kubeconfig(&name)),
+            format!("--hostname-override={name}"),
+            format!("--node-ip={}", pki::node_ip(plan.number, plan.families)),
+        ];
+        let kubelet = start(plan.programs.kubernetes("kubelet"), kubelet)?;
+        let proxy = vec![option("--config", &proxy_config(plan, &name)?)];
+        let proxy = start(plan.programs.kubernetes("kube-proxy"), proxy)?;
+        let (folder, cgroup) = (plan.folder.clone(), plan.cgroup.clone());
+        Ok(Self { proxy, kubelet, containerd, ctr, _holder: holder, init, netns, name, folder, cgroup })
     }
 
     /// Its network namespace.
@@ -121,25 +125,58 @@ impl Node {
         enter(&self.netns, self.init, program.as_ref())
     }
 
-    /// Sends a program of the node a signal: `kubelet`, `containerd` or `kube-proxy`.
-    pub fn signal(&self, program: &str, signal: Signal) -> Result<()> {
-        let process = match program {
-            "kubelet" => &self.kubelet,
-            "containerd" => &self.containerd,
-            "kube-proxy" => &self.proxy,
+    /// The processes in pods of the node whose command line begins so, as the sandbox counts.
+    pub fn processes(&self, command: &str) -> Result<Vec<Pid>> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir("/proc").context("cannot list processes")? {
+            let folder = entry.context("cannot list processes")?.path();
+            let Some(id) = folder.file_name().and_then(|name| name.to_str()?.parse().ok()) else { continue };
+            // One that has ended meanwhile is none.
+            let read = |file: &str| fs::read_to_string(folder.join(file)).unwrap_or_default();
+            let is_it = read("cmdline").replace('\0', " ").starts_with(command);
+            if is_it && read("cgroup").contains(&format!("{}/", self.cgroup)) {
+                found.push(Pid::from_raw(id));
+            }
+        }
+        found.sort_unstable();
+        Ok(found)
+    }
+
+    /// The process that holds the sandbox of a process in a pod.
+    pub fn sandbox_of(&self, process: Pid) -> Result<Pid> {
+        let namespace = |process: Pid| fs::read_link(format!("/proc/{process}/ns/net"));
+        let wanted = namespace(process).with_context(|| format!("no process {process}"))?;
+        let is_its = |pause: &Pid| namespace(*pause).is_ok_and(|read| read == wanted);
+        let pause = self.processes("/pause")?.into_iter().find(is_its);
+        pause.with_context(|| format!("process {process} is in no sandbox of {}", self.name))
+    }
+
+    /// A command to be run in the container of a process: what its own programs would see, and without the API server.
+    pub fn inside(&self, process: Pid, program: &str) -> Run {
+        Run::here("nsenter").args(["-t", &process.to_string(), "-m", "-n", "-p", "--", program])
+    }
+
+    /// Kills a program of the node and starts it again, as an upgrade or a supervisor does: `kubelet`, `containerd` or
+    /// `kube-proxy`. Containers go on meanwhile.
+    pub fn restart(&mut self, program: &str) -> Result<()> {
+        let daemon = match program {
+            "kubelet" => &mut self.kubelet,
+            "containerd" => &mut self.containerd,
+            "kube-proxy" => &mut self.proxy,
             other => bail!("{other} is no program of a node"),
         };
-        process.signal(signal)
+        daemon.restart()?;
+        wait_for_containerd(&self.netns, self.init, &self.ctr, &self.containerd)
     }
 
     pub(super) fn last_words(&self) -> Vec<String> {
         let all = [("kubelet", &self.kubelet), ("containerd", &self.containerd), ("kube-proxy", &self.proxy)];
-        all.map(|(program, process)| control::last_words(&format!("{} {program}", self.name), process))
+        all.map(|(program, daemon)| control::last_words(&format!("{} {program}", self.name), &daemon.process))
             .to_vec()
     }
 
-    pub(super) fn load_image(&self, programs: &Programs, archive: &Path) -> Result<()> {
-        self.command(programs.containerd("ctr"))
+    pub(super) fn load_image(&self, archive: &Path) -> Result<()> {
+        self.command(&self.ctr)
             .args(["--namespace=k8s.io", "images", "import", "--local"])
             .args([archive])
             .ok()
@@ -150,6 +187,43 @@ impl Node {
     pub(super) fn crash(self) -> Result<()> {
         kill(self.init, Signal::SIGKILL).with_context(|| format!("cannot end {}", self.name))?;
         // Dropped: the programs of it, all of them dead by now, are reaped.
+        Ok(())
+    }
+}
+
+/// How a program of a node is started.
+#[derive(Debug)]
+struct Command {
+    netns: Netns,
+    init: Pid,
+    program: PathBuf,
+    args: Vec<String>,
+    /// Where it finds others.
+    path: String,
+}
+
+impl Command {
+    fn spawn(&self) -> Result<Process> {
+        enter(&self.netns, self.init, &self.program).env("PATH", &self.path).args(&self.args).spawn()
+    }
+}
+
+/// A program that runs on a node until it is ended with its group.
+#[derive(Debug)]
+struct Daemon {
+    process: Process,
+    command: Command,
+}
+
+impl Daemon {
+    fn start(command: Command) -> Result<Self> {
+        Ok(Self { process: command.spawn()?, command })
+    }
+
+    fn restart(&mut self) -> Result<()> {
+        // `nsenter` waits for it, and is of its group: whoever kills the group kills both.
+        self.process.kill();
+        self.process = self.command.spawn()?;
         Ok(())
     }
 }
@@ -248,16 +322,15 @@ fn process_1_of(holder: &Process) -> Result<Pid> {
     }
 }
 
-fn wait_for_containerd(netns: &Netns, init: Pid, programs: &Programs, containerd: &Process) -> Result<()> {
+fn wait_for_containerd(netns: &Netns, init: Pid, ctr: &Path, containerd: &Daemon) -> Result<()> {
     let deadline = Instant::now() + WAIT_MAX;
     loop {
-        let Output { status, stderr, .. } =
-            enter(netns, init, &programs.containerd("ctr")).args(["version"]).output()?;
+        let Output { status, stderr, .. } = enter(netns, init, ctr).args(["version"]).output()?;
         if status.success() {
             return Ok(());
         }
         if Instant::now() >= deadline {
-            bail!("{}\n{}", stderr.trim(), control::last_words("containerd", containerd));
+            bail!("{}\n{}", stderr.trim(), control::last_words("containerd", &containerd.process));
         }
         std::thread::park_timeout(Duration::from_millis(50));
     }

@@ -7,6 +7,8 @@ const WORD_LEN_MAX: usize = 400;
 #[derive(Debug, Default)]
 pub(super) struct Failures {
     found: Vec<Failure>,
+    /// What comes is what tests said that passed (`--show-output`).
+    passed: bool,
     /// The line before said where a test panicked; what it said comes now.
     panicked: bool,
 }
@@ -21,6 +23,14 @@ struct Failure {
 impl Failures {
     /// Takes the next line.
     pub(super) fn read(&mut self, line: &str) {
+        self.passed = match line {
+            "successes:" => true,
+            "failures:" => false,
+            _ => self.passed,
+        };
+        if self.passed {
+            return;
+        }
         if let Some(test) = line.strip_prefix("---- ").and_then(|rest| rest.strip_suffix(" stdout ----")) {
             self.found.push(Failure { test: test.to_owned(), word: String::new() });
             self.panicked = false;
@@ -57,6 +67,11 @@ mod tests {
     fn each_failed_test_is_told_with_its_first_error_or_panic() {
         let output = "test a::b ... FAILED\n\
                       Error: of no test\n\
+                      successes:\n\
+                      ---- e stdout ----\n\
+                      3 of 3 answered\n\
+                      successes:\n    e\n\
+                      failures:\n\
                       ---- a::b stdout ----\n\
                       ==== the mesh, of which: it is late\n\
                       Error: it is late\n\
