@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 
 use super::bed::Bed;
-use super::shop::{SHOP, Shop, nothing_failed, report};
+use super::shop::{Shop, nothing_failed, report};
 
 /// As docs/operations.md says.
 const BACK_WITHIN: Duration = Duration::from_secs(2);
@@ -99,21 +99,16 @@ fn restarts_of_runtime_and_kubelet_disturb_nothing_and_a_sandbox_made_anew_is_ca
     };
     let sandbox = cluster.node("node2")?.sandbox_of(page)?;
     kill(sandbox, Signal::SIGKILL).context("cannot kill the sandbox")?;
-    let captured = "jsonpath={.status.containerStatuses[*].ready} {.metadata.annotations.adit\\.dev/capture}";
-    cluster.until("that the server runs again, captured", || {
-        let said = cluster.kubectl(["get", "pod", "-n", SHOP, "server", "-o", captured])?;
-        Ok((said == "true true enabled" && shop.containers()? != before).then_some(()))
-    })?;
+    shop.until_again(&before)?;
     cluster.until("that it answers", || shop.call("").map(Some))?;
     ensure!(shop.marked()? == 0, "nothing is read of what goes between the nodes");
-    let flows = shop.flows("node2")?;
-    let flow = flows.iter().rev().find(|flow| flow.direction == "inbound").context("a call")?;
-    ensure!(
-        flow.tls.is_some()
-            && flow.destination.identity.as_deref() == Some("spiffe://cluster.local/ns/shop/sa/server"),
-        "{flow:?}"
-    );
-    Ok(())
+    let server = "spiffe://cluster.local/ns/shop/sa/server";
+    shop.until_flow("node2", "a call to its identity", |flow| {
+        flow.direction == "inbound"
+            && flow.tls.is_some()
+            && flow.destination.identity.as_deref() == Some(server)
+    })
+    .map(drop)
 }
 
 #[test]
@@ -129,11 +124,7 @@ fn a_node_that_comes_back_starts_its_pods_captured_and_shows_no_clear_byte() -> 
     let cluster = &bed.cluster;
     let shop = Shop::at(cluster, &place);
     cluster.wait_ready()?;
-    let captured = "jsonpath={.status.containerStatuses[*].ready} {.metadata.annotations.adit\\.dev/capture}";
-    cluster.until("that the server runs again, captured", || {
-        let said = cluster.kubectl(["get", "pod", "-n", SHOP, "server", "-o", captured])?;
-        Ok((said == "true true enabled" && shop.containers()? != before).then_some(()))
-    })?;
+    shop.until_again(&before)?;
     cluster.wait_mesh_ready()?;
     cluster.until("an answer of the new sandbox's", || Ok((marking.answers() > 0).then_some(())))?;
     let (answered, seen) = marking.stop()?;

@@ -5,7 +5,7 @@ use adit_tests::process::Output;
 use anyhow::{Result, bail};
 use nix::unistd::Pid;
 
-use super::shop::{IMAGE, SHOP};
+use super::shop::{SHOP, container, pod};
 
 /// A pod with an account of its own, both of this name.
 pub(crate) struct Caller {
@@ -18,25 +18,8 @@ pub(crate) struct Caller {
 impl Caller {
     /// Account and pod, as a user applies them.
     pub(crate) fn objects(&self) -> String {
-        let Self { name, node, sleeps } = self;
-        format!(
-            "apiVersion: v1
-kind: ServiceAccount
-metadata: {{name: {name}, namespace: {SHOP}}}
----
-apiVersion: v1
-kind: Pod
-metadata: {{name: {name}, namespace: {SHOP}, labels: {{app: {name}}}}}
-spec:
-  nodeName: {node}
-  serviceAccountName: {name}
-  automountServiceAccountToken: false
-  terminationGracePeriodSeconds: 1
-  containers:
-    - {{name: caller, image: \"{IMAGE}\", imagePullPolicy: Never, command: [/usr/bin/sleep, \"{sleeps}\"]}}
----
-"
-        )
+        let command = format!("[/usr/bin/sleep, \"{}\"]", self.sleeps);
+        pod(self.name, self.node, &container("caller", &command))
     }
 
     /// Its process, where it runs.

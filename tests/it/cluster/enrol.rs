@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 
 use super::bed::Bed;
 use super::shop::{SHOP, Shop, nothing_failed};
@@ -38,11 +38,11 @@ fn running_pods_are_enrolled_and_leave_under_load_and_no_clear_byte_is_seen_in_b
 fn both_say_who(shop: &Shop<'_>) -> Result<()> {
     let id = |account: &str| format!("spiffe://cluster.local/ns/{SHOP}/sa/{account}");
     for (node, direction) in [("node1", "outbound"), ("node2", "inbound")] {
-        let flows = shop.flows(node)?;
-        let flow = flows.iter().rev().find(|flow| flow.direction == direction && flow.tls.is_some());
-        let flow = flow.with_context(|| format!("no call over mTLS is known on {node}: {flows:?}"))?;
-        let said = (flow.source.identity.as_deref(), flow.destination.identity.as_deref());
-        ensure!(said == (Some(&*id("client")), Some(&*id("server"))), "{node}: {flow:?}");
+        shop.until_flow(node, "the last call, over mTLS and with both identities", |flow| {
+            let said = (flow.source.identity.as_deref(), flow.destination.identity.as_deref());
+            let is_both = said == (Some(&*id("client")), Some(&*id("server")));
+            flow.direction == direction && flow.tls.is_some() && is_both
+        })?;
     }
     Ok(())
 }

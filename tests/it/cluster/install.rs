@@ -2,14 +2,14 @@
 //! delete, and nothing is left on the nodes.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use adit_tests::cluster::Cluster;
 use adit_tests::sniffer::Sniffer;
 use anyhow::{Context, Result, ensure};
 
 use super::bed::Bed;
+use super::leave::files_below;
 
 /// A server and a client, one on each node. `VERSION` is that of the images.
 const SHOP: &str = r#"
@@ -66,17 +66,9 @@ fn call(cluster: &Cluster, to: &str, word: &str) -> Result<(String, usize)> {
 /// What the runtime's folders hold: path and bytes.
 fn cni(cluster: &Cluster) -> Result<BTreeMap<PathBuf, Vec<u8>>> {
     let mut found = BTreeMap::new();
-    for (name, node) in cluster.nodes() {
-        let mut folders = vec![node.file("/etc/cni/net.d")?, node.file("/opt/cni/bin")?];
-        while let Some(folder) = folders.pop() {
-            for entry in fs::read_dir(&folder).with_context(|| folder.display().to_string())? {
-                let path = entry.context("an entry")?.path();
-                if path.is_dir() {
-                    folders.push(path.clone());
-                }
-                let bytes = fs::read(&path).unwrap_or_default();
-                found.insert(Path::new(name).join(path), bytes);
-            }
+    for (_, node) in cluster.nodes() {
+        for folder in ["/etc/cni/net.d", "/opt/cni/bin"] {
+            found.extend(files_below(&node.file(folder)?)?);
         }
     }
     Ok(found)

@@ -104,12 +104,8 @@ spec:
     until_gets(cluster, ingress, &by_service, true)?;
     for account in ["monitoring", "ingress"] {
         let wanted = format!("spiffe://cluster.local/ns/{account}/sa/caller");
-        // A report follows its call a moment later.
-        cluster.until(&format!("a call of {wanted}"), || {
-            let is_its = |flow: &adit_proto::admin::Flow<'_>| {
-                flow.direction == "inbound" && flow.source.identity.as_deref() == Some(&*wanted)
-            };
-            Ok(shop.flows("node2")?.iter().any(is_its).then_some(()))
+        shop.until_flow("node2", &format!("a call of {wanted}"), |flow| {
+            flow.direction == "inbound" && flow.source.identity.as_deref() == Some(&*wanted)
         })?;
     }
     Ok(())

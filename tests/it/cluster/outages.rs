@@ -59,13 +59,12 @@ fn without_the_api_server_traffic_and_policy_go_on_with_an_agent_and_a_sandbox_m
     let again = STRANGER.wait(cluster, Some(before))?;
     let asked = STRANGER.ask(cluster, again, &url)?;
     ensure!(!asked.status.success(), "whom the policy refuses is refused in the new sandbox too: {asked:?}");
-    let flows = shop.flows("node2")?;
-    let by_stranger = |flow: &&adit_proto::admin::Flow<'_>| {
+    let identity = "spiffe://cluster.local/ns/shop/sa/stranger";
+    shop.until_flow("node2", "its refusal, by its identity", |flow| {
         flow.direction == "inbound"
-            && flow.source.identity.as_deref() == Some("spiffe://cluster.local/ns/shop/sa/stranger")
-    };
-    let flow = flows.iter().rev().find(by_stranger).context("its call is known by its identity")?;
-    ensure!(flow.reason.as_deref() == Some("policy_none_matched"), "{flow:?}");
+            && flow.source.identity.as_deref() == Some(identity)
+            && flow.reason.as_deref() == Some("policy_none_matched")
+    })?;
     println!("{}", nothing_failed(&lines, &load)?);
     ensure!(shop.marked()? == 0, "nothing is read of what goes between the nodes");
     std::thread::park_timeout(AWAY.saturating_sub(away.elapsed()));

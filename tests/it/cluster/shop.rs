@@ -26,11 +26,10 @@ const CLIENT: &str = "/usr/bin/sleep 1000000";
 /// The image with the applications; a shell is in it.
 pub(crate) const IMAGE: &str = "localhost/adit-test-apps:0.1.0";
 
-/// A server with HTTP and an echo, and a client that does nothing by itself.
-fn objects() -> String {
-    let pod = |name: &str, node: &str, containers: &str| {
-        format!(
-            "---
+/// An account and a pod of it, both of this name.
+pub(crate) fn pod(name: &str, node: &str, containers: &str) -> String {
+    format!(
+        "---
 apiVersion: v1
 kind: ServiceAccount
 metadata: {{name: {name}, namespace: {SHOP}}}
@@ -45,11 +44,16 @@ spec:
   terminationGracePeriodSeconds: 1
   containers:
 {containers}"
-        )
-    };
-    let container = |name: &str, command: &str| {
-        format!("    - {{name: {name}, image: \"{IMAGE}\", imagePullPolicy: Never, command: {command}}}\n")
-    };
+    )
+}
+
+/// A container of the applications' image.
+pub(crate) fn container(name: &str, command: &str) -> String {
+    format!("    - {{name: {name}, image: \"{IMAGE}\", imagePullPolicy: Never, command: {command}}}\n")
+}
+
+/// A server with HTTP and an echo, and a client that does nothing by itself.
+fn objects() -> String {
     let server = container("http", r#"["/usr/sbin/nginx"]"#)
         + &container("echo", &format!(r#"["/usr/bin/app", "echo", "0.0.0.0:{ECHO}"]"#));
     let client = container("client", r#"["/usr/bin/sleep", "1000000"]"#);
@@ -229,6 +233,29 @@ impl<'c> Shop<'c> {
         Ok(admin::json::<Flows<'static>>(&self.admin(node)?, "/flows?limit=10000")?.flows)
     }
 
+    /// Waits for a flow of a node's agent, as reports follow a moment later; of several the one accepted last.
+    pub(crate) fn until_flow(
+        &self,
+        node: &str,
+        what: &str,
+        wanted: impl Fn(&Flow<'_>) -> bool,
+    ) -> Result<Flow<'static>> {
+        let found = self.cluster.until(what, || {
+            let flows = self.flows(node)?.into_iter().filter(&wanted);
+            Ok(flows.max_by(|one, other| one.time.cmp(&other.time)))
+        });
+        found.with_context(|| format!("{node}: {:?}", self.flows(node)))
+    }
+
+    /// Waits until the server runs in other containers than before, captured.
+    pub(crate) fn until_again(&self, before: &str) -> Result<()> {
+        let path = "jsonpath={.status.containerStatuses[*].ready} {.metadata.annotations.adit\\.dev/capture}";
+        self.cluster.until("that the server runs again, captured", || {
+            let said = self.cluster.kubectl(["get", "pod", "-n", SHOP, "server", "-o", path])?;
+            Ok((said == "true true enabled" && self.containers()? != before).then_some(()))
+        })
+    }
+
     /// The Events about an object of the shop, a line each.
     pub(crate) fn events(&self, of: &str) -> Result<String> {
         let field = format!("involvedObject.name={of}");
@@ -243,18 +270,8 @@ impl<'c> Shop<'c> {
 
     /// The metrics page of a node's agent, as Prometheus reads it.
     pub(crate) fn metrics(&self, node: &str) -> Result<String> {
-        let path = "jsonpath={.items[0].status.podIP}";
-        let field = format!("spec.nodeName={node}");
-        let of = [
-            "get",
-            "pod",
-            "-n",
-            "adit-system",
-            "-l",
-            "app.kubernetes.io/name=adit-agent",
-            "--field-selector",
-        ];
-        let ip = self.cluster.kubectl([&of[..], &[&field, "-o", path]].concat())?;
+        let (pod, path) = (self.cluster.agent_pod(node)?, "jsonpath={.status.podIP}");
+        let ip = self.cluster.kubectl(["get", "pod", "-n", "adit-system", &pod, "-o", path])?;
         let url = format!("http://{ip}:15020/metrics");
         self.cluster.node(node)?.netns().command("curl").args(["-sS", "-m", "10", &url]).ok()
     }

@@ -127,13 +127,10 @@ spec:
 /// The identity that the newest call to an address met there, as the client's agent reports it.
 fn identity_at(shop: &Shop<'_>, ip: &str) -> Result<String> {
     let to = format!("{ip}:8080");
-    // A report follows its call a moment later.
-    shop.cluster.until(&format!("a call to {to} over mTLS"), || {
-        let flows = shop.flows("node1")?;
-        let calls = flows.iter().filter(|flow| flow.destination.addr == to && flow.tls.is_some());
-        let newest = calls.max_by(|one, other| one.time.cmp(&other.time));
-        Ok(newest.and_then(|flow| flow.destination.identity.as_deref().map(str::to_owned)))
-    })
+    let flow = shop.until_flow("node1", &format!("a call to {to} over mTLS"), |flow| {
+        flow.destination.addr == to && flow.tls.is_some()
+    })?;
+    flow.destination.identity.map(std::borrow::Cow::into_owned).context("who it was over mTLS is known")
 }
 
 #[test]
