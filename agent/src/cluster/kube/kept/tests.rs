@@ -1,0 +1,134 @@
+use adit_core::world::Kind;
+use serde_json::json;
+
+use super::*;
+
+const PODS: Watched = Watched::Kind(Kind::Pod);
+
+fn object(name: &str, word: &str) -> Value {
+    json!({"metadata": {"namespace": "shop", "name": name}, "word": word})
+}
+
+fn open(dir: &Path, boot: &str) -> Kept {
+    Kept::open(dir.join("kube"), boot, "this one").unwrap()
+}
+
+/// What the next agent finds: `name=word` of what is there.
+fn found(dir: &Path, boot: &str) -> Option<Vec<String>> {
+    let mut there = BTreeMap::new();
+    let name = |value: &Value| value["metadata"]["name"].as_str().unwrap().to_owned();
+    let is_there = open(dir, boot).recall(PODS, |line| match line {
+        Line::There(value) => drop(there.insert(name(&value), value["word"].as_str().unwrap().to_owned())),
+        Line::Gone(value) => drop(there.remove(&name(&value))),
+    });
+    is_there.then(|| there.into_iter().map(|(name, word)| format!("{name}={word}")).collect())
+}
+
+fn listed(kept: &mut Kept, objects: &[(&str, &str)]) {
+    kept.list_begins(PODS);
+    for (name, word) in objects {
+        kept.there(PODS, &object(name, word));
+    }
+    kept.list_ends(PODS);
+}
+
+#[test]
+fn a_copy_is_there_when_its_list_has_ended_and_follows_what_comes_after() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut kept = open(dir.path(), "b1");
+    kept.list_begins(PODS);
+    kept.there(PODS, &object("a", "1"));
+    kept.flush();
+    assert_eq!(found(dir.path(), "b1"), None, "a list that has not ended is no copy");
+    kept.there(PODS, &object("b", "1"));
+    kept.list_ends(PODS);
+    kept.there(PODS, &object("a", "2"));
+    kept.gone(PODS, "shop", "b");
+    kept.there(PODS, &object("c", "1"));
+    kept.flush();
+    assert_eq!(found(dir.path(), "b1").unwrap(), ["a=2", "c=1"]);
+    listed(&mut kept, &[("d", "1")]);
+    assert_eq!(found(dir.path(), "b1").unwrap(), ["d=1"], "a new list takes the old one's place");
+}
+
+#[test]
+fn what_another_boot_left_is_dropped() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut kept = open(dir.path(), "b1");
+    listed(&mut kept, &[("a", "1")]);
+    kept.announce(&PodUid("u".into()), true).unwrap();
+    assert!(open(dir.path(), "b1").is_announced(&PodUid("u".into())), "by an agent before");
+    assert!(!open(dir.path(), "b2").is_announced(&PodUid("u".into())));
+    assert_eq!(found(dir.path(), "b2"), None);
+}
+
+#[test]
+fn an_object_that_cannot_be_read_goes_on_as_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut kept = open(dir.path(), "b1");
+    listed(&mut kept, &[("a", "1"), ("b", "1")]);
+    kept.there(PODS, &object("a", "2"));
+    kept.flush();
+    kept.list_begins(PODS);
+    for name in ["a", "never"] {
+        kept.as_it_was(PODS, "shop", name);
+    }
+    kept.list_ends(PODS);
+    assert_eq!(found(dir.path(), "b1").unwrap(), ["a=2"]);
+}
+
+#[test]
+fn a_copy_that_has_grown_is_written_anew_with_what_is_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut kept = open(dir.path(), "b1");
+    listed(&mut kept, &[("a", "1"), ("b", "1"), ("c", "1")]);
+    kept.gone(PODS, "shop", "b");
+    let long = "x".repeat(1000);
+    for _ in 0..1100 {
+        kept.there(PODS, &object("a", &long));
+    }
+    kept.there(PODS, &object("a", "last"));
+    kept.flush();
+    let len = || fs::metadata(dir.path().join("kube/Pod.jsonl")).unwrap().len();
+    assert!(len() < 1000, "{}", len());
+    kept.there(PODS, &object("d", "1"));
+    kept.flush();
+    assert_eq!(found(dir.path(), "b1").unwrap(), ["a=last", "c=1", "d=1"]);
+}
+
+#[test]
+fn a_line_that_was_cut_off_is_left_out() {
+    let dir = tempfile::tempdir().unwrap();
+    listed(&mut open(dir.path(), "b1"), &[("a", "1")]);
+    let path = dir.path().join("kube/Pod.jsonl");
+    let mut file = OpenOptions::new().append(true).open(&path).unwrap();
+    file.write_all(br#"{"there":{"metadata":{"na"#).unwrap();
+    assert_eq!(found(dir.path(), "b1").unwrap(), ["a=1"]);
+}
+
+#[test]
+fn an_agent_that_was_succeeded_writes_nothing_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut old = open(dir.path(), "b1");
+    listed(&mut old, &[("a", "1")]);
+    let mut new = Kept::open(dir.path().join("kube"), "b1", "the next").unwrap();
+    old.there(PODS, &object("a", "2"));
+    old.flush();
+    assert_eq!(found(dir.path(), "b1").unwrap(), ["a=2"], "one that has only started has taken nothing");
+    listed(&mut new, &[("b", "1")]);
+    old.there(PODS, &object("c", "1"));
+    old.flush();
+    listed(&mut old, &[("d", "1")]);
+    new.there(PODS, &object("e", "1"));
+    new.flush();
+    assert_eq!(found(dir.path(), "b1").unwrap(), ["b=1", "e=1"]);
+}
+
+#[test]
+fn a_uid_that_is_no_file_name_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let kept = open(dir.path(), "b1");
+    for uid in ["", "..", "a/b"] {
+        assert!(kept.announce(&PodUid(uid.into()), true).is_err(), "{uid:?}");
+    }
+}
