@@ -11,7 +11,7 @@ const WAIT_MAX: Duration = Duration::from_secs(10);
 
 /// Full jitter: anything between nothing and a bound that doubles with each failure ("Exponential Backoff And Jitter",
 /// AWS Architecture Blog). A thousand agents whose API server comes back do not all ask at once.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(super) struct Backoff {
     failures: u32,
 }

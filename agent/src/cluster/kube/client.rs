@@ -25,8 +25,9 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 /// The longest answer, in bytes: of a page of 500 pods at 30 KiB, four times. A longer page is asked for in parts.
 const ANSWER_LEN_MAX: usize = 64 * 1024 * 1024;
-/// The longest line of a watch, in bytes: etcd holds objects of up to 1.5 MiB.
-const LINE_LEN_MAX: usize = 8 * 1024 * 1024;
+/// The longest line of a watch, in bytes: etcd holds objects of up to 1.5 MiB, and JSON writes a byte such as `<` in six;
+/// so 9 MiB, and the names of the fields.
+pub(super) const LINE_LEN_MAX: usize = 16 * 1024 * 1024;
 /// The most that is kept of an answer which says what is wrong.
 const MESSAGE_LEN: usize = 512;
 
@@ -136,7 +137,7 @@ impl Api {
         let response = self.head(request(Method::GET, path, None)?).await?;
         let body = response.into_body().into_data_stream();
         let pieces = body.map(|piece| piece.map_err(|error| ApiError::Unreachable(unreached(&error))));
-        Ok(Lines { pieces: pieces.boxed(), unread: BytesMut::new(), searched: 0 })
+        Ok(Lines::of(pieces.boxed()))
     }
 
     async fn whole(&self, request: Request<Body>) -> Result<Bytes, ApiError> {
@@ -167,6 +168,11 @@ pub(super) struct Lines {
 }
 
 impl Lines {
+    /// The lines that such pieces make.
+    pub(super) fn of(pieces: BoxStream<'static, Result<Bytes, ApiError>>) -> Self {
+        Self { pieces, unread: BytesMut::new(), searched: 0 }
+    }
+
     /// The next line; none when the API server has ended the watch, also in the midst of a line. Cancel-safe.
     pub(super) async fn next(&mut self) -> Option<Result<Bytes, ApiError>> {
         loop {

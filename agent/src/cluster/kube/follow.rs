@@ -5,6 +5,9 @@
 //! attempts by [`Backoff`]. 401 and 403 are as passing as a connection that is cut: an API server answers so for a
 //! second after its start. Knows JSON, not what it means.
 
+#[cfg(test)]
+mod tests;
+
 use std::fmt::Write as _;
 use std::time::Duration;
 
@@ -14,9 +17,10 @@ use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::backoff::Backoff;
-use super::client::{Api, ApiError};
+use super::client::{Api, ApiError, Lines};
 use super::watched::Watched;
 
 /// How long a watch may say nothing. The API server sends a bookmark every 60 s; one that is stopped sends nothing, and
@@ -26,6 +30,9 @@ const IDLE_MAX: Duration = Duration::from_secs(75);
 /// come back at once.
 const WATCH_SECONDS: u64 = 300;
 const WATCH_SECONDS_MORE: u64 = 300;
+/// How long a watch must have lasted when it says something, to count as one that goes well: as long as the longest
+/// wait between attempts, so that those which end sooner are not asked for more often than those which are refused.
+const LASTS_MIN: Duration = Duration::from_secs(10);
 
 /// What is said of a collection.
 #[derive(Debug)]
@@ -45,7 +52,7 @@ pub(super) enum What {
     Gone(Value),
     /// What was not in the list since [`What::ListBegins`] is there no more.
     ListEnds,
-    /// Nothing new up to now.
+    /// Nothing new up to now, as the API server says itself.
     Heard,
     /// It is not followed at the moment, and why.
     Lost(ApiError),
@@ -67,6 +74,10 @@ pub(super) async fn follow(api: Api, of: Watched, path: String, mut seed: Seed, 
                 // Listed anew, but never in a tight loop: a server that always says so is as good as away.
                 tokio::time::sleep(source.backoff.next(&mut seed)).await;
             }
+            Err(Ended::Early(from)) => {
+                version = Some(from);
+                tokio::time::sleep(source.backoff.next(&mut seed)).await;
+            }
             Err(Ended::Failed(error, from)) => {
                 version = from;
                 if source.tell(What::Lost(error)).await.is_err() {
@@ -82,6 +93,8 @@ pub(super) async fn follow(api: Api, of: Watched, path: String, mut seed: Seed, 
 enum Ended {
     /// The version is too old: list anew.
     TooOld,
+    /// It said something, and ended soon after; goes on from this version.
+    Early(String),
     /// It failed; goes on from this version, or with a list.
     Failed(ApiError, Option<String>),
     /// Nobody takes the news any more.
@@ -95,7 +108,8 @@ struct Source {
     /// How many objects a page has. A page that is too long is asked for in smaller ones.
     limit: u32,
     news: mpsc::Sender<News>,
-    /// Begins anew only when a watch has said something: a list alone may be too old at once, again and again.
+    /// Begins anew only when a watch has lasted: a list may be too old at once, and a watch end after its first line,
+    /// again and again.
     backoff: Backoff,
 }
 
@@ -160,30 +174,39 @@ impl Source {
             ("timeoutSeconds", &seconds),
             ("resourceVersion", &from),
         ]);
-        let mut version = from;
-        let mut lines = match self.api.watch(&self.at(&query)).await {
-            Ok(lines) => lines,
-            Err(error) if error.code() == Some(410) => return Err(Ended::TooOld),
-            Err(error) => return Err(Ended::Failed(error, Some(version))),
-        };
-        self.tell(What::Heard).await?;
-        let mut has_said = false;
+        match self.api.watch(&self.at(&query)).await {
+            Ok(lines) => self.hear(lines, from).await,
+            Err(error) if error.code() == Some(410) => Err(Ended::TooOld),
+            Err(error) => Err(Ended::Failed(error, Some(from))),
+        }
+    }
+
+    /// Hands on what a watch says until it ends. Returns the version from which to go on.
+    async fn hear(&mut self, mut lines: Lines, from: String) -> Result<String, Ended> {
+        let begun = Instant::now();
+        let (mut version, mut has_said, mut has_lasted) = (from, false, false);
         loop {
             let line = match tokio::time::timeout(IDLE_MAX, lines.next()).await {
                 Err(_) => return Err(Ended::Failed(ApiError::Silent(IDLE_MAX), Some(version))),
+                // Asked for again, the same line would come again: so everything is listed.
+                Ok(Some(Err(error @ ApiError::TooLong(_)))) => return Err(Ended::Failed(error, None)),
                 Ok(Some(Err(error))) => return Err(Ended::Failed(error, Some(version))),
+                Ok(None) if has_lasted => return Ok(version),
+                Ok(None) if has_said => return Err(Ended::Early(version)),
                 // A server that ends every watch at once is no better than one that refuses it.
-                Ok(None) if !has_said => {
+                Ok(None) => {
                     let error = ApiError::Unreachable("a watch ended before it said anything".into());
                     return Err(Ended::Failed(error, Some(version)));
                 }
-                Ok(None) => return Ok(version),
                 Ok(Some(Ok(line))) => line,
             };
-            has_said = true;
-            self.backoff.reset();
             if let Some(next) = self.take(&line).await? {
                 version = next;
+            }
+            has_said = true;
+            if begun.elapsed() >= LASTS_MIN {
+                has_lasted = true;
+                self.backoff.reset();
             }
         }
     }

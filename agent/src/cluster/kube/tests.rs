@@ -15,7 +15,7 @@ use super::*;
 use crate::view::{self, View};
 
 mod faults;
-mod server;
+pub(super) mod server;
 mod writing;
 
 static SEEDS: AtomicU64 = AtomicU64::new(1);
