@@ -368,14 +368,16 @@ fn last_lines(path: &Path, wanted: impl Fn(&Name) -> bool) -> io::Result<(BufRea
         // The header is no line of either kind.
         match serde_json::from_str::<Line<&RawValue>>(&text) {
             Ok(Line::There(object)) => {
-                last.insert(name(object), at);
+                let name = name(object);
+                if wanted(&name) {
+                    last.insert(name, at);
+                }
             }
             Ok(Line::Gone(object)) => {
                 last.remove(&name(object));
             }
             Err(_) => {}
         }
-        last.retain(|name, _| wanted(name));
         at += u64::try_from(read).unwrap_or(u64::MAX);
     }
 }

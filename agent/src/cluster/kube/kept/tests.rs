@@ -1,3 +1,5 @@
+use std::cell::Cell;
+
 use adit_core::world::Kind;
 use serde_json::json;
 
@@ -131,4 +133,20 @@ fn a_uid_that_is_no_file_name_is_refused() {
     for uid in ["", "..", "a/b"] {
         assert!(kept.announce(&PodUid(uid.into()), true).is_err(), "{uid:?}");
     }
+}
+
+#[test]
+fn a_long_copy_is_judged_once_a_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut kept = open(dir.path(), "b1");
+    let names: Vec<String> = (0..20_000).map(|at| format!("p{at}")).collect();
+    let objects: Vec<_> = names.iter().map(|name| (name.as_str(), "1")).collect();
+    listed(&mut kept, &objects);
+    let judged = Cell::new(0);
+    let (_, offsets) = last_lines(&kept.path(PODS), |(_, name)| {
+        judged.set(judged.get() + 1);
+        name.ends_with('7')
+    })
+    .unwrap();
+    assert_eq!((judged.get(), offsets.len()), (20_000, 2_000));
 }
