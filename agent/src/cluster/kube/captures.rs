@@ -171,15 +171,18 @@ impl Captures {
         pod.writing = None;
         match result {
             Written::Acknowledged(version) => {
-                pod.version = pod.version.max(version);
-                pod.seen = if write.captured { Seen::Enabled } else { Seen::Absent };
+                // Told later than written: the watch may have told what somebody else made of it since.
+                if version >= pod.version {
+                    pod.version = version;
+                    pod.seen = if write.captured { Seen::Enabled } else { Seen::Absent };
+                }
                 if pod.written.is_none_or(|at| now.since(at) > SETTLED_AFTER) {
                     pod.backoff.reset();
                 }
                 pod.written = Some(now);
                 // What somebody else makes of it is not written over at their speed.
-                let is_settled = pod.owed().is_none();
-                pod.not_before = if is_settled { now + pod.backoff.next(seed) } else { Mono::ZERO };
+                let is_wanted_otherwise = pod.wanted == Some(!write.captured);
+                pod.not_before = if is_wanted_otherwise { Mono::ZERO } else { now + pod.backoff.next(seed) };
             }
             Written::Gone => {
                 self.pods.remove(&write.uid);
@@ -255,6 +258,20 @@ mod tests {
         assert_eq!(captures.due(T0), [], "a watch that is behind says nothing new");
         captures.saw(&uid(), &name(), 10, Seen::Absent, true);
         assert_eq!(captures.due(captures.deadline().unwrap()), [write(true)], "somebody took it away");
+    }
+
+    #[test]
+    fn what_was_taken_away_before_its_writing_was_acknowledged_is_owed() {
+        let mut captures = seeing(Seen::Absent, false);
+        captures.want(&uid(), true);
+        captures.due(T0);
+        captures.saw(&uid(), &name(), 9, Seen::Enabled, true);
+        captures.saw(&uid(), &name(), 10, Seen::Absent, true);
+        captures.written(&write(true), Written::Acknowledged(9), T0, &mut Seed(4));
+        assert_eq!((captures.standing(&uid()), captures.captured()), (Standing::Owed, BTreeSet::new()));
+        let at = captures.deadline().unwrap();
+        assert!(at > T0, "not at the speed of who takes it away");
+        assert_eq!(captures.due(at), [write(true)]);
     }
 
     #[test]
