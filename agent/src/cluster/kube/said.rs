@@ -7,6 +7,7 @@ use std::time::Duration;
 use adit_core::draw::Seed;
 use adit_core::net::ObjectName;
 use adit_core::time::Mono;
+use bytes::Bytes;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tracing::debug;
@@ -128,7 +129,9 @@ pub(super) async fn write_events(
             Write::Nothing => continue,
             Write::Create(number) => {
                 let object = object(&event, &node, number, &at);
-                api.post(&collection(&event.pod), &object).await
+                let written = api.post(&collection(&event.pod), &object).await;
+                // Nobody else has the number: it was stored, and the answer was lost.
+                written.or_else(|error| if error.code() == Some(409) { Ok(Bytes::new()) } else { Err(error) })
             }
             Write::Count(number, count) => {
                 let path = format!("{}/{}", collection(&event.pod), name(&event.pod, number));

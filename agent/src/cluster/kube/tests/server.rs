@@ -195,6 +195,9 @@ fn answer(
         "GET" if is_collection(path) => (200, list(state, path, asked)),
         "POST" => {
             let path = format!("{path}/{}", body["metadata"]["name"].as_str().unwrap());
+            if state.objects.contains_key(&path) {
+                return refuse(409);
+            }
             let (_, object) = put(state, &path, body);
             (201, object.to_string())
         }

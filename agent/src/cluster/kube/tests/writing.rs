@@ -165,3 +165,22 @@ async fn what_happens_to_a_pod_is_an_event() {
     let pods = server.requests("/events/");
     assert_eq!((written(), pods), (2, 0), "one that failed, and one for all");
 }
+
+#[tokio::test]
+async fn an_event_that_was_stored_without_an_answer_is_not_made_again_and_again() {
+    let (server, _dir, agent) = mesh().await;
+    let event = |namespace: &str| PodEvent {
+        pod: ObjectName::new(namespace, "web"),
+        uid: uid("web"),
+        gravity: Gravity::Warning,
+        reason: "CaptureFailed",
+        note: "no netns".into(),
+    };
+    server.fail("POST /api/v1/namespaces/shop/events", Fault::Half);
+    for _ in 0..10 {
+        agent.cluster.events().say(event("shop"));
+    }
+    agent.cluster.events().say(event("last"));
+    until("the last", || server.requests("POST /api/v1/namespaces/last/events") == 1).await;
+    assert_eq!(server.requests("POST /api/v1/namespaces/shop/events"), 2, "it, and that it is there");
+}
