@@ -91,13 +91,15 @@ pub(super) fn start(
     let writing = said::write_events(api.clone(), node, clock, seed.fork(), events_said);
     tasks.spawn(vital("events", writing));
     let (news, news_told) = mpsc::channel(NEWS_MAX);
+    let (list_anew, anew) = watch::channel(());
     for of in kept().chain([Watched::DaemonSet, Watched::OwnNamespace]) {
         let path = of.path(&system_namespace, &config.daemon_set);
-        let following = follow::follow(api.clone(), of, path, seed.fork(), news.clone());
+        let following = follow::follow(api.clone(), of, path, seed.fork(), news.clone(), anew.clone());
         tasks.spawn(vital("a watch", following));
     }
 
-    let links = Links { own, api, clock, publisher, shown, removal, lease, kept: kept_files, seed };
+    let links =
+        Links { own, api, clock, publisher, shown, removal, lease, list_anew, kept: kept_files, seed };
     let mut driver = Driver::new(links);
     driver.recall();
     let driver = tokio::spawn(vital("the source of truth", async move {

@@ -46,6 +46,8 @@ pub(super) struct Links {
     pub(super) shown: watch::Sender<Shown>,
     pub(super) removal: watch::Sender<Removal>,
     pub(super) lease: watch::Sender<Says>,
+    /// Makes everything be listed anew.
+    pub(super) list_anew: watch::Sender<()>,
     pub(super) kept: Option<Kept>,
     pub(super) seed: Seed,
 }
@@ -317,8 +319,12 @@ impl Driver {
                 });
             }
             Command::StandAside { aside, done } => {
-                if !aside && let Some(Err(error)) = self.links.kept.as_mut().map(Kept::claim_again) {
-                    tracing::warn!(%error, "cannot take the copy back from the agent that had taken over");
+                if let Some(copy) = &mut self.links.kept {
+                    if aside {
+                        copy.stand_aside();
+                    } else if copy.claim_again() {
+                        self.links.list_anew.send_replace(());
+                    }
                 }
                 self.captures.stand_aside(aside);
                 self.links.lease.send_if_modified(|says| std::mem::replace(&mut says.aside, aside) != aside);

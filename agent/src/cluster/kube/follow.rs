@@ -16,7 +16,7 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use super::backoff::Backoff;
@@ -58,14 +58,32 @@ pub(super) enum What {
     Lost(ApiError),
 }
 
-/// Follows a collection for as long as somebody takes the news.
-pub(super) async fn follow(api: Api, of: Watched, path: String, mut seed: Seed, news: mpsc::Sender<News>) {
+/// Follows a collection for as long as somebody takes the news, and lists it anew whenever `anew` says so.
+pub(super) async fn follow(
+    api: Api,
+    of: Watched,
+    path: String,
+    mut seed: Seed,
+    news: mpsc::Sender<News>,
+    mut anew: watch::Receiver<()>,
+) {
     let mut source = Source { api, of, path, limit: of.page_len(), news, backoff: Backoff::default() };
     let mut version = None;
     loop {
-        let result = match version.take() {
-            None => source.list().await,
-            Some(from) => source.watch(from, &mut seed).await,
+        let step = async {
+            match version.take() {
+                None => source.list().await,
+                Some(from) => source.watch(from, &mut seed).await,
+            }
+        };
+        let result = tokio::select! {
+            biased;
+            // A list that is cut off here begins again, so nothing of it counts.
+            Ok(()) = anew.changed() => {
+                version = None;
+                continue;
+            }
+            result = step => result,
         };
         match result {
             Ok(next) => version = Some(next),

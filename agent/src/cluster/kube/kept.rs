@@ -4,7 +4,7 @@
 //! there or one that is gone, in the order in which they were told. A file comes into its place when its list has ended,
 //! so one that is there is whole. Its first line names the boot: what another boot left is dropped, as no pod of it is
 //! captured any more. Beside them `captured/UID`, an empty file for each pod that this node's agents announced; two
-//! agents at once, as in an upgrade, share these.
+//! agents at once, as in an upgrade, share these. The rest is the one's that `owner` names: the other writes nothing.
 //!
 //! A copy that cannot be written costs the next agent its start without the API server, and nothing else.
 
@@ -23,12 +23,14 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 use tracing::warn;
 
-use super::watched::Watched;
+use super::watched::{Watched, kept};
 
 /// A file is written anew when it has grown by as much as it then had, and by this at least.
 const GROWTH_MIN: u64 = 1024 * 1024;
 const CAPTURED: &str = "captured";
 const OWNER: &str = "owner";
+/// How the name of a copy ends that is not whole yet.
+const FRESH: &str = "fresh";
 
 /// Where the copy is.
 #[derive(Debug)]
@@ -37,10 +39,19 @@ pub(super) struct Kept {
     boot: String,
     /// Who writes it, as the file of that name says.
     owner: String,
-    /// Whether this agent has made it its own.
-    has_claimed: bool,
+    claim: Claim,
     files: BTreeMap<Watched, Journal>,
     fresh: BTreeMap<Watched, Fresh>,
+}
+
+/// Whether this agent writes the copy.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Claim {
+    /// With its first list that ends.
+    NotYet,
+    Made,
+    /// Not any more: another agent does.
+    Lost,
 }
 
 /// A copy that is written on.
@@ -103,7 +114,7 @@ impl Kept {
             dir,
             boot: boot.to_owned(),
             owner: owner.to_owned(),
-            has_claimed: false,
+            claim: Claim::NotYet,
             files: BTreeMap::new(),
             fresh: BTreeMap::new(),
         };
@@ -116,7 +127,23 @@ impl Kept {
             fs::write(&marker, boot)?;
         }
         fs::DirBuilder::new().recursive(true).mode(0o700).create(kept.dir.join(CAPTURED))?;
+        kept.forget_unfinished();
         Ok(kept)
+    }
+
+    /// Removes what agents that were killed left unfinished; not what the owner, which may still run, has in hand.
+    fn forget_unfinished(&self) {
+        let owner = fs::read_to_string(self.dir.join(OWNER)).unwrap_or_default();
+        let Ok(files) = fs::read_dir(&self.dir) else { return };
+        for file in files.flatten() {
+            let name = file.file_name();
+            let unfinished = name.to_str().and_then(|name| name.strip_suffix(FRESH)?.strip_suffix('.'));
+            if unfinished.is_some_and(|name| owner.is_empty() || !name.ends_with(&owner))
+                && let Err(error) = fs::remove_file(file.path())
+            {
+                warn!(%error, "cannot remove a copy that was never finished");
+            }
+        }
     }
 
     /// Hands over every line of a copy. `false`: there is none, and nothing was handed over.
@@ -145,6 +172,9 @@ impl Kept {
 
     /// From here to [`Kept::list_ends`], what is told is everything.
     pub(super) fn list_begins(&mut self, of: Watched) {
+        if !self.is_owned() {
+            return;
+        }
         match self.fresh(of) {
             Ok(journal) => drop(self.fresh.insert(of, Fresh { journal, carried: BTreeSet::new() })),
             Err(error) => self.give_up(of, &error),
@@ -171,12 +201,12 @@ impl Kept {
 
     /// The list has ended: its copy counts from now on.
     pub(super) fn list_ends(&mut self, of: Watched) {
+        if !self.is_owned() {
+            return;
+        }
         let Some(mut fresh) = self.fresh.remove(&of) else { return };
         if let Err(error) = self.claim() {
             return self.give_up(of, &error);
-        }
-        if !self.is_owned() {
-            return;
         }
         let carried = match fresh.carried.is_empty() {
             true => Ok(()),
@@ -248,30 +278,62 @@ impl Kept {
 
     /// Makes the copy this agent's own, once. Not earlier: one that cannot start must not take it from one that runs.
     fn claim(&mut self) -> io::Result<()> {
-        if !self.has_claimed {
+        if self.claim == Claim::NotYet {
             fs::write(self.dir.join(OWNER), &self.owner)?;
-            self.has_claimed = true;
+            self.claim = Claim::Made;
         }
         Ok(())
     }
 
-    /// Makes the copy this agent's own again, as it was left by another that has ended; what is told from here on is in
-    /// it with the next list.
-    pub(super) fn claim_again(&mut self) -> io::Result<()> {
-        self.has_claimed = false;
-        self.claim()
+    /// Leaves the copy to another agent that is about to take it; what this one has made its own, it writes until then.
+    pub(super) fn stand_aside(&mut self) {
+        if self.claim == Claim::NotYet {
+            self.lose();
+        }
     }
 
-    /// Whether the copy is still this agent's. If not, it leaves it alone until it claims it again.
-    pub(super) fn is_owned(&mut self) -> bool {
-        let owner = || fs::read_to_string(self.dir.join(OWNER)).ok();
-        // Before it is claimed there is nothing yet that this agent writes on.
-        let is_owned = !self.has_claimed || owner().as_deref() == Some(&self.owner);
-        if !is_owned {
-            self.files.clear();
-            self.fresh.clear();
+    /// Takes the copy back from another agent that has ended. `true`: it lacks what was told meanwhile, so it is removed,
+    /// and everything has to be listed anew.
+    pub(super) fn claim_again(&mut self) -> bool {
+        if self.is_owned() {
+            return false;
         }
-        is_owned
+        for of in kept() {
+            if let Err(error) = fs::remove_file(self.path(of))
+                && error.kind() != io::ErrorKind::NotFound
+            {
+                warn!(%error, kind = of.word(), "cannot remove a copy that lacks something");
+            }
+        }
+        self.claim = Claim::NotYet;
+        if let Err(error) = self.claim() {
+            warn!(%error, "cannot take the copy back; the first list that ends does it");
+        }
+        true
+    }
+
+    /// Whether the copy is still this agent's, or still to be. If not, it leaves it alone until it claims it again.
+    pub(super) fn is_owned(&mut self) -> bool {
+        if self.claim == Claim::Made && self.has_successor() {
+            self.lose();
+        }
+        self.claim != Claim::Lost
+    }
+
+    /// Whether the copy names another owner. An agent that cannot read that has not been succeeded for it, and neither
+    /// has one that finds nothing there.
+    fn has_successor(&self) -> bool {
+        let owner = fs::read_to_string(self.dir.join(OWNER));
+        owner.is_ok_and(|owner| !owner.is_empty() && owner != self.owner)
+    }
+
+    fn lose(&mut self) {
+        self.claim = Claim::Lost;
+        self.files.clear();
+        for of in std::mem::take(&mut self.fresh).into_keys() {
+            // One that cannot be removed goes when the next agent starts.
+            let _ = fs::remove_file(self.fresh_path(of));
+        }
     }
 
     fn captured(&self, uid: &PodUid) -> Option<PathBuf> {
@@ -334,7 +396,8 @@ impl Kept {
     }
 
     fn fresh_path(&self, of: Watched) -> PathBuf {
-        self.dir.join(format!(".{}.fresh", of.word()))
+        // By the owner: another agent of this node may have one in hand.
+        self.dir.join(format!(".{}.{}.{FRESH}", of.word(), self.owner))
     }
 }
 

@@ -112,8 +112,14 @@ impl Driver {
     /// Forgets what was announced of pods that are no more.
     pub(super) fn forget_gone(&mut self) {
         let world = self.builder.freeze();
-        for uid in self.captures.keep_only(|uid| world.workload(uid).is_some()) {
-            if let Some(Err(error)) = self.links.kept.as_ref().map(|copy| copy.announce(&uid, false)) {
+        let gone = self.captures.keep_only(|uid| world.workload(uid).is_some());
+        if !gone.is_empty() {
+            self.look_for_successor();
+        }
+        // While another agent of this node says what is captured, these files are its own.
+        let copy = self.links.kept.as_ref().filter(|_| !self.captures.is_aside());
+        for uid in gone {
+            if let Some(Err(error)) = copy.map(|copy| copy.announce(&uid, false)) {
                 warn!(%error, pod = %uid, "cannot write down that a pod is gone");
             }
             for (captured, done) in self.waiting.remove(&uid).unwrap_or_default() {
@@ -124,8 +130,11 @@ impl Driver {
 
     /// Forgets what an earlier life announced of pods that went while no agent was there.
     pub(super) fn forget_strangers(&mut self) {
+        self.look_for_successor();
         let world = self.builder.freeze();
-        if let Some(copy) = &self.links.kept {
+        if let Some(copy) = &self.links.kept
+            && !self.captures.is_aside()
+        {
             copy.forget_strangers(|uid| world.workload(uid).is_some());
         }
     }

@@ -23,7 +23,7 @@ fn failed_before() -> (Source, mpsc::Receiver<News>) {
 }
 
 /// A watch that says each of these so long after the one before, and then ends.
-fn watch(said: &[(u64, &str)]) -> Lines {
+fn lines(said: &[(u64, &str)]) -> Lines {
     let said: Vec<_> =
         said.iter().map(|(after, text)| (*after, Bytes::copy_from_slice(text.as_bytes()))).collect();
     let pieces = stream::iter(said).then(async |(after, text)| {
@@ -39,7 +39,7 @@ async fn a_watch_that_says_an_error_is_waited_for_longer_each_time() {
         let (mut source, _told) = failed_before();
         let before = source.backoff;
         let error = format!("{{\"type\": \"ERROR\", \"object\": {{\"code\": {code}}}}}\n");
-        let ended = source.hear(watch(&[(20, &error)]), "5".into()).await;
+        let ended = source.hear(lines(&[(20, &error)]), "5".into()).await;
         match code {
             410 => assert!(matches!(ended, Err(Ended::TooOld))),
             _ => assert!(matches!(ended, Err(Ended::Failed(ApiError::Status { .. }, None))), "{code}"),
@@ -52,10 +52,10 @@ async fn a_watch_that_says_an_error_is_waited_for_longer_each_time() {
 async fn a_watch_that_ends_after_a_line_is_waited_for_longer_each_time() {
     let (mut source, _told) = failed_before();
     let before = source.backoff;
-    let ended = source.hear(watch(&[(9, ADDED)]), "5".into()).await;
+    let ended = source.hear(lines(&[(9, ADDED)]), "5".into()).await;
     assert!(matches!(ended, Err(Ended::Early(version)) if version == "7"));
     assert_eq!(source.backoff, before);
-    let ended = source.hear(watch(&[(9, ADDED), (1, ADDED)]), "5".into()).await;
+    let ended = source.hear(lines(&[(9, ADDED), (1, ADDED)]), "5".into()).await;
     assert!(matches!(ended, Ok(version) if version == "7"), "one that has lasted");
     assert_eq!(source.backoff, Backoff::default());
 }
@@ -64,7 +64,7 @@ async fn a_watch_that_ends_after_a_line_is_waited_for_longer_each_time() {
 async fn a_line_that_is_too_long_costs_a_new_list() {
     let (mut source, _told) = failed_before();
     let long = "x".repeat(LINE_LEN_MAX + 1);
-    let ended = source.hear(watch(&[(0, ADDED), (0, &long)]), "5".into()).await;
+    let ended = source.hear(lines(&[(0, ADDED), (0, &long)]), "5".into()).await;
     assert!(matches!(ended, Err(Ended::Failed(ApiError::TooLong(_), None))));
 }
 
@@ -75,7 +75,7 @@ async fn the_longest_object_is_read_however_json_writes_it() {
     let line = format!(
         "{{\"type\": \"ADDED\", \"object\": {{\"metadata\": {{\"name\": \"web\", \"x\": \"{value}\"}}}}}}\n"
     );
-    let ended = source.hear(watch(&[(0, &line)]), "5".into()).await;
+    let ended = source.hear(lines(&[(0, &line)]), "5".into()).await;
     assert!(matches!(ended, Err(Ended::Early(_))));
     assert!(matches!(told.try_recv().unwrap().what, What::There(_)));
 }
@@ -86,7 +86,8 @@ async fn a_watch_that_has_said_nothing_is_not_heard_of() {
     let config = Config { api_server: Some(format!("http://{}", server.address)), ..Config::default() };
     let (news, mut told) = mpsc::channel(8);
     let (api, of) = (Api::open(&config).unwrap(), Watched::Kind(Kind::Pod));
-    let _following = AbortOnDropHandle::new(tokio::spawn(follow(api, of, PODS.into(), Seed(1), news)));
+    let (_asks, anew) = watch::channel(());
+    let _following = AbortOnDropHandle::new(tokio::spawn(follow(api, of, PODS.into(), Seed(1), news, anew)));
     while !matches!(told.recv().await.unwrap().what, What::ListEnds) {}
     server.put("/api/v1/namespaces/shop/pods/web", serde_json::json!({"metadata": {"name": "web"}}));
     let next = told.recv().await.unwrap().what;

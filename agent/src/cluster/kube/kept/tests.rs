@@ -42,6 +42,8 @@ fn a_copy_is_there_when_its_list_has_ended_and_follows_what_comes_after() {
     kept.there(PODS, &object("a", "1"));
     kept.flush();
     assert_eq!(found(dir.path(), "b1"), None, "a list that has not ended is no copy");
+    kept.list_begins(PODS);
+    kept.there(PODS, &object("a", "1"));
     kept.there(PODS, &object("b", "1"));
     kept.list_ends(PODS);
     kept.there(PODS, &object("a", "2"));
@@ -124,6 +126,90 @@ fn an_agent_that_was_succeeded_writes_nothing_more() {
     new.there(PODS, &object("e", "1"));
     new.flush();
     assert_eq!(found(dir.path(), "b1").unwrap(), ["b=1", "e=1"]);
+}
+
+/// Two agents, the second of which took over from the first.
+fn succeeded(dir: &Path) -> (Kept, Kept) {
+    let mut old = open(dir, "b1");
+    listed(&mut old, &[("a", "1")]);
+    let mut new = Kept::open(dir.join("kube"), "b1", "the next").unwrap();
+    listed(&mut new, &[("b", "1")]);
+    old.flush();
+    (old, new)
+}
+
+#[test]
+fn a_copy_that_is_taken_back_from_an_agent_that_ended_holds_what_comes_after() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut old, new) = succeeded(dir.path());
+    drop(new);
+    old.there(PODS, &object("c", "1"));
+    assert!(old.claim_again(), "it lacks something");
+    assert_eq!(found(dir.path(), "b1"), None, "what lacks something is no copy");
+    listed(&mut old, &[("c", "1")]);
+    old.there(PODS, &object("d", "1"));
+    old.flush();
+    assert_eq!(found(dir.path(), "b1").unwrap(), ["c=1", "d=1"]);
+    assert!(!old.claim_again(), "nobody took it");
+    assert_eq!(found(dir.path(), "b1").unwrap(), ["c=1", "d=1"]);
+}
+
+#[test]
+fn an_agent_that_stood_aside_before_its_first_list_takes_nothing_from_its_successor() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut old = open(dir.path(), "b1");
+    old.list_begins(PODS);
+    old.stand_aside();
+    let mut new = Kept::open(dir.path().join("kube"), "b1", "the next").unwrap();
+    listed(&mut new, &[("b", "1")]);
+    old.list_ends(PODS);
+    listed(&mut old, &[("a", "1")]);
+    assert!(new.is_owned());
+    assert_eq!(found(dir.path(), "b1").unwrap(), ["b=1"]);
+}
+
+#[test]
+fn an_agent_that_cannot_read_whose_the_copy_is_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut kept = open(dir.path(), "b1");
+    listed(&mut kept, &[("a", "1")]);
+    let owner = dir.path().join("kube").join(OWNER);
+    fs::remove_file(&owner).unwrap();
+    assert!(kept.is_owned(), "nothing is there");
+    fs::write(&owner, "").unwrap();
+    assert!(kept.is_owned(), "it is being written");
+    fs::remove_file(&owner).unwrap();
+    fs::create_dir(&owner).unwrap();
+    assert!(kept.is_owned(), "it cannot be read");
+    kept.there(PODS, &object("b", "1"));
+    kept.flush();
+    assert_eq!(found(dir.path(), "b1").unwrap(), ["a=1", "b=1"]);
+}
+
+#[test]
+fn two_agents_that_list_at_once_do_not_write_into_each_others_copies() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut old = open(dir.path(), "b1");
+    listed(&mut old, &[("a", "1")]);
+    old.list_begins(PODS);
+    let mut new = Kept::open(dir.path().join("kube"), "b1", "the next").unwrap();
+    new.list_begins(PODS);
+    new.there(PODS, &object("b", "1"));
+    old.there(PODS, &object("c", "1"));
+    old.list_ends(PODS);
+    new.list_ends(PODS);
+    assert_eq!(found(dir.path(), "b1").unwrap(), ["b=1"]);
+}
+
+#[test]
+fn a_copy_that_was_never_finished_is_removed_by_the_next_agent() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut killed = open(dir.path(), "b1");
+    killed.list_begins(PODS);
+    let unfinished = killed.fresh_path(PODS);
+    assert!(unfinished.exists());
+    open(dir.path(), "b1");
+    assert!(!unfinished.exists());
 }
 
 #[test]

@@ -119,6 +119,47 @@ async fn an_agent_that_was_succeeded_leaves_the_annotations_to_the_next() {
 }
 
 #[tokio::test]
+async fn an_agent_that_has_taken_over_again_keeps_a_copy_that_goes_on() {
+    let (server, dir, mut old) = mesh().await;
+    let folder = dir.path().join("kube");
+    let owner = || fs::read_to_string(folder.join("owner")).unwrap_or_default();
+    until("an owner", || !owner().is_empty()).await;
+    let before = owner();
+    let new = Agent::start(&server, dir.path());
+    until("the next owner", || owner() != before).await;
+    put_pod(&server, "other");
+    old.until_pods(2).await;
+    drop(new);
+    old.cluster.announcer().stand_aside(false).await;
+    put_pod(&server, "last");
+    until("a copy of everything", || kept().all(|of| folder.join(format!("{}.jsonl", of.word())).exists()))
+        .await;
+    let pods = || fs::read_to_string(folder.join("Pod.jsonl")).unwrap_or_default();
+    until("the copy of what came after", || pods().contains("uid-last")).await;
+    drop((old, server));
+    let mut next = Agent::at("http://127.0.0.1:1", dir.path());
+    next.until_synced().await;
+    assert_eq!(next.view.world().counts().workloads, 3);
+}
+
+#[tokio::test]
+async fn an_agent_that_stands_aside_leaves_what_the_other_has_announced() {
+    let (server, dir, mut agent) = mesh().await;
+    agent.cluster.announcer().stand_aside(true).await;
+    let announced = dir.path().join("kube/captured/uid-of-a-pod-that-only-the-other-knows");
+    fs::write(&announced, "").unwrap();
+    let watches = server.requests("/api/v1/pods?watch=1");
+    server.say(PODS, "{");
+    until("another list and watch", || server.requests("/api/v1/pods?watch=1") > watches).await;
+    put_pod(&server, "other");
+    agent.until_pods(2).await;
+    assert!(announced.exists());
+    agent.cluster.announcer().stand_aside(false).await;
+    server.say(PODS, "{");
+    until("that it is forgotten, by the agent whose turn it is", || !announced.exists()).await;
+}
+
+#[tokio::test]
 async fn the_lease_is_made_and_says_which_bundle_is_in_use() {
     let (server, _dir, agent) = mesh().await;
     let path = "/apis/coordination.k8s.io/v1/namespaces/adit-system/leases/adit-node-n1";
