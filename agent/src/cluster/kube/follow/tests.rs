@@ -73,9 +73,9 @@ async fn the_longest_object_is_read_however_json_writes_it() {
     let (mut source, mut told) = failed_before();
     let value = "\\u003c".repeat(1_572_864);
     let line = format!(
-        "{{\"type\": \"ADDED\", \"object\": {{\"metadata\": {{\"name\": \"web\", \"x\": \"{value}\"}}}}}}\n"
+        "{{\"type\": \"ADDED\", \"object\": {{\"metadata\": {{\"name\": \"web\", \"x\": \"{value}\"}}}}}}"
     );
-    let ended = source.hear(lines(&[(0, &line)]), "5".into()).await;
+    let ended = source.hear(lines(&[(0, &line), (0, "\n")]), "5".into()).await;
     assert!(matches!(ended, Err(Ended::Early(_))));
     assert!(matches!(told.try_recv().unwrap().what, What::There(_)));
 }
