@@ -5,6 +5,7 @@
 //! object's resourceVersion, and the Secret `adit-ca` decides.
 
 pub(crate) mod accepted;
+pub(crate) mod answer;
 pub(crate) mod backoff;
 pub(crate) mod callers;
 pub(crate) mod client;

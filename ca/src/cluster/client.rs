@@ -4,23 +4,39 @@
 //! of the calls that read by type is used.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::Stream;
-use http::header::{ACCEPT, CONTENT_TYPE, HeaderValue};
-use http::{Method, Request};
-use kube::core::{Status, WatchEvent};
+use bytes::BytesMut;
+use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE, HeaderValue};
+use http::{Method, Request, Response};
+use http_body_util::BodyExt as _;
+use kube::client::Body;
+use kube::core::Status;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::sync::Semaphore;
 
-/// How long the API server may take to answer. It takes milliseconds; a request of an agent may take 10 s in all.
+use super::answer::{self, ANSWER_LEN_MAX, Lines, Unread};
+
+/// How long the API server may take to answer, and with each piece of a list. It takes milliseconds; a request of an
+/// agent may take 10 s in all.
 pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(4);
 /// How long a connection to it may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// How many pages of lists are read at once. With 24 MiB each while it is gathered, and a line of as much in each of the
+/// four watches, 144 MiB of the 256 MiB that the CA may have.
+pub(crate) const LISTS_AT_ONCE_MAX: usize = 2;
+/// How much of the API server's words against a question is passed on, in characters.
+const MESSAGE_LEN_MAX: usize = 512;
+
 /// A way to the API server. Cheap to clone.
 #[derive(Clone)]
-pub(crate) struct ApiServer(kube::Client);
+pub(crate) struct ApiServer {
+    client: kube::Client,
+    lists: Arc<Semaphore>,
+}
 
 /// Why the API server cannot be reached at all.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +64,12 @@ pub enum ApiError {
     /// It did not answer in time.
     #[error("{what}: the API server did not answer within {ANSWER_TIMEOUT:?}")]
     Timeout {
+        /// What was asked.
+        what: String,
+    },
+    /// Its answer is longer than is read.
+    #[error("{what}: the API server's answer is longer than {ANSWER_LEN_MAX} bytes")]
+    TooLong {
         /// What was asked.
         what: String,
     },
@@ -82,20 +104,21 @@ pub enum ApiError {
 }
 
 impl ApiError {
-    #[expect(
-        clippy::wildcard_enum_match_arm,
-        reason = "kube's enum; all but an answer mean that there was none"
-    )]
     fn of(what: &str, error: kube::Error) -> Self {
-        let what = what.to_owned();
-        match error {
-            kube::Error::Api(status) => Self::refused(what, &status),
-            other => Self::Unreachable { what, source: Box::new(other) },
+        Self::Unreachable { what: what.to_owned(), source: Box::new(error) }
+    }
+
+    fn unread(what: &str, unread: Unread<kube::Error>) -> Self {
+        match unread {
+            Unread::TooLong => Self::TooLong { what: what.to_owned() },
+            Unread::Silent => Self::Timeout { what: what.to_owned() },
+            Unread::Broken(error) => Self::of(what, error),
         }
     }
 
     pub(crate) fn refused(what: String, status: &Status) -> Self {
-        Self::Refused { what, code: status.code, message: status.message.clone() }
+        let message = status.message.chars().take(MESSAGE_LEN_MAX).collect();
+        Self::Refused { what, code: status.code, message }
     }
 
     fn has_code(&self, wanted: u16) -> bool {
@@ -112,9 +135,14 @@ impl ApiError {
         self.has_code(409)
     }
 
-    /// 410: what was asked for is too long ago.
-    pub(crate) fn is_gone(&self) -> bool {
-        self.has_code(410)
+    /// Asked for less, it may be read.
+    pub(crate) fn is_too_long(&self) -> bool {
+        matches!(self, Self::TooLong { .. })
+    }
+
+    /// Asked again, it would be answered so again: what was asked for is too long ago (410), or cannot be read.
+    pub(crate) fn is_lasting(&self) -> bool {
+        self.has_code(410) || self.is_too_long() || matches!(self, Self::Shape { .. })
     }
 }
 
@@ -141,13 +169,11 @@ impl ApiServer {
         // Who asks knows when to ask again.
         config.default_retry = false;
         let client = kube::Client::try_from(config).map_err(|error| ConnectError::Client(Box::new(error)))?;
-        Ok(Self(client))
+        Ok(Self::of(client))
     }
 
-    /// One that answers by a script.
-    #[cfg(test)]
     pub(crate) fn of(client: kube::Client) -> Self {
-        Self(client)
+        Self { client, lists: Arc::new(Semaphore::new(LISTS_AT_ONCE_MAX)) }
     }
 
     /// Asks without sending anything.
@@ -155,13 +181,21 @@ impl ApiServer {
         self.ask(what, Request::get(path).header(ACCEPT, JSON), Vec::new()).await
     }
 
-    /// Asks for names and annotations only.
-    pub(crate) async fn list_metadata<T: DeserializeOwned>(
+    /// Asks for a page of a list, of whole objects or of their names and annotations only. Waits until no more than
+    /// [`LISTS_AT_ONCE_MAX`] are read; it may then take as long as more of it comes.
+    pub(crate) async fn page<T: DeserializeOwned>(
         &self,
         what: &str,
         path: &str,
+        depth: Depth,
     ) -> Result<T, ApiError> {
-        self.ask(what, Request::get(path).header(ACCEPT, METADATA), Vec::new()).await
+        let _room = self.lists.acquire().await;
+        let accepted = match depth {
+            Depth::Whole => JSON,
+            Depth::Metadata => METADATA,
+        };
+        let text = self.pieces(what, Request::get(path).header(ACCEPT, accepted), Vec::new()).await?;
+        read(what, &text)
     }
 
     /// Sends an object, or a change to one.
@@ -188,31 +222,77 @@ impl ApiServer {
         request: http::request::Builder,
         body: Vec<u8>,
     ) -> Result<T, ApiError> {
-        let request =
-            request.body(body).map_err(|error| ApiError::of(what, kube::Error::HttpError(error)))?;
-        let answered = tokio::time::timeout(ANSWER_TIMEOUT, self.0.request_text(request)).await;
-        let text = answered
-            .map_err(|_| ApiError::Timeout { what: what.to_owned() })?
-            .map_err(|error| ApiError::of(what, error))?;
-        serde_json::from_str(&text).map_err(|source| ApiError::Shape { what: what.to_owned(), source })
+        let answered = tokio::time::timeout(ANSWER_TIMEOUT, self.pieces(what, request, body)).await;
+        read(what, &answered.map_err(|_| ApiError::Timeout { what: what.to_owned() })??)
     }
 
-    /// Opens a watch. Its events are read one by one, each bounded by who reads.
-    pub(crate) async fn watch<T: Clone + DeserializeOwned>(
+    /// The whole answer; its head, and then each piece, within [`ANSWER_TIMEOUT`].
+    async fn pieces(
         &self,
         what: &str,
-        request: Request<Vec<u8>>,
-    ) -> Result<impl Stream<Item = Result<WatchEvent<T>, kube::Error>> + use<T>, ApiError> {
-        let opened = tokio::time::timeout(ANSWER_TIMEOUT, self.0.request_events(request)).await;
-        opened
-            .map_err(|_| ApiError::Timeout { what: what.to_owned() })?
-            .map_err(|error| ApiError::of(what, error))
+        request: http::request::Builder,
+        body: Vec<u8>,
+    ) -> Result<BytesMut, ApiError> {
+        let response = self.head(what, request, body).await?;
+        let read = answer::collect(response.into_body().into_data_stream(), ANSWER_TIMEOUT).await;
+        read.map_err(|unread| ApiError::unread(what, unread))
     }
 
-    /// How an error of an open watch is told.
-    pub(crate) fn watch_error(what: &str, error: kube::Error) -> ApiError {
-        ApiError::of(what, error)
+    /// Waits for the head of the answer, and takes one that refuses as an error.
+    async fn head(
+        &self,
+        what: &str,
+        request: http::request::Builder,
+        body: Vec<u8>,
+    ) -> Result<Response<Body>, ApiError> {
+        let request = request.body(Body::from(body));
+        let request = request.map_err(|error| ApiError::of(what, kube::Error::HttpError(error)))?;
+        let answered = tokio::time::timeout(ANSWER_TIMEOUT, self.client.send(request)).await;
+        let response = answered
+            .map_err(|_| ApiError::Timeout { what: what.to_owned() })?
+            .map_err(|error| ApiError::of(what, error))?;
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        let code = response.status().as_u16();
+        let said = answer::collect(response.into_body().into_data_stream(), ANSWER_TIMEOUT).await;
+        let said = said.unwrap_or_default();
+        // What is no Status is a proxy's, or an API server's that is about to go.
+        let status = serde_json::from_slice(&said).ok();
+        let message = || String::from_utf8_lossy(&said).into_owned();
+        let status = status.unwrap_or_else(|| Status { message: message(), ..Status::default() });
+        Err(ApiError::refused(what.to_owned(), &Status { code, ..status }))
     }
+
+    /// Opens a watch. Its lines are read one by one, each bounded in time by who reads.
+    pub(crate) async fn watch(&self, what: &str, path: &str) -> Result<Lines<kube::Error>, ApiError> {
+        // kube's reader of compressed answers ends with the first event of a watch.
+        let identity = HeaderValue::from_static("identity");
+        let request = Request::get(path).header(ACCEPT, JSON).header(ACCEPT_ENCODING, identity);
+        let response = self.head(what, request, Vec::new()).await?;
+        Ok(Lines::of(response.into_body().into_data_stream()))
+    }
+
+    /// What a line of an open watch says.
+    pub(crate) fn line<T: DeserializeOwned>(
+        what: &str,
+        line: Result<bytes::Bytes, Unread<kube::Error>>,
+    ) -> Result<T, ApiError> {
+        read(what, &line.map_err(|unread| ApiError::unread(what, unread))?)
+    }
+}
+
+/// How much of the objects in a list is asked for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Depth {
+    /// All of them.
+    Whole,
+    /// Their names and annotations.
+    Metadata,
+}
+
+fn read<T: DeserializeOwned>(what: &str, text: &[u8]) -> Result<T, ApiError> {
+    serde_json::from_slice(text).map_err(|source| ApiError::Shape { what: what.to_owned(), source })
 }
 
 impl std::fmt::Debug for ApiServer {

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use super::Settings;
 use super::client::{ApiError, ApiServer};
 use super::pods::KnownPods;
+use super::watch::{self, Which};
 use crate::lifecycle::Agents;
 use crate::publish::AGENTS_MAX;
 
@@ -14,12 +15,6 @@ use crate::publish::AGENTS_MAX;
 const PREFIX: &str = "adit-node-";
 /// The `spiffe_sequence` of the bundle that the agent uses.
 const GENERATION: &str = "adit.dev/bundle-generation";
-
-#[derive(Debug, Deserialize)]
-struct List {
-    #[serde(default)]
-    items: Option<Vec<Lease>>,
-}
 
 #[derive(Debug, Deserialize)]
 struct Lease {
@@ -45,15 +40,15 @@ pub(super) async fn agents(api: &ApiServer, settings: &Settings, pods: &KnownPod
     }
 }
 
-async fn list(api: &ApiServer, namespace: &str) -> Result<List, ApiError> {
+async fn list(api: &ApiServer, namespace: &str) -> Result<Vec<Lease>, ApiError> {
     let path = format!("/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases");
-    api.list_metadata("list the agents' Leases", &path).await
+    Ok(watch::list(api, "the agents' Leases", &path, Which::Names).await?.0)
 }
 
 /// Every node of which there is a Lease, or on which an agent runs that has not made one yet.
-fn known<'a>(list: List, running: impl Iterator<Item = &'a str>) -> Agents {
+fn known<'a>(list: Vec<Lease>, running: impl Iterator<Item = &'a str>) -> Agents {
     let mut known: BTreeMap<String, u64> = running.map(|node| (node.to_owned(), 0)).collect();
-    for Lease { metadata } in list.items.unwrap_or_default() {
+    for Lease { metadata } in list {
         let Some(node) = metadata.name.strip_prefix(PREFIX).filter(|node| !node.is_empty()) else {
             continue;
         };
@@ -74,18 +69,18 @@ mod tests {
 
     #[test]
     fn an_agent_without_a_lease_or_without_a_word_has_acknowledged_nothing() {
-        let list = serde_json::from_value(serde_json::json!({"items": [
+        let list = serde_json::from_value(serde_json::json!([
             {"metadata": {"name": "adit-node-node1", "annotations": {"adit.dev/bundle-generation": "7"}}},
             {"metadata": {"name": "adit-node-node2", "annotations": {"adit.dev/bundle-generation": "x"}}},
             {"metadata": {"name": "adit-node-node3"}},
             {"metadata": {"name": "adit-ca-status", "annotations": {"adit.dev/bundle-generation": "1"}}},
             {"metadata": {"name": "adit-node-", "annotations": {"adit.dev/bundle-generation": "1"}}},
-        ]}))
+        ]))
         .unwrap();
         let agents = known(list, ["node1", "node4"].into_iter());
         let of = [("node1", 7), ("node2", 0), ("node3", 0), ("node4", 0)];
         assert_eq!(agents, Agents::Known(of.map(|(node, known)| (node.to_owned(), known)).into()));
-        let none = known(List { items: None }, std::iter::empty());
+        let none = known(Vec::new(), std::iter::empty());
         assert_eq!(none, Agents::Known(Vec::new()));
     }
 }

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use tokio::time::Instant;
 
 use super::client::{ApiError, ApiServer};
-use super::watch::{self, Heard, SILENCE_MAX, Versioned};
+use super::watch::{self, Heard, SILENCE_MAX, Versioned, Which};
 use crate::placement::{Phase, Pod, PodName, Pods};
 
 const PATH: &str = "/api/v1/pods";
@@ -137,7 +137,7 @@ impl KnownPods {
 /// The pods of one node, asked of the API server itself.
 pub(crate) async fn on_node(api: &ApiServer, node: &str) -> Result<Pods, ApiError> {
     // Without resourceVersion: the latest there is, not what some cache has.
-    let (all, _) = watch::list::<SeenPod>(api, "the node's pods", PATH, Some(node)).await?;
+    let (all, _) = watch::list::<SeenPod>(api, "the node's pods", PATH, Which::OnNode(node)).await?;
     let mut pods = Pods::default();
     all.into_iter().for_each(|pod| pod.join(&mut pods));
     Ok(pods)

@@ -4,20 +4,17 @@
 //! for too long is given up, as an API server that stopped would say nothing for ever. Refusals (401, 403) pass too:
 //! an API server that has just started gives them to everybody.
 
-use std::pin::pin;
 use std::time::Duration;
 
-use futures_util::TryStreamExt as _;
-use http::Request;
 use kube::core::WatchEvent;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::backoff;
-use super::client::{ApiError, ApiServer};
+use super::client::{ApiError, ApiServer, Depth};
 
-/// Objects in one page of a list: pods of 10 KiB make 5 MiB.
-const PAGE_LEN: u32 = 500;
+/// Objects in one page of a list, at most: pods of 10 KiB make 5 MiB. A page that is too long is asked for in parts.
+const PAGE_LEN_MAX: u32 = 500;
 /// How long the API server is asked to keep a watch open, in seconds.
 const WATCH_FOR_S: u32 = 290;
 /// A watch without event or bookmark for so long is given up. Bookmarks come once a minute.
@@ -67,7 +64,7 @@ pub(crate) trait Versioned {
 }
 
 /// Follows the kind at `path` and tells all of it; never returns. `what` is the kind's name in the log.
-pub(crate) async fn follow<T: Clone + DeserializeOwned + Versioned>(
+pub(crate) async fn follow<T: DeserializeOwned + Versioned>(
     api: ApiServer,
     what: &'static str,
     path: &'static str,
@@ -78,7 +75,7 @@ pub(crate) async fn follow<T: Clone + DeserializeOwned + Versioned>(
     let mut from: Option<String> = None;
     loop {
         let done = match from.take() {
-            None => match list(&api, what, path, None).await {
+            None => match list(&api, what, path, Which::All).await {
                 Ok((items, version)) => {
                     tell(Heard::All(items));
                     from = Some(version);
@@ -88,9 +85,8 @@ pub(crate) async fn follow<T: Clone + DeserializeOwned + Versioned>(
             },
             Some(mut version) => {
                 let done = go_on(&api, what, path, &mut version, &mut failures, &mut tell).await;
-                let too_old = done.as_ref().is_err_and(ApiError::is_gone);
-                from = (!too_old).then_some(version);
-                if too_old { Ok(()) } else { done }
+                from = (!done.as_ref().is_err_and(ApiError::is_lasting)).then_some(version);
+                done
             }
         };
         let Err(error) = done else {
@@ -105,36 +101,62 @@ pub(crate) async fn follow<T: Clone + DeserializeOwned + Versioned>(
     }
 }
 
-/// Lists all of `path`, page by page; and as of which version. `on_node`: only the pods of one node.
+/// What of a collection is listed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Which<'a> {
+    /// All objects, whole.
+    All,
+    /// The pods of this node.
+    OnNode(&'a str),
+    /// The names and annotations of all.
+    Names,
+}
+
+/// Lists `path`, page by page; and as of which version.
 pub(crate) async fn list<T: DeserializeOwned>(
     api: &ApiServer,
     what: &str,
     path: &str,
-    on_node: Option<&str>,
+    which: Which<'_>,
 ) -> Result<(Vec<T>, String), ApiError> {
+    let what = format!("list {what}");
     let mut items = Vec::new();
     let mut more = String::new();
+    let mut limit = PAGE_LEN_MAX;
     loop {
-        let mut query = format!("{path}?limit={PAGE_LEN}");
-        if let Some(node) = on_node {
-            query.push_str("&fieldSelector=");
-            query.push_str(&escaped(&format!("spec.nodeName={node}")));
-        }
+        let mut query = format!("{path}?limit={limit}");
+        let depth = match which {
+            Which::All => Depth::Whole,
+            Which::Names => Depth::Metadata,
+            Which::OnNode(node) => {
+                query.push_str("&fieldSelector=");
+                query.push_str(&escaped(&format!("spec.nodeName={node}")));
+                Depth::Whole
+            }
+        };
         if !more.is_empty() {
             query.push_str("&continue=");
             query.push_str(&escaped(&more));
         }
-        let page: Page<T> = api.get(&format!("list {what}"), &query).await?;
+        let page: Page<T> = match api.page(&what, &query, depth).await {
+            Err(error) if error.is_too_long() && limit > 1 => {
+                limit /= 2;
+                continue;
+            }
+            page => page?,
+        };
         items.extend(page.items);
         if page.metadata.more.is_empty() {
             return Ok((items, page.metadata.resource_version));
         }
         more = page.metadata.more;
+        // A few long objects lie together, or anywhere: the others need not come one by one.
+        limit = (limit * 2).min(PAGE_LEN_MAX);
     }
 }
 
 /// Watches from `version` on, which it moves along, until the watch ends by itself (`Ok`) or fails.
-async fn go_on<T: Clone + DeserializeOwned + Versioned>(
+async fn go_on<T: DeserializeOwned + Versioned>(
     api: &ApiServer,
     what: &'static str,
     path: &str,
@@ -147,23 +169,18 @@ async fn go_on<T: Clone + DeserializeOwned + Versioned>(
         "{path}?watch=true&allowWatchBookmarks=true&timeoutSeconds={WATCH_FOR_S}&resourceVersion={}",
         escaped(version)
     );
-    let request = Request::get(uri).body(Vec::new());
-    let request = request.map_err(|error| ApiServer::watch_error(&asked, kube::Error::HttpError(error)))?;
-    let mut events = pin!(api.watch::<T>(&asked, request).await?);
+    let mut lines = api.watch(&asked, &uri).await?;
     let began = tokio::time::Instant::now();
     let mut is_first = true;
     loop {
-        let event = match tokio::time::timeout(SILENCE_MAX, events.try_next()).await {
-            Err(_) => return Err(ApiError::Timeout { what: asked }),
-            Ok(event) => event.map_err(|error| ApiServer::watch_error(&asked, error))?,
-        };
-        let Some(event) = event else {
+        let line = tokio::time::timeout(SILENCE_MAX, lines.next()).await;
+        let Some(line) = line.map_err(|_| ApiError::Timeout { what: asked.clone() })? else {
             // A server that ends every watch at once is one that fails.
             let at_once = is_first && began.elapsed() < Duration::from_secs(1);
             return if at_once { Err(ApiError::Timeout { what: asked }) } else { Ok(()) };
         };
         is_first = false;
-        *failures = 0;
+        let event: WatchEvent<T> = ApiServer::line(&asked, line)?;
         match event {
             WatchEvent::Added(object) | WatchEvent::Modified(object) => {
                 object.version().clone_into(version);
@@ -179,6 +196,8 @@ async fn go_on<T: Clone + DeserializeOwned + Versioned>(
             }
             WatchEvent::Error(status) => return Err(ApiError::refused(asked, &status)),
         }
+        // Not before: a list that is too old at once, again and again, must not be asked for in a tight loop.
+        *failures = 0;
     }
 }
 

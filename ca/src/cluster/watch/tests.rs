@@ -96,6 +96,55 @@ async fn what_is_too_long_ago_is_listed_anew_and_replaces_all() {
     assert_eq!(lists, 4, "{asked:?}");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_server_that_always_says_too_old_is_asked_less_and_less() {
+    let gone = r#"{"type":"ERROR","object":{"kind":"Status","status":"Failure","code":410,"message":"old"}}"#;
+    let list = (200, r#"{"metadata": {"resourceVersion": "5"}}"#);
+    let began = tokio::time::Instant::now();
+    followed(&[list, (200, &format!("{gone}\n"))].repeat(12)).await;
+    assert!(began.elapsed() > Duration::from_secs(4), "{:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_that_cannot_be_read_is_not_asked_for_again() {
+    let (told, _) = followed(&[
+        (200, r#"{"metadata": {"resourceVersion": "5"}, "items": [{"metadata": {"name": "a"}}]}"#),
+        (200, "{\"type\":\"ADDED\",\"object\":{\"metadata\":7}}\n"),
+        (200, r#"{"metadata": {"resourceVersion": "8"}, "items": [{"metadata": {"name": "b"}}]}"#),
+    ])
+    .await;
+    assert_eq!(told, ["all a", "all b"]);
+}
+
+#[tokio::test]
+async fn a_page_that_is_too_long_is_asked_for_in_parts() {
+    let server = Scripted::default();
+    // As many objects as were asked for, of which the third is so long that no other fits beside it.
+    let page = |first: usize, limit: usize| {
+        let (end, of) = ((first + limit).min(6), |n: usize| if n == 2 { 15_000_000 } else { 2_000_000 });
+        let items: Vec<_> = (first..end)
+            .map(|n| serde_json::json!({"metadata": {"name": n.to_string()}, "spec": "<".repeat(of(n))}))
+            .collect();
+        let more = if end < 6 { end.to_string() } else { String::new() };
+        serde_json::json!({"metadata": {"resourceVersion": "5", "continue": more}, "items": items})
+            .to_string()
+    };
+    server.before_each(move |asked, inner| {
+        let of = |key: &str| {
+            let value = asked.query.split('&').find_map(|pair| pair.strip_prefix(key));
+            value.map_or(0, |value| value.parse().unwrap())
+        };
+        let answer = (200, page(of("continue="), of("limit=")));
+        inner.once.insert(PATH.into(), [answer].into());
+    });
+    let (all, version) = list::<Named>(&server.api(), "pods", PATH, Which::All).await.unwrap();
+    let names: Vec<_> = all.into_iter().map(|named| named.metadata.name).collect();
+    assert_eq!((names.join(","), &*version), ("0,1,2,3,4,5".to_owned(), "5"));
+    let asked: Vec<_> = server.inner().asked.iter().map(|asked| asked.query.clone()).collect();
+    assert_eq!(asked[..3], ["limit=500", "limit=250", "limit=125"]);
+    assert_eq!(asked.last().unwrap(), "limit=4&continue=5");
+}
+
 #[test]
 fn a_value_of_a_query_is_escaped() {
     assert_eq!(escaped("spec.nodeName=n-1_~"), "spec.nodeName%3Dn-1_~");
