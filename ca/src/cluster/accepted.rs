@@ -101,6 +101,8 @@ struct Known {
 pub(super) struct Due {
     /// Of which policy.
     pub(super) place: Place,
+    /// Of which version of it.
+    pub(super) version: String,
     /// The change, by RFC 7386; fails if the policy is another by then.
     pub(super) patch: Value,
 }
@@ -117,9 +119,10 @@ impl Policies {
         all.into_iter().for_each(|told| self.put(kind, told));
     }
 
-    /// This one was written.
-    pub(super) fn written(&mut self, place: &Place, told: Told) {
-        if let Some(kind) = KINDS.into_iter().find(|kind| kind.kind == place.kind) {
+    /// This is what a status was written to. Unless the watch was faster: what it has told meanwhile is newer.
+    pub(super) fn written(&mut self, due: &Due, told: Told) {
+        let is_known = self.known.get(&due.place).is_some_and(|known| known.version == due.version);
+        if let Some(kind) = KINDS.into_iter().find(|kind| is_known && kind.kind == due.place.kind) {
             self.put(kind, told);
         }
     }
@@ -217,7 +220,7 @@ impl Known {
             "metadata": {"resourceVersion": self.version},
             "status": {"conditions": conditions},
         });
-        Some(Due { place: place.clone(), patch })
+        Some(Due { place: place.clone(), version: self.version.clone(), patch })
     }
 }
 

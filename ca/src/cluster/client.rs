@@ -135,6 +135,16 @@ impl ApiError {
         self.has_code(409)
     }
 
+    /// Whether another question may be answered: it is this one that is refused, and neither is the asker, nor is the
+    /// API server away or overloaded.
+    pub(crate) fn is_of_one(&self) -> bool {
+        match self {
+            Self::Refused { code, .. } => (400..500).contains(code) && ![401, 403, 429].contains(code),
+            Self::TooLong { .. } | Self::Shape { .. } => true,
+            Self::Timeout { .. } | Self::Unreachable { .. } => false,
+        }
+    }
+
     /// Asked for less, it may be read.
     pub(crate) fn is_too_long(&self) -> bool {
         matches!(self, Self::TooLong { .. })

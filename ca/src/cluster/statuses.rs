@@ -6,13 +6,13 @@ use std::time::{Duration, SystemTime};
 use http::Method;
 use tokio::sync::{Notify, watch as signal};
 use tokio::task::JoinSet;
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 
-use super::Settings;
-use super::accepted::{Due, KINDS, Policies, PolicyKind, Told};
+use super::accepted::{KINDS, Place, Policies, PolicyKind, Told};
 use super::client::{ApiServer, Form};
 use super::leader::{Leader, RENEWED};
 use super::watch::{self, Heard};
+use super::{Settings, backoff};
 use crate::serial::Serial;
 use crate::stamp::Stamp;
 
@@ -20,8 +20,6 @@ use crate::stamp::Stamp;
 const GATHERED: Duration = Duration::from_millis(50);
 /// How many are written before the Lease is looked at again: at 3 ms each, within a second.
 const WRITTEN_AT_ONCE_MAX: usize = 256;
-/// How long to wait after a status could not be written.
-const AGAIN: Duration = Duration::from_secs(2);
 
 /// What the watches know, and that it has changed.
 #[derive(Clone)]
@@ -63,7 +61,12 @@ pub(crate) async fn write(api: ApiServer, settings: Settings, mut stopped: signa
     let mut renewals = tokio::time::interval(RENEWED);
     renewals.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut failures = Failures::default();
+    let mut rounds = Rounds::default();
     loop {
+        let is_over = async |again| match again {
+            Some(again) => tokio::time::sleep_until(again).await,
+            None => std::future::pending().await,
+        };
         tokio::select! {
             _ = renewals.tick() => {
                 let held = leader.holds();
@@ -74,22 +77,13 @@ pub(crate) async fn write(api: ApiServer, settings: Settings, mut stopped: signa
                 tracing::info!("this replica writes the policies' statuses now");
             }
             () = known.changed.notified() => tokio::time::sleep(GATHERED).await,
+            () = is_over(rounds.again) => {}
             // Either way it is over: told to stop, or nobody is left who could tell.
             _ = stopped.changed() => break,
         }
-        if leader.holds() {
-            let mut due = known.with(|policies| policies.due(Stamp::of(SystemTime::now())));
-            let has_more = due.len() > WRITTEN_AT_ONCE_MAX;
-            due.truncate(WRITTEN_AT_ONCE_MAX);
-            let written = write_all(&api, due, &known).await;
-            let failed = written.is_err();
-            failures.note(written);
-            if failed {
-                tokio::time::sleep(AGAIN).await;
-            }
-            if failed || has_more {
-                known.changed.notify_one();
-            }
+        // What has changed during a wait is written after it.
+        if leader.holds() && rounds.again.is_none_or(|again| again <= Instant::now()) {
+            failures.note(rounds.write(&api, &known).await);
         }
     }
     if let Err(error) = leader.release().await {
@@ -100,22 +94,53 @@ pub(crate) async fn write(api: ApiServer, settings: Settings, mut stopped: signa
     }
 }
 
-/// Writes these; of those that fail, the first one's reason. A policy that has changed or gone meanwhile comes again by
-/// itself.
-async fn write_all(api: &ApiServer, due: Vec<Due>, known: &Known) -> Result<(), String> {
-    let mut failed = Ok(());
-    for Due { place, patch } in due {
-        let what = format!("write the status of {} {}/{}", place.kind, place.namespace, place.name);
-        let path = place.status_path();
-        let sent = api.send::<Told>(&what, Method::PATCH, &path, (Form::MergePatch, &patch)).await;
-        match sent {
-            Ok(told) => known.with(|policies| policies.written(&place, told)),
-            Err(error) if error.is_conflict() || error.is_not_found() => {}
-            Err(error) if failed.is_ok() => failed = Err(crate::report(&error)),
-            Err(_) => {}
+/// Writes what is due, a round at a time.
+#[derive(Default)]
+struct Rounds {
+    /// Where the last round ended: the next one begins after it, or what always fails would keep others from their turn.
+    last: Option<Place>,
+    failures: u32,
+    /// When to write next without being told that something has changed.
+    again: Option<Instant>,
+}
+
+impl Rounds {
+    /// One round; of what fails, the first one's reason. A policy that has changed or gone meanwhile comes again by
+    /// itself.
+    async fn write(&mut self, api: &ApiServer, known: &Known) -> Result<(), String> {
+        let mut due = known.with(|policies| policies.due(Stamp::of(SystemTime::now())));
+        // In the order of their places.
+        let begin = due.partition_point(|due| self.last.as_ref().is_some_and(|last| due.place <= *last));
+        due.rotate_left(begin);
+        let has_more = due.len() > WRITTEN_AT_ONCE_MAX;
+        due.truncate(WRITTEN_AT_ONCE_MAX);
+        let mut failed = Ok(());
+        for due in due {
+            let Place { kind, namespace, name } = &due.place;
+            let what = format!("write the status of {kind} {namespace}/{name}");
+            let body = (Form::MergePatch, &due.patch);
+            let sent = api.send::<Told>(&what, Method::PATCH, &due.place.status_path(), body).await;
+            match sent {
+                Ok(told) => known.with(|policies| policies.written(&due, told)),
+                Err(error) if error.is_conflict() || error.is_not_found() => {}
+                Err(error) => {
+                    failed = failed.and(Err(crate::report(&error)));
+                    if !error.is_of_one() {
+                        self.last = Some(due.place);
+                        break;
+                    }
+                }
+            }
+            self.last = Some(due.place);
         }
+        self.failures = if failed.is_ok() { 0 } else { self.failures.saturating_add(1) };
+        self.again = match failed {
+            Err(_) => Some(Instant::now() + backoff::wait(self.failures, backoff::draw())),
+            Ok(()) if has_more => Some(Instant::now()),
+            Ok(()) => None,
+        };
+        failed
     }
-    failed
 }
 
 /// What was complained of last, so that it is said once.
@@ -142,3 +167,6 @@ fn own_name(settings: &Settings) -> String {
     let drawn = Serial::draw().map(|serial| serial.to_string()).unwrap_or_default();
     format!("{}_{}", host.as_deref().unwrap_or("adit-ca"), drawn.get(..8).unwrap_or_default())
 }
+
+#[cfg(test)]
+mod tests;

@@ -117,3 +117,22 @@ fn a_list_replaces_its_own_kind_and_what_cannot_be_read_is_told() {
     let said = said(&policies);
     assert!(said[1].starts_with("r Invalid metadata.labels"), "{said:?}");
 }
+
+#[test]
+fn an_answer_that_comes_after_what_the_watch_told_changes_nothing() {
+    let mut policies = Policies::new("adit-system".into());
+    let authorization = kind("AuthorizationPolicy");
+    let of = |version: &str| Told { version: version.to_owned(), ..told("shop/p", OLD, json!({})) };
+    policies.put(authorization, of("9"));
+    let due = policies.due(at(0)).remove(0);
+    let known = |policies: &Policies| policies.known.get(&due.place).map(|known| known.version.clone());
+    policies.put(authorization, of("11"));
+    policies.written(&due, of("10"));
+    assert_eq!(known(&policies).as_deref(), Some("11"), "somebody has changed it since");
+    policies.remove(authorization, &of("12"));
+    policies.written(&due, of("10"));
+    assert_eq!(known(&policies), None, "it is gone");
+    policies.put(authorization, of("9"));
+    policies.written(&due, of("10"));
+    assert_eq!(known(&policies).as_deref(), Some("10"), "it need not be written again");
+}
