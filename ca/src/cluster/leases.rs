@@ -45,7 +45,9 @@ async fn list(api: &ApiServer, namespace: &str) -> Result<Vec<Lease>, ApiError> 
     Ok(watch::list(api, "the agents' Leases", &path, Which::Names).await?.0)
 }
 
-/// Every node of which there is a Lease, or on which an agent runs that has not made one yet.
+/// Every node of which there is a Lease, or on which an agent runs that has not made one yet. Also one whose Lease was
+/// not renewed for long: cut off from the API server, it goes on serving its pods, and they would refuse every peer with
+/// a certificate below a root that it has not heard of. A node that is gone has no Lease: that goes with its Node.
 fn known<'a>(list: Vec<Lease>, running: impl Iterator<Item = &'a str>) -> Agents {
     let mut known: BTreeMap<String, u64> = running.map(|node| (node.to_owned(), 0)).collect();
     for Lease { metadata } in list {
@@ -72,7 +74,11 @@ mod tests {
         let list = serde_json::from_value(serde_json::json!([
             {"metadata": {"name": "adit-node-node1", "annotations": {"adit.dev/bundle-generation": "7"}}},
             {"metadata": {"name": "adit-node-node2", "annotations": {"adit.dev/bundle-generation": "x"}}},
-            {"metadata": {"name": "adit-node-node3"}},
+            // Not renewed for long: cut off, it serves its pods all the same.
+            {
+                "metadata": {"name": "adit-node-node3"},
+                "spec": {"renewTime": "2020-01-01T00:00:00.000000Z", "leaseDurationSeconds": 120},
+            },
             {"metadata": {"name": "adit-ca-status", "annotations": {"adit.dev/bundle-generation": "1"}}},
             {"metadata": {"name": "adit-node-", "annotations": {"adit.dev/bundle-generation": "1"}}},
         ]))

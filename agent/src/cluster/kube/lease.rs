@@ -17,8 +17,9 @@ use crate::clock::Clock;
 
 /// How often it is renewed: a node's own Lease is renewed every 10 s, and nobody acts on this one within seconds.
 const RENEW_EVERY: Duration = Duration::from_secs(30);
-/// After how long without renewal nobody waits for this node, in seconds: a restart of the API server, and one renewal
-/// that is lost.
+/// After how long without renewal people may take this agent for gone, in seconds: a restart of the API server, and one
+/// renewal that is lost. The CA does not: an agent that is cut off from the API server serves its pods with the bundle
+/// that it has, so a change of root waits for it, or for its Node's deletion, which takes the Lease along.
 const LEASE_SECONDS: u64 = 120;
 /// The trust bundle that is in use.
 const GENERATION: &str = "adit.dev/bundle-generation";
