@@ -94,8 +94,7 @@ impl Around {
                 Home::Directory(Directory { store, mesh, callers: callers.clone() })
             }
             Self::Cluster { api, settings, pods, .. } => {
-                let (api, settings, pods) = (api.clone(), cluster::Settings::clone(settings), pods.clone());
-                Home::Cluster(Box::new(Shared::new(api, settings, domain.clone(), pods)))
+                Home::Cluster(Box::new(Shared::new(api.clone(), settings, domain.clone(), pods.clone())))
             }
         })
     }

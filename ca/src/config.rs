@@ -54,7 +54,8 @@ pub struct Config {
     /// its publication. Default `24h`.
     pub acknowledge_within: Duration,
     /// `poll`: how often files are looked at, `10ms` to `1m`. Default `1s`. (A refused caller makes the token file
-    /// be read again at once.) In a cluster: how often what other replicas and users write is looked at, `5s` at most.
+    /// be read again at once.) In a cluster: how often what other replicas and users write is looked at, `5s` at most
+    /// and by default; each time the API server is asked for three objects.
     pub poll: Duration,
     /// `ready-file`: written, holding the address, once the CA serves. Default: none.
     pub ready_file: Option<PathBuf>,
@@ -158,7 +159,10 @@ impl Config {
         entries.optional("acknowledge-within", duration, |within| config.acknowledge_within = within);
         let poll_max = match config.place {
             Place::Directory { .. } => Duration::from_secs(60),
-            Place::Kubernetes(_) => POLL_MAX_CLUSTER,
+            Place::Kubernetes(_) => {
+                config.poll = POLL_MAX_CLUSTER;
+                POLL_MAX_CLUSTER
+            }
         };
         entries.optional("poll", |text| poll(text, poll_max), |poll| config.poll = poll);
         entries.optional("ready-file", path, |file| config.ready_file = Some(file));

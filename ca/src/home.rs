@@ -143,13 +143,13 @@ impl Home {
     }
 
     /// Which bundle the agents have acknowledged.
-    pub(crate) fn agents(&self) -> Agents {
+    pub(crate) fn agents(&mut self, now: Stamp) -> Agents {
         match self {
             Self::Directory(Directory { mesh: Some(mesh), .. }) => mesh.agents(),
             Self::Directory(Directory { mesh: None, .. }) => {
                 Agents::Unknown("there is no mesh directory to publish to".to_owned())
             }
-            Self::Cluster(shared) => shared.agents(),
+            Self::Cluster(shared) => shared.agents(now),
         }
     }
 

@@ -1,4 +1,4 @@
-//! The driver: once a second takes up what has changed (other replicas' state, token file, requests, what is given by
+//! The driver: tick by tick takes up what has changed (other replicas' state, token file, requests, what is given by
 //! hand, agents' acknowledgements, the clock), stores the next state, and only then shows it to the agents and to the
 //! service.
 //!
@@ -69,7 +69,7 @@ pub(crate) struct Keeper {
     published: Option<u64>,
     outcomes: Vec<Outcome>,
     progress: Option<Progress>,
-    /// The last complaint about each thing, so that it is logged once and not every second.
+    /// The last complaint about each thing, so that it is logged once and not at every tick.
     complaints: BTreeMap<&'static str, Complaint>,
 }
 
@@ -96,7 +96,7 @@ pub(crate) struct Shown {
     pub(crate) tls: watch::Receiver<Arc<rustls::ServerConfig>>,
 }
 
-/// Why the keeper cannot begin, or could not carry out a step (it tries again a second later).
+/// Why the keeper cannot begin, or could not carry out a step (it tries again at the next tick).
 #[derive(Debug, thiserror::Error)]
 pub enum KeepError {
     /// The store cannot be used.
@@ -207,7 +207,7 @@ impl Keeper {
         let done = self.renew(now);
         self.note("renewal", done);
         if is_seen {
-            self.write_progress();
+            self.write_progress(now);
         }
     }
 
@@ -355,20 +355,20 @@ impl Keeper {
         self.complain_of("issuer", Complaint { error, mended_by });
     }
 
-    fn outside(&self, now: Stamp) -> Outside {
+    fn outside(&mut self, now: Stamp) -> Outside {
         Outside {
             now,
             published: self.published,
-            agents: self.agents(),
+            agents: self.agents(now),
             patience: self.settings.patience,
             leaf_life: self.settings.longest_leaf(),
         }
     }
 
     /// The agents are asked only while a change of root waits for them: there may be many.
-    fn agents(&self) -> Agents {
+    fn agents(&mut self, now: Stamp) -> Agents {
         match &self.state.rotation {
-            Rotation::Announced { .. } => self.home.agents(),
+            Rotation::Announced { .. } => self.home.agents(now),
             Rotation::Steady | Rotation::Overlap { .. } => {
                 Agents::Unknown("nothing waits for them".to_owned())
             }
@@ -434,17 +434,13 @@ impl Keeper {
         }
     }
 
-    fn write_progress(&mut self) {
-        let progress = match Progress::of(
-            &self.state,
-            &self.agents(),
-            self.published,
-            self.counts.now(),
-            &self.outcomes,
-        ) {
-            Ok(progress) => progress,
-            Err(error) => return self.complain("status", crate::report(&error)),
-        };
+    fn write_progress(&mut self, now: Stamp) {
+        let agents = self.agents(now);
+        let progress =
+            match Progress::of(&self.state, &agents, self.published, self.counts.now(), &self.outcomes) {
+                Ok(progress) => progress,
+                Err(error) => return self.complain("status", crate::report(&error)),
+            };
         if self.progress.as_ref() == Some(&progress) {
             return;
         }

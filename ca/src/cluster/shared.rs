@@ -9,10 +9,11 @@ use adit_proto::TrustDomain;
 use tokio::runtime::Handle;
 
 use super::client::ApiServer;
+use super::leases::Leases;
 use super::pods::KnownPods;
 use super::published::{Asked, Published};
 use super::secrets::{Secrets, Version};
-use super::{ClusterError, Settings, leases};
+use super::{ClusterError, Settings};
 use crate::bundle::Bundle;
 use crate::lifecycle::Agents;
 use crate::root::Authority;
@@ -23,10 +24,8 @@ use crate::state::State;
 #[derive(Debug)]
 pub(crate) struct Shared {
     runtime: Handle,
-    api: ApiServer,
-    settings: Settings,
     domain: TrustDomain,
-    pods: KnownPods,
+    leases: Leases,
     secrets: Secrets,
     published: Published,
     /// The version of the state that is in force here.
@@ -46,15 +45,13 @@ pub(crate) enum Stored {
 
 impl Shared {
     /// On the runtime that asks.
-    pub(crate) fn new(api: ApiServer, settings: Settings, domain: TrustDomain, pods: KnownPods) -> Self {
+    pub(crate) fn new(api: ApiServer, settings: &Settings, domain: TrustDomain, pods: KnownPods) -> Self {
         Self {
             runtime: Handle::current(),
-            secrets: Secrets::new(api.clone(), &settings),
-            published: Published::new(api.clone(), &settings),
-            api,
-            settings,
+            secrets: Secrets::new(api.clone(), settings),
+            published: Published::new(api.clone(), settings),
+            leases: Leases::new(api, settings, pods),
             domain,
-            pods,
             version: None,
         }
     }
@@ -137,8 +134,8 @@ impl Shared {
     }
 
     /// Which bundle the agents have acknowledged.
-    pub(crate) fn agents(&self) -> Agents {
-        Self::wait(&self.runtime, leases::agents(&self.api, &self.settings, &self.pods))
+    pub(crate) fn agents(&mut self, now: Stamp) -> Agents {
+        Self::wait(&self.runtime, self.leases.agents(now))
     }
 }
 

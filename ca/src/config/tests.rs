@@ -98,15 +98,13 @@ fn a_duration_has_a_unit() {
 #[test]
 fn a_cluster_needs_no_name_and_takes_every_one() {
     for text in ["store: {kubernetes: {}}\n", "store:\n  kubernetes:\n"] {
-        assert_eq!(
-            Config::parse(text).unwrap().place,
-            Place::Kubernetes(cluster::Settings::default()),
-            "{text}"
-        );
+        let config = Config::parse(text).unwrap();
+        assert_eq!(config.place, Place::Kubernetes(cluster::Settings::default()), "{text}");
+        assert_eq!(config.poll, Duration::from_secs(5), "three questions to the API server each time");
     }
     let config = Config::parse(
         "store:\n  kubernetes:\n    kubeconfig: /k\n    namespace: mesh\n    secret: keys\n    given-secret: own.ca\n    \
-         agent: mesh/agents\n    audience: https://ca\n    replica: one\npoll: 5s\n",
+         agent: mesh/agents\n    audience: https://ca\n    replica: one\npoll: 2s\n",
     )
     .unwrap();
     let settings = cluster::Settings {
@@ -118,7 +116,7 @@ fn a_cluster_needs_no_name_and_takes_every_one() {
         audience: "https://ca".into(),
         replica: Some("one".into()),
     };
-    assert_eq!((config.place, config.poll), (Place::Kubernetes(settings), Duration::from_secs(5)));
+    assert_eq!((config.place, config.poll), (Place::Kubernetes(settings), Duration::from_secs(2)));
 }
 
 #[test]

@@ -47,7 +47,7 @@ impl World {
 
     fn shared(&self) -> Shared {
         let _on = self.runtime.enter();
-        Shared::new(self.server.api(), Settings::default(), domain(), self.pods.clone())
+        Shared::new(self.server.api(), &Settings::default(), domain(), self.pods.clone())
     }
 
     fn replica(&self, now: Stamp) -> Result<(Keeper, Shown), keeper::KeepError> {
@@ -158,26 +158,49 @@ fn a_rotation_by_annotation_goes_on_whichever_replica_lives() {
     two.tick(at(2));
     assert_eq!(issuer(&shown_two), old, "nobody signs with what not every agent knows");
     world.acknowledge("node1", 2);
-    two.tick(at(3));
+    two.tick(at(12));
     let waiting = "published; waiting for 1 of 2 agents: node2";
     assert_eq!(world.annotation("adit.dev/rotation").unwrap(), waiting);
     // One that starts anew finds it as it stands.
-    let (mut three, shown_three) = world.replica(at(4)).unwrap();
+    let (mut three, shown_three) = world.replica(at(13)).unwrap();
     world.acknowledge("node2", 2);
-    three.tick(at(5));
+    three.tick(at(23));
     let new = issuer(&shown_three);
     assert!(new != old && world.roots() == 2);
-    two.tick(at(5));
+    two.tick(at(23));
     assert_eq!(issuer(&shown_two), new, "the other takes up what is stored");
     assert!(world.annotation("adit.dev/rotation").unwrap().starts_with("signing with the new root"));
     // A leaf of 10 s may have been signed until 5 s after the change, by a replica that had not noticed.
-    three.tick(at(20));
+    three.tick(at(38));
     assert_eq!(world.roots(), 2);
-    two.tick(at(22));
-    three.tick(at(22));
+    two.tick(at(40));
+    three.tick(at(40));
     assert_eq!((world.roots(), world.generation()), (1, 3));
     assert_eq!(issuer(&shown_three), new);
     assert_eq!(world.annotation("adit.dev/rotation").unwrap(), "steady");
+}
+
+#[test]
+fn the_agents_are_asked_for_now_and_again_and_only_while_a_root_waits_for_them() {
+    let world = World::new();
+    world.acknowledge("node1", 1);
+    let (mut one, _shown) = world.replica(at(0)).unwrap();
+    let lists = || world.server.count(Method::GET, "/leases");
+    one.tick(at(1));
+    assert_eq!(lists(), 0);
+    world.annotate("adit.dev/rotate-root", "now");
+    for second in 2..32 {
+        one.tick(at(second));
+    }
+    assert_eq!(lists(), 3);
+    // A clock that steps back makes what was listed no younger.
+    one.tick(at(1));
+    assert_eq!(lists(), 4);
+    world.acknowledge("node1", 2);
+    for second in 11..50 {
+        one.tick(at(second));
+    }
+    assert_eq!((lists(), world.roots()), (5, 1));
 }
 
 #[test]
@@ -342,7 +365,7 @@ fn a_root_given_in_a_secret_is_used_and_followed() {
     one.tick(at(3));
     assert_eq!((world.roots(), issuer(&shown)), (2, theirs.chain[0].der().to_vec()));
     world.acknowledge("node1", 2);
-    one.tick(at(4));
+    one.tick(at(13));
     assert_eq!(issuer(&shown), next.chain[0].der().to_vec());
     // One that is there in part is not believed.
     world.server.inner().put(GIVEN, json!({"metadata": {}, "data": {"tls.key": "eA==", "tls.crt": ""}}));
