@@ -9,6 +9,7 @@ pub(crate) mod answer;
 pub(crate) mod backoff;
 pub(crate) mod callers;
 pub(crate) mod client;
+pub(crate) mod jwt;
 pub(crate) mod leader;
 pub(crate) mod leases;
 pub(crate) mod pods;

@@ -25,6 +25,7 @@ pub mod keeper;
 pub mod lifecycle;
 mod page;
 mod placement;
+mod places;
 pub mod publish;
 pub mod refusal;
 pub mod root;

@@ -118,7 +118,7 @@ impl Refusal {
                 Unauthenticated::Unknown => "unknown_token",
             },
             Self::NotKnown(NotKnown::Agent(error)) => match error {
-                NotAnAgent::Refused(_) => "token_refused",
+                NotAnAgent::Refused(_) | NotAnAgent::Unfit(_) => "token_refused",
                 NotAnAgent::Audience(_) => "wrong_audience",
                 NotAnAgent::Account { .. } => "not_an_agent",
                 NotAnAgent::NoClaim(_) => "no_pod_claim",
@@ -161,7 +161,8 @@ impl Refusal {
             | Self::NoRandomness(_) => Code::Unavailable,
             Self::Unauthenticated(_)
             | Self::NotKnown(
-                NotKnown::Token(_) | NotKnown::Agent(NotAnAgent::Refused(_) | NotAnAgent::Audience(_)),
+                NotKnown::Token(_)
+                | NotKnown::Agent(NotAnAgent::Refused(_) | NotAnAgent::Unfit(_) | NotAnAgent::Audience(_)),
             )
             | Self::NotPlaced(NotPlaced::Caller { .. }) => Code::Unauthenticated,
             // Another token of the same caller would change nothing.

@@ -3,14 +3,12 @@
 //! TLS 1.3 only, ALPN h2, no client certificate (callers are known by token). The certificate is the one of the
 //! moment: [`crate::keeper`] replaces it while we run.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::future::Future as _;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -24,6 +22,7 @@ use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 
 use crate::counts::{Counts, Dropped};
+use crate::places::{Full, Place, Places};
 
 /// How many connections may be open. An agent holds one. A hostile one can make us hold 16 streams with a message of
 /// 16 KiB each, 64 KiB of HTTP/2 window and 48 KiB of TLS buffers: 368 KiB, 368 MiB for all; an idle one holds 20 KiB.
@@ -58,6 +57,17 @@ impl Peer {
     pub(crate) fn is_known(&self) {
         self.known.store(true, Ordering::Relaxed);
     }
+
+    /// Whether one did.
+    pub(crate) fn was_known(&self) -> bool {
+        self.known.load(Ordering::Relaxed)
+    }
+
+    /// One from there of whom nothing is known.
+    #[cfg(test)]
+    pub(crate) fn stranger(from: SocketAddr) -> Self {
+        Self { from, known: Arc::default() }
+    }
 }
 
 /// Accepts connections for as long as the receiver of `ready` lives.
@@ -67,7 +77,7 @@ pub(crate) async fn accept(
     counts: Arc<Counts>,
     ready: mpsc::Sender<io::Result<Connection>>,
 ) {
-    let open = Arc::new(Open::default());
+    let open = Places::new(CONNECTIONS_MAX, CONNECTIONS_PER_SOURCE_MAX);
     // Bounded by CONNECTIONS_MAX: every handshake holds a Place.
     let mut handshakes = JoinSet::new();
     loop {
@@ -86,7 +96,11 @@ pub(crate) async fn accept(
         };
         let place = match open.take(from.ip()) {
             Ok(place) => place,
-            Err(why) => {
+            Err(full) => {
+                let why = match full {
+                    Full::All => Dropped::TooMany,
+                    Full::OfOne => Dropped::TooManyOfOne,
+                };
                 drop_connection(&counts, from, why, None);
                 continue;
             }
@@ -125,44 +139,6 @@ fn drop_connection(counts: &Counts, from: SocketAddr, why: Dropped, error: Optio
     counts.dropped(why);
     let error = error.map(|error| error.to_string()).unwrap_or_default();
     tracing::info!(target: "access", peer = %from, why = why.word(), error, "connection dropped");
-}
-
-/// How many connections are open, in all and by address.
-#[derive(Debug, Default)]
-struct Open(Mutex<HashMap<IpAddr, usize>>);
-
-/// One open connection's place; given back when dropped.
-#[derive(Debug)]
-struct Place {
-    open: Arc<Open>,
-    from: IpAddr,
-}
-
-impl Open {
-    fn take(self: &Arc<Self>, from: IpAddr) -> Result<Place, Dropped> {
-        let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if open.values().sum::<usize>() >= CONNECTIONS_MAX {
-            return Err(Dropped::TooMany);
-        }
-        let of_one = open.entry(from).or_insert(0);
-        if *of_one >= CONNECTIONS_PER_SOURCE_MAX {
-            return Err(Dropped::TooManyOfOne);
-        }
-        *of_one += 1;
-        Ok(Place { open: Arc::clone(self), from })
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut open = self.open.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Entry::Occupied(mut of_one) = open.entry(self.from) {
-            *of_one.get_mut() -= 1;
-            if *of_one.get() == 0 {
-                of_one.remove();
-            }
-        }
-    }
 }
 
 /// A connection whose handshake is done.
@@ -250,30 +226,5 @@ impl AsyncWrite for Connection {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.go_on(cx)?;
         Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn connections_are_bounded_by_source_and_in_all_and_places_come_back() {
-        let open = Arc::new(Open::default());
-        let from = |n: usize| IpAddr::from([10, 0, 0, u8::try_from(n).unwrap()]);
-        let mut places = Vec::new();
-        for source in 0..CONNECTIONS_MAX / CONNECTIONS_PER_SOURCE_MAX {
-            for _ in 0..CONNECTIONS_PER_SOURCE_MAX {
-                places.push(open.take(from(source)).unwrap());
-            }
-            if places.len() < CONNECTIONS_MAX {
-                assert_eq!(open.take(from(source)).unwrap_err(), Dropped::TooManyOfOne);
-            }
-        }
-        assert_eq!(open.take(from(200)).unwrap_err(), Dropped::TooMany);
-        places.pop();
-        places.push(open.take(from(200)).unwrap());
-        drop(places);
-        assert!(open.0.lock().unwrap().is_empty());
     }
 }

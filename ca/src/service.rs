@@ -3,7 +3,7 @@
 //! Every refusal has one word, one gRPC code and one text; every request one line in the log, without tokens or keys.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
@@ -18,6 +18,7 @@ use crate::counts::Counts;
 use crate::csr::SubjectKey;
 use crate::fresh::Fresh;
 use crate::issue::{self, Leaf};
+use crate::places::{Place, Places};
 use crate::refusal::Refusal;
 use crate::serial::Serial;
 use crate::server::Peer;
@@ -34,6 +35,14 @@ pub const MESSAGE_LEN_MAX: usize = 16 * 1024;
 /// come back.
 pub const REQUESTS_MAX: usize = 256;
 
+/// How many requests in a cluster may wait for the API server to say whose token theirs is, on connections on which
+/// nobody known has asked yet: half of [`REQUESTS_MAX`], so that those who are known have the other half whatever
+/// others send. The API server takes milliseconds for one.
+pub const STRANGERS_MAX: usize = 128;
+
+/// How many of them may come from one address: as many as an agent's connection has streams.
+pub const STRANGERS_PER_SOURCE_MAX: usize = 16;
+
 /// Issues certificates over gRPC.
 #[derive(Clone, Debug)]
 pub struct Service {
@@ -42,6 +51,7 @@ pub struct Service {
     fresh: Fresh,
     counts: Arc<Counts>,
     room: Arc<Semaphore>,
+    strangers: Arc<Places>,
 }
 
 /// Who may ask.
@@ -61,7 +71,8 @@ impl Service {
         fresh: Fresh,
         counts: Arc<Counts>,
     ) -> Self {
-        Self { askers, signing, fresh, counts, room: Arc::new(Semaphore::new(REQUESTS_MAX)) }
+        let strangers = Places::new(STRANGERS_MAX, STRANGERS_PER_SOURCE_MAX);
+        Self { askers, signing, fresh, counts, room: Arc::new(Semaphore::new(REQUESTS_MAX)), strangers }
     }
 
     /// As tonic routes to it, with its bounds.
@@ -118,7 +129,9 @@ impl Service {
         asked: &Asked<'_>,
         trace: &mut Trace,
     ) -> Result<(Grant, SubjectKey), Refusal> {
-        let claim = agents.authenticate(asked.authorization).await?;
+        let stranger = admit(&self.strangers, asked.peer)?;
+        let claim = agents.authenticate(asked.authorization, asked.now).await?;
+        drop(stranger);
         let (wanted, key) = self.read(asked, &claim.node, trace)?;
         let signing = Arc::clone(&self.signing.borrow());
         let wanted = of_domain(wanted, &signing.trust_domain)?;
@@ -143,6 +156,17 @@ impl Service {
         trace.identity = Some(wanted.clone());
         self.signing.borrow().leaf_life.asked(asked.message.validity_duration)?;
         Ok((wanted, SubjectKey::from_csr_pem(&asked.message.csr)?))
+    }
+}
+
+/// Gives a place to a request of whom nobody knows anything. Others need none.
+fn admit(strangers: &Arc<Places>, peer: Option<&Peer>) -> Result<Option<Place>, Refusal> {
+    match peer {
+        Some(peer) if peer.was_known() => Ok(None),
+        peer => {
+            let from = peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.from.ip());
+            strangers.take(from).map(Some).map_err(|_| Refusal::Busy)
+        }
     }
 }
 
@@ -230,3 +254,6 @@ fn log(
         ),
     }
 }
+
+#[cfg(test)]
+mod tests;

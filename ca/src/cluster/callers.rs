@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use adit_proto::SpiffeId;
 use tokio::time::Instant;
@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use super::client::{ApiError, ApiServer};
 use super::pods::{self, KnownPods};
 use super::review::{self, NotAnAgent};
-use super::{Account, Settings};
+use super::{Account, Settings, jwt};
 use crate::caller::{Unauthenticated, bearer};
 use crate::placement::{Claim, NotThere, Pods};
 
@@ -134,11 +134,17 @@ impl Agents {
         &self.lists
     }
 
-    /// Who sends this `authorization`, by what its token says and the API server confirms.
-    pub(crate) async fn authenticate(&self, authorization: Option<&[u8]>) -> Result<Claim, NotKnown> {
+    /// Who sends this `authorization`, by what its token says and the API server confirms. It is not asked of a token
+    /// that says itself that it is no agent's.
+    pub(crate) async fn authenticate(
+        &self,
+        authorization: Option<&[u8]>,
+        now: SystemTime,
+    ) -> Result<Claim, NotKnown> {
         let header = authorization.ok_or(Unauthenticated::Absent)?;
         let token = bearer(header).and_then(|token| std::str::from_utf8(token).ok());
         let token = token.ok_or(Unauthenticated::NotBearer)?;
+        jwt::check(token, &self.settings, now)?;
         Ok(review::review(&self.api, &self.settings, token).await??)
     }
 

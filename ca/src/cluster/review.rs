@@ -15,7 +15,7 @@ const POD_NAME: &str = "authentication.kubernetes.io/pod-name";
 const POD_UID: &str = "authentication.kubernetes.io/pod-uid";
 const NODE_NAME: &str = "authentication.kubernetes.io/node-name";
 
-/// How much of the API server's reason is passed on, in bytes.
+/// How much of a reason, or of an account's name, that others have written is passed on, in bytes.
 const REASON_LEN_MAX: usize = 300;
 
 /// Why a token is not an agent's.
@@ -24,6 +24,9 @@ pub enum NotAnAgent {
     /// The API server does not know it (any more), or it is for another audience.
     #[error("the API server does not accept the token: {0}")]
     Refused(String),
+    /// It cannot be one, by its own words: the API server is not asked.
+    #[error("the token {0}")]
+    Unfit(&'static str),
     /// It was accepted by something that knows no audiences.
     #[error("the token was not checked for the audience {0}")]
     Audience(String),
@@ -87,18 +90,15 @@ pub(super) async fn review(
 /// What an answer means.
 fn claim(status: Status, audience: &str, agent: &Account) -> Result<Claim, NotAnAgent> {
     if !status.authenticated {
-        let mut reason =
-            status.error.filter(|error| !error.is_empty()).unwrap_or_else(|| "no reason given".into());
-        let end = (0..=REASON_LEN_MAX.min(reason.len())).rev().find(|at| reason.is_char_boundary(*at));
-        reason.truncate(end.unwrap_or_default());
-        return Err(NotAnAgent::Refused(reason));
+        let reason = status.error.filter(|error| !error.is_empty());
+        return Err(NotAnAgent::Refused(shortened(reason.unwrap_or_else(|| "no reason given".into()))));
     }
     // An authenticator that knows no audiences says none, and would take every token of the cluster.
     if !status.audiences.unwrap_or_default().iter().any(|known| known == audience) {
         return Err(NotAnAgent::Audience(audience.to_owned()));
     }
     let user = status.user.unwrap_or_default();
-    if user.username != format!("system:serviceaccount:{}:{}", agent.namespace, agent.name) {
+    if user.username != username(agent) {
         return Err(NotAnAgent::Account { found: user.username, wanted: agent.clone() });
     }
     let extra = user.extra.unwrap_or_default();
@@ -111,6 +111,17 @@ fn claim(status: Status, audience: &str, agent: &Account) -> Result<Claim, NotAn
         pod: PodName { namespace: agent.namespace.as_str().into(), name: of(POD_NAME, "its pod")?.into() },
         uid: of(POD_UID, "its pod's uid")?.into(),
     })
+}
+
+/// How the API server names an account.
+pub(super) fn username(account: &Account) -> String {
+    format!("system:serviceaccount:{}:{}", account.namespace, account.name)
+}
+
+pub(super) fn shortened(mut text: String) -> String {
+    let end = (0..=REASON_LEN_MAX.min(text.len())).rev().find(|at| text.is_char_boundary(*at));
+    text.truncate(end.unwrap_or_default());
+    text
 }
 
 #[cfg(test)]

@@ -54,6 +54,12 @@ fn agent() -> Value {
     pod("adit-system/agent-1", "a1", "node1", "adit-agent")
 }
 
+/// A token that may be an agent's.
+fn agents_token() -> String {
+    let agent = "system:serviceaccount:adit-system:adit-agent";
+    jwt::unsigned(&json!({"aud": ["adit-ca"], "sub": agent, "exp": 4_000_000_000_u64}))
+}
+
 fn lists(server: &Scripted) -> usize {
     let inner = server.inner();
     inner.asked.iter().filter(|asked| asked.query.contains("spec.nodeName%3Dnode1")).count()
@@ -155,15 +161,16 @@ async fn a_watch_that_was_not_heard_of_for_long_decides_nothing() {
 async fn an_api_server_that_is_away_is_no_reason_to_doubt_the_caller() {
     let (server, agents) = agents(&[agent()], &[]).await;
     server.inner().is_down = true;
+    let bearer = format!("Bearer {}", agents_token());
     let error = agents.place(&claim(), &web()).await.unwrap_err();
     assert_eq!(refused(error), ("api_away", "placement", Code::Unavailable));
-    let error = agents.authenticate(Some(b"Bearer token")).await.unwrap_err();
+    let error = agents.authenticate(Some(bearer.as_bytes()), SystemTime::now()).await.unwrap_err();
     assert_eq!(refused(error), ("api_away", "authenticate", Code::Unavailable));
     // Nor is one that refuses us, which it does to everybody just after its start.
     server.inner().is_down = false;
     let forbidden = json!({"kind": "Status", "status": "Failure", "code": 403, "message": "not yet"});
     server.inner().fixed.insert(REVIEWS.into(), (403, forbidden));
-    let error = agents.authenticate(Some(b"Bearer token")).await.unwrap_err();
+    let error = agents.authenticate(Some(bearer.as_bytes()), SystemTime::now()).await.unwrap_err();
     assert_eq!(refused(error), ("api_away", "authenticate", Code::Unavailable));
 }
 
@@ -174,16 +181,21 @@ async fn a_token_is_reviewed_for_the_own_audience() {
         (None, "no_authorization"),
         (Some(&b"Basic x"[..]), "not_bearer"),
         (Some(b"Bearer \xff"), "not_bearer"),
+        // Junk costs the API server nothing.
+        (Some(b"Bearer x"), "token_refused"),
+        (Some(b"Bearer a.e30.c"), "token_refused"),
     ] {
-        let error = agents.authenticate(header).await.unwrap_err();
+        let error = agents.authenticate(header, SystemTime::now()).await.unwrap_err();
         assert_eq!(refused(error), (word, "authenticate", Code::Unauthenticated));
     }
     assert_eq!(server.count(Method::POST, "tokenreviews"), 0);
+    let token = agents_token();
+    let bearer = format!("Bearer {token}");
     let answer = json!({"status": {"error": "[token audiences are others]"}});
     server.inner().fixed.insert(REVIEWS.into(), (201, answer));
-    let error = agents.authenticate(Some(b"Bearer secret")).await.unwrap_err();
-    assert!(!error.to_string().contains("secret"));
+    let error = agents.authenticate(Some(bearer.as_bytes()), SystemTime::now()).await.unwrap_err();
+    assert!(!error.to_string().contains(&token));
     assert_eq!(refused(error), ("token_refused", "authenticate", Code::Unauthenticated));
     let asked: Value = serde_json::from_str(&server.inner().asked.last().unwrap().body).unwrap();
-    assert_eq!(asked["spec"], json!({"token": "secret", "audiences": ["adit-ca"]}));
+    assert_eq!(asked["spec"], json!({"token": token, "audiences": ["adit-ca"]}));
 }
