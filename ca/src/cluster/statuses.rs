@@ -81,8 +81,7 @@ pub(crate) async fn write(api: ApiServer, settings: Settings, mut stopped: signa
             // Either way it is over: told to stop, or nobody is left who could tell.
             _ = stopped.changed() => break,
         }
-        // What has changed during a wait is written after it.
-        if leader.holds() && rounds.again.is_none_or(|again| again <= Instant::now()) {
+        if rounds.is_due(leader.holds()) {
             failures.note(rounds.write(&api, &known).await);
         }
     }
@@ -105,6 +104,15 @@ struct Rounds {
 }
 
 impl Rounds {
+    /// Whether to write now. What has changed during a wait is written after it. Who does not hold the Lease waits for
+    /// nothing but that, and then begins at once.
+    fn is_due(&mut self, holds: bool) -> bool {
+        if !holds {
+            self.again = None;
+        }
+        holds && self.again.is_none_or(|again| again <= Instant::now())
+    }
+
     /// One round; of what fails, the first one's reason. A policy that has changed or gone meanwhile comes again by
     /// itself.
     async fn write(&mut self, api: &ApiServer, known: &Known) -> Result<(), String> {
@@ -124,7 +132,7 @@ impl Rounds {
                 Ok(told) => known.with(|policies| policies.written(&due, told)),
                 Err(error) if error.is_conflict() || error.is_not_found() => {}
                 Err(error) => {
-                    failed = failed.and(Err(crate::report(&error)));
+                    failed = failed.and_then(|()| Err(crate::report(&error)));
                     if !error.is_of_one() {
                         self.last = Some(due.place);
                         break;

@@ -49,6 +49,18 @@ async fn a_server_that_does_not_write_is_asked_once_and_then_left_alone_for_long
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_replica_that_waits_writes_nothing_and_one_that_lost_the_lease_does_not_wait() {
+    let again = Instant::now() + Duration::from_secs(2);
+    let mut rounds = Rounds { again: Some(again), ..Rounds::default() };
+    assert!(!rounds.is_due(true));
+    tokio::time::advance(Duration::from_secs(2)).await;
+    assert!(rounds.is_due(true));
+    assert!(!rounds.is_due(false));
+    assert_eq!(rounds.again, None, "or it would be woken at once, for ever");
+    assert!(rounds.is_due(true), "when it has the Lease again");
+}
+
+#[tokio::test(start_paused = true)]
 async fn policies_that_always_fail_keep_no_other_from_its_turn() {
     let (server, known) = (answering(422), known(WRITTEN_AT_ONCE_MAX + 3));
     let mut rounds = Rounds::default();
