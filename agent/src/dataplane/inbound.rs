@@ -326,12 +326,12 @@ async fn reach(
 ) -> Result<(SocketAddr, Seat, TcpStream), ServeError> {
     let pod = &tunnel.pod;
     let dst = dst.ok_or(ServeError::BadConnect)?;
+    // Marked as seen before it is asked: a change from here on wakes the copy.
+    let world = pod.known(view).await;
     let seat = pod.seat().map_err(ServeError::AcceptLimit)?;
     if pod.share.is_full() {
         return Err(ServeError::MemoryLimit(pod.share.held()));
     }
-    // Marked as seen before it is asked: a change from here on wakes the copy.
-    let world = view.latest();
     let local = pod.local(&world);
     reported.get().edit(|report| report.remote = world.workload_by_ip(tunnel.client.ip()).cloned());
     let target = resolve::inbound(&world, &local, &pod.ips, tunnel.client.ip(), dst)?;

@@ -68,7 +68,7 @@ async fn carry(
     reported: &Reported,
 ) -> Result<(), (Reason, ServeError)> {
     let mut view = pod.worker.handles.view.clone();
-    let world = view.latest();
+    let world = pod.known(&mut view).await;
     // Right at accept: a probe's socket may be gone in a moment.
     let kind = kind(pod, &world, &client_leg, client, dst.0);
     let reached = Box::pin(reach(pod, &world, kind, client, dst, reported)).await;

@@ -16,6 +16,7 @@ use adit_proto::{Reason, SpiffeId};
 use http::HeaderValue;
 use tokio::sync::watch;
 use tokio::task::JoinError;
+use tokio::time::timeout;
 
 use super::caller::Caller;
 use super::gate::{Entered, Gate};
@@ -27,6 +28,7 @@ use super::share::Share;
 use super::shared::Worker;
 use crate::sockets;
 use crate::telemetry::Report;
+use crate::view::View;
 
 /// Tunnels that peers may have open to one pod on one worker: at some 30 KiB each 240 MiB.
 const INBOUND_TUNNELS_MAX: usize = 8192;
@@ -35,6 +37,10 @@ const INBOUND_TUNNELS_MAX: usize = 8192;
 pub(super) const INBOUND_TUNNELS_PER_SOURCE_MAX: usize = 256;
 /// How much longer than by its opener, which lets go of it first, a tunnel without streams is kept.
 pub(super) const IDLE_GRACE: Duration = Duration::from_secs(60);
+
+/// How long a connection waits for its pod to become known: a pod's object is there within milliseconds of its peers' copy,
+/// and the peer gives up after 3 s.
+const KNOWN_DEADLINE: Duration = Duration::from_secs(1);
 
 /// A pod as its connections see it.
 pub(super) struct Pod {
@@ -118,11 +124,44 @@ impl Pod {
         Arc::clone(world.workload(&self.key.uid).unwrap_or(&self.stand_in))
     }
 
+    /// The latest snapshot; while it does not know the pod, the first one that does, within [`KNOWN_DEADLINE`]. The agents
+    /// of peers may hear of a new pod some milliseconds before its own, and have named it to their callers.
+    ///
+    /// Who waits takes a seat; where there is none, the answer comes at once.
+    pub(super) async fn known(&self, view: &mut View) -> Arc<World> {
+        let world = view.latest();
+        if self.is_known(&world) {
+            return world;
+        }
+        let Ok(_seat) = self.seat() else { return world };
+        // On the heap: what hardly ever waits takes no room in every connection's future.
+        let waiting = Box::pin(async {
+            loop {
+                view.changed().await;
+                let world = view.latest();
+                if self.is_known(&world) {
+                    return world;
+                }
+            }
+        });
+        timeout(KNOWN_DEADLINE, waiting).await.unwrap_or(world)
+    }
+
+    fn is_known(&self, world: &World) -> bool {
+        world.policies_for(&self.key.uid).is_some()
+    }
+
     /// Takes a place for one more connection; `Err` says how many there are.
     pub(super) fn seat(&self) -> Result<Seat, usize> {
         let before = self.live.0.fetch_add(1, Ordering::Relaxed);
         let seat = Seat(Arc::clone(&self.live));
         if before < self.worker.config.connections_per_pod { Ok(seat) } else { Err(before) }
+    }
+
+    /// Places that are taken.
+    #[cfg(test)]
+    pub(super) fn seats_taken(&self) -> usize {
+        self.live.count()
     }
 
     /// Takes a place for a tunnel that a peer at this address opens; `None` where there are too many.

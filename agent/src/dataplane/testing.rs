@@ -149,6 +149,20 @@ impl Rig {
         pod
     }
 
+    /// A captured pod whose object the world does not have yet; comes with it.
+    pub(super) fn forget(&self, pod: &Pod) -> Change {
+        let object = self.object(pod);
+        self.change(Change::PodGone(object.name.clone()));
+        Change::Pod(object)
+    }
+
+    /// Returns once so many connections of a pod sit.
+    pub(super) async fn until_seated(&self, pod: &Pod, count: usize) {
+        while pod.seats_taken() != count {
+            yield_now().await;
+        }
+    }
+
     /// What the world says of a pod.
     pub(super) fn object(&self, pod: &Pod) -> PodModel {
         let world = self.worker.handles.view.world();

@@ -244,6 +244,24 @@ async fn answer(requests: &SendRequest<bytes::Bytes>, method: Method, uri: &str)
 }
 
 #[test]
+fn a_pod_that_its_peers_know_first_answers_once_its_own_agent_knows_it() {
+    on_worker(async {
+        let rig = Rig::new(Config::default());
+        let _web = rig.pod("web");
+        let api = rig.serving_pod("api").await;
+        let (app, addr) = app(&api).await;
+        let object = rig.forget(&api);
+        let request = Request::builder().method(Method::CONNECT).uri(addr.to_string()).body(()).unwrap();
+        let mut requests = raw(leg(&rig, &api).await).await.ready().await.unwrap();
+        let (response, _send) = requests.send_request(request, false).unwrap();
+        rig.until_seated(&api, 1).await;
+        rig.change(object);
+        assert_eq!(response.await.unwrap().status(), StatusCode::OK);
+        app.accept().await.unwrap();
+    });
+}
+
+#[test]
 fn what_is_no_connect_to_this_pods_app_is_a_400_with_its_reason() {
     on_worker(async {
         let rig = Rig::new(Config::default());

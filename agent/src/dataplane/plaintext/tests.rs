@@ -36,6 +36,32 @@ fn a_pod_whose_readers_stall_takes_on_no_more_plaintext() {
 }
 
 #[test]
+fn what_comes_before_the_pods_object_waits_for_it_and_is_refused_without() {
+    on_worker(async {
+        let rig = Rig::new(Config::default());
+        let api = rig.pod("api");
+        let (app, addr) = app(&api).await;
+        let object = rig.forget(&api);
+        for comes in [false, true] {
+            let (mut near, leg) = pair().await;
+            let client = leg.peer_addr().unwrap();
+            spawn_local(super::serve_to(api.clone(), leg, client, OriginalDst(addr)));
+            rig.until_seated(&api, 1).await;
+            if comes {
+                rig.change(object.clone());
+                let (mut far, _) = app.accept().await.unwrap();
+                greet(&mut near, &mut far).await;
+                drop((near, far));
+                assert_eq!(rig.reason(Direction::Inbound).await, None);
+            } else {
+                assert!(near.read(&mut [0; 1]).await.is_err());
+                assert_eq!(rig.reason(Direction::Inbound).await, Some(Reason::PolicyNotSynced));
+            }
+        }
+    });
+}
+
+#[test]
 fn a_closed_client_of_the_node_is_a_probe_only_if_it_said_nothing() {
     on_worker(async {
         for (said, kind) in [(&b""[..], Kind::Probe), (b"POST /", Kind::Plain)] {
