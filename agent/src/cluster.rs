@@ -130,6 +130,25 @@ impl Cluster {
     }
 }
 
+#[cfg(test)]
+impl Announcer {
+    /// One that stands aside at once, and never comes to an end with anything else.
+    pub(crate) fn that_finds_nobody() -> Self {
+        let (commands, mut inbox) = mpsc::channel(COMMANDS_MAX);
+        tokio::spawn(async move {
+            let mut waiting = Vec::new();
+            while let Some(command) = inbox.recv().await {
+                if let Command::StandAside { done, .. } = command {
+                    let _ = done.send(());
+                } else {
+                    waiting.push(command);
+                }
+            }
+        });
+        Self { commands }
+    }
+}
+
 impl Announcer {
     /// Looks for a pod that an ADD names and the World does not know: in a directory at every file again, in a cluster by
     /// one GET of it, of 10 s at most. Returns when what was found is published.

@@ -36,7 +36,8 @@ const RELEASE_DIAL: Duration = Duration::from_millis(500);
 const RELEASE_ANSWER: Duration = Duration::from_secs(5);
 /// How long an agent that was reached may take over an ADD. It gives up by itself after 25 s.
 const ADD_ANSWER: Duration = Duration::from_secs(30);
-/// The same, where nothing in the namespace is enrolled: then a frozen agent must not hold up its pods.
+/// The same, where nothing in the namespace is enrolled: then a frozen agent must not hold up its pods. Longer than a working
+/// one takes to write down that something is (1 s).
 const UNENROLLED_ANSWER: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {
@@ -141,24 +142,31 @@ fn ask_for_pod(config: &Config, namespace: &str, request: &Request) -> Result<()
     if config.excludes(namespace) {
         return Ok(());
     }
-    let passes =
-        config.unreachable == Unreachable::RefuseEnrolled && known_unenrolled(&config.state_dir, namespace);
-    let patience = if passes {
-        Patience { dial: Duration::ZERO, answer: UNENROLLED_ANSWER }
-    } else {
-        Patience { dial: config.timeout, answer: ADD_ANSWER }
+    let passes = || {
+        config.unreachable == Unreachable::RefuseEnrolled && known_unenrolled(&config.state_dir, namespace)
     };
-    match call(&config.socket, request, patience) {
+    let patience = Patience { dial: config.timeout, answer: ADD_ANSWER };
+    let answer = if passes() {
+        let hasty = Patience { dial: Duration::ZERO, answer: UNENROLLED_ANSWER };
+        match call(&config.socket, request, hasty) {
+            Err(_) if passes() => {
+                if let Request::Add(add) = request
+                    && let Err(error) = missed::leave(&config.socket, add)
+                {
+                    log(&format!("the agent will not find this pod when it is back: {error}"));
+                }
+                return Ok(());
+            }
+            // The agent has learnt meanwhile that something in the namespace is enrolled: perhaps by this very pod.
+            Err(_) => call(&config.socket, request, patience),
+            answered => answered,
+        }
+    } else {
+        call(&config.socket, request, patience)
+    };
+    match answer {
         Ok(Reply::Ok | Reply::Status { .. } | Reply::Removal { .. } | Reply::Successor { .. }) => Ok(()),
         Ok(Reply::Failed(failure)) => Err(failure.into()),
-        Err(_) if passes => {
-            if let Request::Add(add) = request
-                && let Err(error) = missed::leave(&config.socket, add)
-            {
-                log(&format!("the agent will not find this pod when it is back: {error}"));
-            }
-            Ok(())
-        }
         Err(error) => Err(Error::agent(&error)),
     }
 }

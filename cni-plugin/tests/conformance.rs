@@ -144,6 +144,20 @@ fn agent(socket: &Path, replies: Vec<Reply>) -> mpsc::Receiver<Request> {
     requests
 }
 
+/// The next connection of a plugin, which must not have ended instead.
+fn accept_again(listener: &UnixListener, plugin: &thread::JoinHandle<Output>) -> UnixStream {
+    listener.set_nonblocking(true).unwrap();
+    let stream = loop {
+        match listener.accept() {
+            Ok((stream, _)) => break stream,
+            Err(error) => assert!(!plugin.is_finished(), "it ended without asking again: {error}"),
+        }
+        thread::yield_now();
+    };
+    stream.set_nonblocking(false).unwrap();
+    stream
+}
+
 fn refusal() -> Reply {
     Reply::Failed(Failure {
         code: Code::TryAgainLater,
@@ -460,10 +474,27 @@ fn an_agent_that_goes_away_before_its_answer_is_asked_again() {
     let (mut stream, _) = listener.accept().unwrap();
     let first = read_request(&mut stream);
     drop(stream);
-    let (mut stream, _) = listener.accept().unwrap();
+    let mut stream = accept_again(&listener, &plugin);
     assert_eq!(read_request(&mut stream), first);
     stream.write_all(&cni::encode(&Reply::Ok).unwrap()).unwrap();
     assert_eq!(printed(&plugin.join().unwrap()), result("1.1.0"));
+}
+
+#[test]
+fn an_add_whose_namespace_is_enrolled_while_it_waits_does_not_pass() {
+    let place = Place::new("enrolled-meanwhile");
+    place.known(&json!({"shop": "unenrolled"}));
+    let input = with(place.input("1.1.0"), "timeout", json!(60));
+    let listener = UnixListener::bind(place.socket()).unwrap();
+    let plugin = thread::spawn(move || run("ADD", &input, &[]));
+    let (mut stream, _) = listener.accept().unwrap();
+    let first = read_request(&mut stream);
+    place.known(&json!({"shop": "enrolled"}));
+    drop(stream);
+    let mut stream = accept_again(&listener, &plugin);
+    assert_eq!(read_request(&mut stream), first);
+    stream.write_all(&cni::encode(&refusal()).unwrap()).unwrap();
+    failed(&plugin.join().unwrap(), "1.1.0", 11);
 }
 
 #[test]

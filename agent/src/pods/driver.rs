@@ -384,6 +384,13 @@ impl Driver {
         }
     }
 
+    /// Has pods of this namespace wait for an agent from now on, where something in it is to be captured.
+    fn hold_back(&mut self, namespace: &str) {
+        if self.namespaces.kept.passes(namespace) {
+            self.keep_namespaces();
+        }
+    }
+
     fn sweep(&mut self) {
         self.look_for(|_| true);
         self.changed |= !self.looked_again;

@@ -1,6 +1,7 @@
 //! The driver with everything that it needs, over its socket. Pods here are not enrolled, or not known: what captures one
 //! needs a namespace of its own and is tested in `tests/it`.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,7 +21,7 @@ use tokio::net::UnixStream;
 
 use super::model::BOOT_ID;
 use super::*;
-use crate::cluster::{self, Cluster};
+use crate::cluster::{self, Announcer, Cluster};
 use crate::view::{Publisher, View};
 use crate::{dataplane, identity, telemetry, view};
 
@@ -30,6 +31,7 @@ struct Node {
     publisher: Publisher,
     builder: WorldBuilder,
     cluster: Cluster,
+    announcer: Announcer,
     /// What the directory says, which this test publishes itself.
     elsewhere: View,
     view: View,
@@ -61,7 +63,8 @@ impl Node {
         };
         let cluster = cluster::start(config, own, clock(), publisher_of_cluster, Seed(1)).unwrap();
         let (builder, ready) = (WorldBuilder::new(settings), watch::Sender::new(false));
-        Self { dir, publisher, builder, cluster, elsewhere, view, ready, seeds: AtomicU64::new(7) }
+        let (announcer, seeds) = (cluster.announcer(), AtomicU64::new(7));
+        Self { dir, publisher, builder, cluster, announcer, elsewhere, view, ready, seeds }
     }
 
     fn publish(&mut self, change: Change) {
@@ -92,7 +95,7 @@ impl Node {
             needs: identity.needs(),
             certs,
             view: self.view.clone(),
-            announcer: self.cluster.announcer(),
+            announcer: self.announcer.clone(),
             events: self.cluster.events(),
             node_inode: 1,
             clock: clock(),
@@ -429,6 +432,21 @@ async fn the_namespaces_are_kept_for_the_plugin_and_the_agent_s_own_next_start()
 }
 
 #[tokio::test]
+async fn a_namespace_is_held_back_before_its_first_pod_is_captured() {
+    let mut node = Node::new();
+    fs::create_dir_all(node.config().state_dir).unwrap();
+    let file = node.config().state_dir.join(cni::NAMESPACES_FILE);
+    let before = BTreeMap::from([("idle".to_owned(), cni::Membership::Unenrolled)]);
+    fs::write(&file, serde_json::to_vec(&cni::Namespaces::new(before)).unwrap()).unwrap();
+    node.publish(enrolled("10.0.0.7"));
+    let _pods = node.start();
+    // It waits for a certificate that nobody issues, and less long than changes of World are gathered.
+    message(node.ask(Request::Add(add("idle"))).await);
+    let now = cni::Namespaces::parse(&fs::read(&file).unwrap()).unwrap();
+    assert!(!now.passes("idle"), "{now:?}");
+}
+
+#[tokio::test]
 async fn status_names_the_release() {
     let node = Node::new();
     let _pods = node.start();
@@ -479,6 +497,17 @@ async fn an_agent_rests_for_its_successor_and_has_the_pods_again_when_that_ends(
     assert_eq!(node.ask(Request::Add(add("idle"))).await, Reply::Ok);
     assert_eq!(node.journal(), ["c0ffee.json"]);
     assert_eq!(old.status().len(), 1);
+}
+
+#[tokio::test]
+async fn an_agent_rests_for_its_successor_while_the_source_of_truth_keeps_it_waiting() {
+    let mut node = Node::new();
+    node.announcer = Announcer::that_finds_nobody();
+    let old = node.start();
+    message(node.ask(Request::Add(add("idle"))).await);
+    let asks = Rest::ask(&node.config().socket).await;
+    until_standing(&old, Some(Ready(false))).await;
+    drop(asks);
 }
 
 #[tokio::test]

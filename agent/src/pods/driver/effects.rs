@@ -131,8 +131,13 @@ impl Driver {
         {
             self.sandboxes.insert(key.clone(), arrived);
         }
-        if let Some(sandbox) = self.sandboxes.get_mut(key) {
+        let sandbox = self.sandboxes.get_mut(key).map(|sandbox| {
             sandbox.entry.captured = captured.map(Captured::from);
+            sandbox.entry.pod.namespace.clone()
+        });
+        // Before it is announced: a node that goes down the moment after must not come back and let it pass.
+        if let Some(namespace) = sandbox.filter(|_| captured.is_some()) {
+            self.hold_back(&namespace);
         }
         self.write(key);
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use adit_core::net::{ObjectName, SandboxId};
-use adit_core::pods::{Arrival, Event, Refusal, Token, Want};
+use adit_core::pods::{Arrival, Event, Refusal, Token, Want, Wish};
 use adit_core::redirect::Mark;
 use adit_proto::cni::{Add, Check, ContainerId, Del, Gc, IfName, PodRef, Reply, Request, Serving};
 use tokio::sync::oneshot;
@@ -62,6 +62,10 @@ impl Driver {
                 announcer.refresh(&name).await;
                 Ended::Told
             });
+        }
+        if let Wish::In(_) = known.wish {
+            // The plugin, should it lose patience, looks there again.
+            self.hold_back(&pod.namespace);
         }
         let token = self.wait(Some("add"), pod, reply);
         let (wish, announced) = (known.wish, known.announced);

@@ -21,8 +21,10 @@ impl Driver {
     pub(super) async fn hand_over(mut self, asked: Asked) -> Succession {
         tracing::info!("another agent takes over");
         self.stop_what_may_be();
-        // Rules and listeners: ended, not left half done.
-        while let Some(ended) = self.tasks.join_next_with_id().await {
+        // Rules and listeners: ended, not left half done. What only asks or answers is waited for by nobody.
+        while !self.operations.is_empty()
+            && let Some(ended) = self.tasks.join_next_with_id().await
+        {
             self.note(ended);
         }
         self.put_aside(Some(asked)).await
@@ -56,8 +58,12 @@ impl Driver {
                 }
             }
             Ok((_, Ended::Certificate(..) | Ended::Told | Ended::Looked(_) | Ended::Collected)) => {}
-            Err(error) if error.is_panic() => tracing::error!(%error, "an operation panicked"),
-            Err(_) => {}
+            Err(error) => {
+                self.operations.remove(&error.id());
+                if error.is_panic() {
+                    tracing::error!(%error, "an operation panicked");
+                }
+            }
         }
     }
 
