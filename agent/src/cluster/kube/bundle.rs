@@ -11,14 +11,32 @@ use tracing::warn;
 #[derive(Debug, Default)]
 pub(super) struct Bundle {
     /// The `spiffe_sequence` of the one that handshakes use.
+    acknowledged: u64,
+    /// Of the last one that the API server told in this life. One that is only remembered binds nobody: with a restart
+    /// an older one is taken.
+    told: u64,
+    /// Older ones than this are not taken.
     in_force: u64,
+    is_recalling: bool,
     said: Vec<String>,
 }
 
 impl Bundle {
     /// Is told which bundle is in force.
     pub(super) fn acknowledge(&mut self, generation: u64) {
-        self.in_force = generation;
+        self.acknowledged = generation;
+        self.settle();
+    }
+
+    /// Whether what is read from here on is what an earlier life kept.
+    pub(super) fn recall(&mut self, is_recalling: bool) {
+        self.is_recalling = is_recalling;
+    }
+
+    fn settle(&mut self) {
+        if self.acknowledged <= self.told {
+            self.in_force = self.acknowledged;
+        }
     }
 
     /// Takes the ConfigMap. One that cannot be read leaves what is trusted as it is; an older one than that in force is
@@ -34,6 +52,10 @@ impl Bundle {
                 None
             }
             Ok(read) => {
+                if !self.is_recalling {
+                    self.told = read.bundle.generation;
+                    self.settle();
+                }
                 self.say(read.problems.iter().map(ToString::to_string).collect(), "trust");
                 Some(Change::TrustBundle(read.bundle))
             }
@@ -93,5 +115,20 @@ mod tests {
         assert_eq!(said, ["ConfigMap adit-trust-bundle: bundle.json is missing"]);
         assert_eq!(update(&mut bundle, &map(8)), Some(8));
         assert_eq!(bundle.said().count(), 0);
+    }
+
+    #[test]
+    fn after_a_restart_an_older_bundle_is_taken_unless_the_api_server_has_told_the_newer_one_too() {
+        for told_again in [false, true] {
+            let mut bundle = Bundle::default();
+            bundle.recall(true);
+            assert_eq!(update(&mut bundle, &map(7)), Some(7));
+            bundle.recall(false);
+            bundle.acknowledge(7);
+            if told_again {
+                assert_eq!(update(&mut bundle, &map(7)), Some(7));
+            }
+            assert_eq!(update(&mut bundle, &map(6)), (!told_again).then_some(6));
+        }
     }
 }

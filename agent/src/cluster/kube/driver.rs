@@ -107,6 +107,7 @@ impl Driver {
     /// API server.
     pub(super) fn recall(&mut self) {
         let Some(copy) = self.links.kept.take() else { return };
+        self.bundle.recall(true);
         for of in kept() {
             let is_there = copy.recall(of, |line| match line {
                 Line::There(value) => drop(self.there(of, &value, &|uid| copy.is_announced(uid))),
@@ -116,6 +117,7 @@ impl Driver {
                 self.watches.recalled(of);
             }
         }
+        self.bundle.recall(false);
         self.links.kept = Some(copy);
         self.flush();
     }

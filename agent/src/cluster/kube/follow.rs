@@ -67,7 +67,8 @@ pub(super) async fn follow(
     news: mpsc::Sender<News>,
     mut anew: watch::Receiver<()>,
 ) {
-    let mut source = Source { api, of, path, limit: of.page_len(), news, backoff: Backoff::default() };
+    let (limit, backoff) = (of.page_len(), Backoff::default());
+    let mut source = Source { api, of, path, limit, news, was_refused: false, backoff };
     let mut version = None;
     loop {
         let step = async {
@@ -126,6 +127,8 @@ struct Source {
     /// How many objects a page has. A page that is too long is asked for in smaller ones.
     limit: u32,
     news: mpsc::Sender<News>,
+    /// Whether the last watch was not even begun: one that is, is then news.
+    was_refused: bool,
     /// Begins anew only when a watch has lasted: a list may be too old at once, and a watch end after its first line,
     /// again and again.
     backoff: Backoff,
@@ -193,9 +196,17 @@ impl Source {
             ("resourceVersion", &from),
         ]);
         match self.api.watch(&self.at(&query)).await {
-            Ok(lines) => self.hear(lines, from).await,
+            Ok(lines) => {
+                if std::mem::take(&mut self.was_refused) {
+                    self.tell(What::Heard).await?;
+                }
+                self.hear(lines, from).await
+            }
             Err(error) if error.code() == Some(410) => Err(Ended::TooOld),
-            Err(error) => Err(Ended::Failed(error, Some(from))),
+            Err(error) => {
+                self.was_refused = true;
+                Err(Ended::Failed(error, Some(from)))
+            }
         }
     }
 

@@ -5,7 +5,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::super::client::LINE_LEN_MAX;
 use super::super::config::Config;
-use super::super::tests::server::Server;
+use super::super::tests::server::{Fault, Server};
 use super::*;
 
 const PODS: &str = "/api/v1/pods";
@@ -19,7 +19,7 @@ fn failed_before() -> (Source, mpsc::Receiver<News>) {
     let mut backoff = Backoff::default();
     backoff.next(&mut Seed(1));
     let api = Api::open(&config).unwrap();
-    (Source { api, of, path: PODS.into(), limit: 1, news, backoff }, told)
+    (Source { api, of, path: PODS.into(), limit: 1, news, was_refused: false, backoff }, told)
 }
 
 /// A watch that says each of these so long after the one before, and then ends.
@@ -80,19 +80,36 @@ async fn the_longest_object_is_read_however_json_writes_it() {
     assert!(matches!(told.try_recv().unwrap().what, What::There(_)));
 }
 
-#[tokio::test]
-async fn a_watch_that_has_said_nothing_is_not_heard_of() {
-    let server = Server::start().await;
+/// Follows the pods of a server until it has listed them.
+async fn listed(server: &Server) -> (AbortOnDropHandle<()>, watch::Sender<()>, mpsc::Receiver<News>) {
     let config = Config { api_server: Some(format!("http://{}", server.address)), ..Config::default() };
     let (news, mut told) = mpsc::channel(8);
     let (api, of) = (Api::open(&config).unwrap(), Watched::Kind(Kind::Pod));
-    let (_asks, anew) = watch::channel(());
-    let _following = AbortOnDropHandle::new(tokio::spawn(follow(api, of, PODS.into(), Seed(1), news, anew)));
+    let (asks, anew) = watch::channel(());
+    let following = AbortOnDropHandle::new(tokio::spawn(follow(api, of, PODS.into(), Seed(1), news, anew)));
     while !matches!(told.recv().await.unwrap().what, What::ListEnds) {}
+    (following, asks, told)
+}
+
+#[tokio::test]
+async fn a_watch_that_has_said_nothing_is_not_heard_of() {
+    let server = Server::start().await;
+    let (_following, _asks, mut told) = listed(&server).await;
     server.put("/api/v1/namespaces/shop/pods/web", serde_json::json!({"metadata": {"name": "web"}}));
     let next = told.recv().await.unwrap().what;
     assert!(matches!(next, What::There(_)), "{next:?}");
     server.say(PODS, "{\"type\": \"BOOKMARK\", \"object\": {}}");
+    let next = told.recv().await.unwrap().what;
+    assert!(matches!(next, What::Heard), "{next:?}");
+}
+
+#[tokio::test]
+async fn a_watch_that_is_served_after_it_was_refused_is_heard_of_at_once() {
+    let server = Server::start().await;
+    server.fail("watch=1", Fault::Status(401));
+    let (_following, _asks, mut told) = listed(&server).await;
+    let next = told.recv().await.unwrap().what;
+    assert!(matches!(next, What::Lost(_)), "{next:?}");
     let next = told.recv().await.unwrap().what;
     assert!(matches!(next, What::Heard), "{next:?}");
 }
