@@ -11,7 +11,8 @@ use adit_core::report::{ConnectionReport, Decision, Direction, End, Security, St
 use adit_core::workload::Workload;
 use adit_proto::admin::{self, Flow, Party};
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
+use time::format_description::BorrowedFormatItem;
+use time::macros::format_description;
 
 use super::config::Format;
 use super::said::Said;
@@ -116,17 +117,14 @@ fn micros(span: std::time::Duration) -> u64 {
     u64::try_from(span.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// A wall-clock instant in RFC 3339, UTC; the epoch where the clock is beyond what it can say.
+/// RFC 3339, always of one length: such words are in order of time when they are in order of letters.
+const MILLISECONDS: &[BorrowedFormatItem<'_>] =
+    format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
+
+/// A wall-clock instant in RFC 3339, UTC, to the millisecond; the epoch where the clock is beyond what it can say.
 pub fn rfc3339(wall: SystemTime) -> String {
-    OffsetDateTime::from(wall)
-        .replace_nanosecond(0)
-        .ok()
-        .zip(wall.duration_since(SystemTime::UNIX_EPOCH).ok())
-        .and_then(|(second, since)| {
-            second.replace_millisecond(u16::try_from(since.subsec_millis()).ok()?).ok()
-        })
-        .and_then(|at| at.format(&Rfc3339).ok())
-        .unwrap_or_else(|| "1970-01-01T00:00:00Z".into())
+    let at = Some(OffsetDateTime::from(wall)).filter(|at| *at >= OffsetDateTime::UNIX_EPOCH);
+    at.and_then(|at| at.format(MILLISECONDS).ok()).unwrap_or_else(|| "1970-01-01T00:00:00.000Z".into())
 }
 
 /// Writes one line.

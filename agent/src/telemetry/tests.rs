@@ -14,7 +14,7 @@ use adit_core::workload::{Enrolment, Owner, Pod, Skip, Workload};
 use adit_proto::Reason;
 use adit_proto::admin::Flow;
 
-use super::access_log::{flow, words, write_line};
+use super::access_log::{flow, rfc3339, words, write_line};
 use super::active::Active;
 use super::edges::Edges;
 use super::registry::{IDLE, Registry};
@@ -172,7 +172,7 @@ async fn a_refusal_names_policy_reason_and_hint_in_both_forms() {
     assert!(read.hint.is_some());
     assert_eq!(read.source.identity.as_deref(), Some("spiffe://cluster.local/ns/shop/sa/web"));
     assert_eq!(read.tls.unwrap().group, "X25519MLKEM768");
-    assert_eq!(read.time, "1970-01-01T00:00:00Z");
+    assert_eq!(read.time, "1970-01-01T00:00:00.000Z");
     let words = words(&flow(&said));
     for part in
         ["reason=peer_denied", "policy=shop/no-bots", "rule=1", "shop/web-abc(10.0.0.1:40000)", "attempts=2"]
@@ -309,4 +309,11 @@ fn a_worker_counts_on_while_all_metrics_are_being_read() {
     let failed = [("side", "client"), ("result", "peer_untrusted")];
     assert_eq!(registry.counter_value("adit_tls_handshakes_total", &failed), 2);
     assert_eq!(registry.counter_value("adit_retry_budget_total", &[("result", "denied")]), 2);
+}
+
+#[test]
+fn times_are_in_order_as_words_too() {
+    let at = |millis| rfc3339(SystemTime::UNIX_EPOCH + Duration::from_millis(millis));
+    assert_eq!(at(1_120), "1970-01-01T00:00:01.120Z");
+    assert!(at(1_000) < at(1_120) && at(1_120) < at(1_123));
 }
