@@ -119,6 +119,8 @@ fn build_shipped() -> Result<PathBuf> {
     };
     cargo.env("CARGO_ENCODED_RUSTFLAGS", of("--remap-path-prefix").join("\u{1f}"));
     cargo.env("CFLAGS", of("-ffile-prefix-map").join(" "));
+    // C compilers take `__DATE__` and `__TIME__` from it. Always the same, as what is built already is not built anew.
+    cargo.env("SOURCE_DATE_EPOCH", "0");
     println!("building what is shipped …");
     let started = Instant::now();
     repo::run(&mut cargo)?;
