@@ -23,7 +23,7 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
-    /// Runs everything: unit, property and integration tests. Those on a Kubernetes cluster by `--part cluster`.
+    /// Runs everything: unit, property and integration tests, and those on a real Kubernetes cluster.
     Test {
         /// Only this part.
         #[arg(long, value_enum)]

@@ -1,8 +1,8 @@
 //! `cargo xtask test`: builds all test binaries, runs each, and sums them up in one line.
 //!
-//! The unit part is every test that needs no namespace; the `it` part is the one binary tests/it, run by the program
-//! `inside` in namespaces of its own. A test that cannot run here says so in the file named by ADIT_NOT_RUN and is
-//! listed, never counted as passed.
+//! The unit part is every test that needs no namespace; the parts `it` and `cluster` are the one binary tests/it, run by
+//! the program `inside` in namespaces of its own, once for each. A test that cannot run here says so in the file named by
+//! ADIT_NOT_RUN and is listed, never counted as passed.
 
 use std::ffi::OsString;
 use std::fs;
@@ -30,7 +30,7 @@ pub enum Part {
     Unit,
     /// Tests over namespaces, with the kernel's real redirects.
     It,
-    /// Tests on a real Kubernetes cluster: only where asked for, as long as they show the cluster itself and not the mesh.
+    /// Tests on a real Kubernetes cluster, which is built first where it is not there.
     Cluster,
 }
 
@@ -43,7 +43,7 @@ pub const THREADS: usize = 8;
 /// What to run.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// Only this part; `None` is all but those on a cluster.
+    /// Only this part; `None` is all.
     pub part: Option<Part>,
     /// How many namespace tests run at once.
     pub threads: usize,
@@ -52,17 +52,35 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// What libtest is told of the tests over namespaces.
-    fn selection(&self) -> Vec<&str> {
-        let filter = self.filter.as_deref();
-        match self.part {
-            // They print their figures.
-            Some(Part::Cluster) => vec![filter.unwrap_or(ON_A_CLUSTER), "--show-output"],
-            Some(Part::It | Part::Unit) | None => {
-                filter.into_iter().chain(["--skip", ON_A_CLUSTER]).collect()
-            }
-        }
+    fn wants(&self, part: Part) -> bool {
+        self.part.is_none_or(|only| only == part)
     }
+
+    /// Those of the binary over namespaces that this plan takes.
+    fn choose(&self, names: Vec<String>) -> Chosen {
+        let mut chosen = Chosen::default();
+        for name in names {
+            let (part, tests) = if name.starts_with(ON_A_CLUSTER) {
+                (Part::Cluster, &mut chosen.cluster)
+            } else {
+                (Part::It, &mut chosen.it)
+            };
+            if !self.wants(part) || self.filter.as_ref().is_some_and(|filter| !name.contains(filter)) {
+                chosen.left_out += 1;
+                continue;
+            }
+            tests.push(name);
+        }
+        chosen
+    }
+}
+
+/// Tests over namespaces, by name.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+struct Chosen {
+    it: Vec<String>,
+    cluster: Vec<String>,
+    left_out: usize,
 }
 
 /// What must be there before tests can run.
@@ -75,7 +93,7 @@ struct Preparation {
 }
 
 impl Preparation {
-    /// For a part of the tests; `None` is all but those on a cluster.
+    /// For a part of the tests; `None` is all. What a cluster is made of comes only where one is needed.
     const fn of(part: Option<Part>) -> Self {
         match part {
             None => Self { needs: &packages::TEST_IT, programs: What::Everything, peers: true },
@@ -83,7 +101,7 @@ impl Preparation {
                 Self { needs: &packages::TEST_UNIT, programs: What::Everything, peers: false }
             }
             Some(Part::It) => Self { needs: &packages::TEST_IT, programs: What::Programs, peers: true },
-            Some(Part::Cluster) => Self { needs: &packages::CLUSTER, programs: What::Programs, peers: false },
+            Some(Part::Cluster) => Self { needs: &[], programs: What::Programs, peers: false },
         }
     }
 }
@@ -113,7 +131,6 @@ pub struct Counts {
 /// Builds and runs what `plan` asks for.
 pub fn run(plan: &Plan) -> Result<Summary> {
     let started = Instant::now();
-    let wants = |part: Part| plan.part.map_or(part != Part::Cluster, |only| only == part);
     let mut summary = Summary::default();
     let preparation = Preparation::of(plan.part);
     packages::ensure(preparation.needs)?;
@@ -121,24 +138,24 @@ pub fn run(plan: &Plan) -> Result<Summary> {
     if preparation.peers {
         programs::ensure_go()?;
     }
-    // Without root those tests say that they cannot run, and nothing is built for them.
-    let mut cluster = Vec::new();
-    if wants(Part::Cluster) && geteuid().is_root() {
-        packages::ensure(&packages::CLUSTER)?;
-        cluster.extend(cluster::prepare()?);
-    }
     let binaries = programs::build(preparation.programs)?;
     if preparation.peers {
         programs::build_peers()?;
     }
-    if !cluster.is_empty() {
-        cluster.push(cluster::prepare_mesh()?);
-    }
     for binary in binaries {
-        match (binary.is_namespace_suite(), wants(Part::It) || wants(Part::Cluster), wants(Part::Unit)) {
-            (true, true, _) => summary.add(&binary.name, run_in_namespaces(&binary, plan, &cluster)?),
-            (false, _, true) => summary.add(&binary.name, run_unit(&binary, plan)?),
-            (true, false, _) | (false, _, false) => {}
+        if !binary.is_namespace_suite() {
+            if plan.wants(Part::Unit) {
+                summary.add(&binary.name, run_unit(&binary, plan)?);
+            }
+            continue;
+        }
+        let Chosen { it, cluster, left_out } = plan.choose(names(&binary)?);
+        summary.counts.filtered += left_out;
+        if !it.is_empty() {
+            summary.add(&binary.name, run_in_namespaces(&binary, plan.threads, &it, &[])?);
+        }
+        if !cluster.is_empty() {
+            summary.add(&binary.name, run_on_clusters(&binary, plan.threads, &cluster)?);
         }
     }
     summary.took = started.elapsed();
@@ -239,19 +256,39 @@ fn run_unit(binary: &TestBinary, plan: &Plan) -> Result<Outcome> {
     Ok(Outcome { counts, success, not_run: Vec::new(), tests_failed: failures.lines() })
 }
 
-/// Runs the namespace tests in namespaces of their own, printing each test as it ends.
+/// The names of a binary's tests.
+fn names(binary: &TestBinary) -> Result<Vec<String>> {
+    let listed = repo::output(binary.command().args(["--list", "--format", "terse"]))?;
+    Ok(listed.lines().filter_map(|line| line.strip_suffix(": test")).map(str::to_owned).collect())
+}
+
+/// Finds or builds what clusters are made of, and runs their tests; these print their figures.
+fn run_on_clusters(binary: &TestBinary, threads: usize, tests: &[String]) -> Result<Outcome> {
+    let mut variables = Vec::new();
+    // Without root they say that they cannot run, and nothing is built for them.
+    if geteuid().is_root() {
+        packages::ensure(&packages::CLUSTER)?;
+        variables.extend(cluster::prepare()?);
+        variables.push(cluster::prepare_mesh()?);
+    }
+    let shown: Vec<String> = tests.iter().cloned().chain(["--show-output".to_owned()]).collect();
+    run_in_namespaces(binary, threads, &shown, &variables)
+}
+
+/// Runs tests in namespaces of their own, printing each as it ends. What was left out is not counted here.
 fn run_in_namespaces(
     binary: &TestBinary,
-    plan: &Plan,
+    threads: usize,
+    tests: &[String],
     variables: &[(&'static str, OsString)],
 ) -> Result<Outcome> {
     let not_run = repo::programs().join(format!("not-run.{}", std::process::id()));
     fs::write(&not_run, "").with_context(|| format!("cannot write {}", not_run.display()))?;
-    println!("\n{}, in namespaces of its own, {} at a time", binary.name, plan.threads);
+    println!("\n{}, in namespaces of its own, {threads} at a time", binary.name);
     let mut child = Command::new(repo::programs().join("inside"))
         .arg(&binary.executable)
-        .args(["--test-threads", &plan.threads.to_string()])
-        .args(plan.selection())
+        .args(["--test-threads", &threads.to_string(), "--exact"])
+        .args(tests)
         .envs(variables.iter().cloned())
         .current_dir(&binary.folder)
         .env("CARGO_MANIFEST_DIR", &binary.folder)
@@ -280,8 +317,9 @@ fn run_in_namespaces(
     let listed = fs::read_to_string(&not_run).context("cannot read what was not run")?;
     let removed = fs::remove_file(&not_run);
     removed.with_context(|| format!("cannot remove {}", not_run.display()))?;
+    let counts = counts.into_iter().fold(Counts::default(), Counts::plus);
     Ok(Outcome {
-        counts: counts.into_iter().fold(Counts::default(), Counts::plus),
+        counts: Counts { filtered: 0, ..counts },
         success,
         not_run: listed.lines().map(str::to_owned).collect(),
         tests_failed: failures.lines(),
@@ -346,16 +384,18 @@ mod tests {
     }
 
     #[test]
-    fn tests_on_a_cluster_are_a_part_of_their_own() {
-        let selection = |part, filter: Option<&str>| {
+    fn each_test_over_namespaces_is_of_one_part_and_runs_unless_left_out() {
+        let chosen = |part, filter: Option<&str>| {
             let plan = Plan { part, threads: 1, filter: filter.map(str::to_owned) };
-            plan.selection().join(" ")
+            let names = ["smoke::one", "smoke::kept", "cluster::kept::one"];
+            let Chosen { it, cluster, left_out } = plan.choose(names.map(str::to_owned).to_vec());
+            format!("{} / {} / {left_out}", it.join(" "), cluster.join(" "))
         };
-        assert_eq!(selection(None, None), "--skip cluster::");
-        assert_eq!(selection(None, Some("smoke")), "smoke --skip cluster::");
-        assert_eq!(selection(Some(Part::It), Some("smoke")), "smoke --skip cluster::");
-        assert_eq!(selection(Some(Part::Cluster), None), "cluster:: --show-output");
-        assert_eq!(selection(Some(Part::Cluster), Some("cluster::kept")), "cluster::kept --show-output");
+        assert_eq!(chosen(None, None), "smoke::one smoke::kept / cluster::kept::one / 0");
+        assert_eq!(chosen(None, Some("kept")), "smoke::kept / cluster::kept::one / 1");
+        assert_eq!(chosen(Some(Part::It), Some("kept")), "smoke::kept /  / 2");
+        assert_eq!(chosen(Some(Part::Cluster), None), " / cluster::kept::one / 2");
+        assert_eq!(chosen(Some(Part::Cluster), Some("smoke")), " /  / 3");
     }
 
     #[test]

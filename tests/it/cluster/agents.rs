@@ -129,6 +129,14 @@ fn a_node_that_comes_back_starts_its_pods_captured_and_shows_no_clear_byte() -> 
     cluster.until("an answer of the new sandbox's", || Ok((marking.answers() > 0).then_some(())))?;
     let (answered, seen) = marking.stop()?;
     println!("{answered} answers with the marker, readable in {seen} packets");
+    if seen > 0 {
+        for node in ["node1", "node2"] {
+            shop.flows(node)?
+                .iter()
+                .filter(|flow| flow.tls.is_none())
+                .for_each(|flow| println!("{node}: {flow:?}"));
+        }
+    }
     ensure!(answered > 0 && seen == 0, "{answered} answered, {seen} packets in clear");
     Ok(())
 }

@@ -15,17 +15,17 @@ pub(crate) struct Bed {
 impl Bed {
     /// Makes it; nothing without real root, which is reported as not run.
     pub(crate) fn make() -> Result<Option<Self>> {
-        let made = Self::bare()?;
+        let made = Self::bare(Families::V4)?;
         made.map(|bed| bed.cluster.install_mesh().map(|()| bed)).transpose()
     }
 
     /// The same without Adit, whose images are there.
-    pub(crate) fn bare() -> Result<Option<Self>> {
+    pub(crate) fn bare(families: Families) -> Result<Option<Self>> {
         if !has_real_root("nodes run containers") {
             return Ok(None);
         }
         let alone = slot::exclusive();
-        let cluster = Cluster::start(Settings { nodes: 2, families: Families::V4 })?;
+        let cluster = Cluster::start(Settings { nodes: 2, families })?;
         cluster.load_images()?;
         cluster.load_mesh_images()?;
         Ok(Some(Self { cluster, _alone: alone }))

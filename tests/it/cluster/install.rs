@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use adit_tests::cluster::Cluster;
+use adit_tests::cluster::{Cluster, Families};
 use adit_tests::sniffer::Sniffer;
 use anyhow::{Context, Result, ensure};
 
@@ -76,7 +76,7 @@ fn cni(cluster: &Cluster) -> Result<BTreeMap<PathBuf, Vec<u8>>> {
 
 #[test]
 fn a_labelled_namespace_is_carried_by_the_mesh_and_a_delete_leaves_the_nodes_as_they_were() -> Result<()> {
-    let Some(bed) = Bed::bare()? else { return Ok(()) };
+    let Some(bed) = Bed::bare(Families::V4)? else { return Ok(()) };
     let cluster = &bed.cluster;
     let before = cni(cluster)?;
     cluster.install_mesh()?;

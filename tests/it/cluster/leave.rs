@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use adit_tests::apps::LoadReport;
 use adit_tests::apps::lines::LinesReport;
-use adit_tests::cluster::{Cluster, Node};
+use adit_tests::cluster::{Cluster, Families, Node};
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -89,7 +89,7 @@ fn difference(before: &BTreeMap<String, String>, after: &BTreeMap<String, String
 
 #[test]
 fn a_delete_under_load_fails_nothing_cuts_what_outlives_the_drain_and_leaves_nothing() -> Result<()> {
-    let Some(bed) = Bed::bare()? else { return Ok(()) };
+    let Some(bed) = Bed::bare(Families::V4)? else { return Ok(()) };
     let cluster = &bed.cluster;
     let shop = Shop::open(cluster)?;
     let before = state(cluster)?;

@@ -112,6 +112,27 @@ impl<'c> Shop<'c> {
         Ok(shop)
     }
 
+    /// The same shop in a cluster of both families, called over IPv6.
+    pub(crate) fn over_ipv6(&self) -> Result<Self> {
+        self.cluster.apply(&format!(
+            "apiVersion: v1
+kind: Service
+metadata: {{name: server-v6, namespace: {SHOP}}}
+spec: {{ipFamilies: [IPv6], selector: {{app: server}}, ports: [{{name: http, port: 80, targetPort: {HTTP}}}]}}
+"
+        ))?;
+        let ask = |of: &str, path: &str| {
+            let said = self.cluster.kubectl(["get", of, "-n", SHOP, "-o", &format!("jsonpath={path}")])?;
+            let found = said.split(' ').find(|ip| ip.contains(':'));
+            found.map(|ip| format!("[{ip}]")).with_context(|| format!("{of} has no IPv6 address: {said}"))
+        };
+        let server = ask("pod/server", "{.status.podIPs[*].ip}")?;
+        let service = ask("service/server-v6", "{.spec.clusterIP}")?;
+        let shop = Self { cluster: self.cluster, server, service };
+        self.cluster.until("a first answer over IPv6", || shop.call("").map(Some))?;
+        Ok(shop)
+    }
+
     /// Where it is.
     pub(crate) fn place(&self) -> Place {
         Place { server: self.server.clone(), service: self.service.clone() }

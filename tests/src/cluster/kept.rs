@@ -133,9 +133,8 @@ pub fn up(name: &Name) -> Result<()> {
         let line = line.context("cannot read what the cluster says")?;
         println!("{line}");
         if line == READY {
-            println!(
-                "`cargo xtask cluster kubectl get pods -A` looks at it, `cargo xtask cluster down` ends it"
-            );
+            let cluster = command(name);
+            println!("`{cluster} kubectl get pods -A` looks at it, `{cluster} down` ends it");
             return Ok(());
         }
     }
@@ -250,12 +249,16 @@ pub fn serve(name: &Name, settings: Settings, with: With) -> Result<()> {
     Ok(())
 }
 
+/// How commands for it begin.
+fn command(name: &Name) -> String {
+    match name.0.as_str() {
+        Name::USUAL => "cargo xtask cluster".to_owned(),
+        other => format!("cargo xtask cluster --name {other}"),
+    }
+}
+
 /// What somebody does with a mesh first.
 fn next_commands(name: &Name) -> String {
-    let kubectl = match name.0.as_str() {
-        Name::USUAL => "cargo xtask cluster kubectl".to_owned(),
-        other => format!("cargo xtask cluster --name {other} kubectl"),
-    };
     [
         "Adit is installed. Next, for instance:",
         "  K create namespace shop",
@@ -268,7 +271,7 @@ fn next_commands(name: &Name) -> String {
         "  K -n shop get pods -o yaml | grep adit.dev/capture",
     ]
     .join("\n")
-    .replace("K ", &format!("{kubectl} "))
+    .replace("K ", &format!("{} kubectl ", command(name)))
 }
 
 static READY_SAID: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);

@@ -1,12 +1,17 @@
 //! Adit in a cluster: the images of this checkout in every node, and its manifests applied as a user applies them.
 
+use std::net::{SocketAddr, TcpStream};
+
 use anyhow::{Context, Result};
 
 use super::Cluster;
+use crate::WAIT_MAX;
 use crate::process::Process;
 
 /// The manifests of this checkout.
 const MANIFESTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests");
+/// Where the CA's Service is.
+const CA_PORT: u16 = 15012;
 /// What is installed, as kubectl names it.
 const INSTALLED: [&str; 2] = ["deployment/adit-ca", "daemonset/adit-agent"];
 
@@ -43,7 +48,20 @@ impl Cluster {
             self.kubectl(["-n", "adit-system", "rollout", "status", what, "--timeout=60s"])
                 .with_context(|| format!("{what} does not become ready\n{}", self.mesh_words()))?;
         }
-        Ok(())
+        self.wait_ca_reached()
+    }
+
+    /// Waits until each node reaches the CA's Service: kube-proxy follows what is ready a second later.
+    fn wait_ca_reached(&self) -> Result<()> {
+        let path = "jsonpath={.spec.clusterIP}";
+        let ca = self.kubectl(["-n", "adit-system", "get", "service", "adit-ca", "-o", path])?;
+        let ca = SocketAddr::new(ca.parse().context("the address of the CA's Service")?, CA_PORT);
+        self.nodes().try_for_each(|(name, node)| {
+            self.until(&format!("that {name} reaches the CA"), || {
+                let tried = node.netns().run(|| TcpStream::connect_timeout(&ca, WAIT_MAX))?;
+                Ok(tried.ok().map(drop))
+            })
+        })
     }
 
     /// The name of the pod of a node's agent that is not about to end.
