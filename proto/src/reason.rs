@@ -198,17 +198,17 @@ impl Reason {
             Self::Loop => "Nothing should dial 15001, 15006 or 15008 itself; look at what chose this port.",
             Self::AcceptLimit => "Close idle connections or raise dataplane.connections-per-pod.",
             Self::MemoryLimit => {
-                "Find the slow readers in `adit flows`, or raise dataplane.buffer-budget; for descriptors raise LimitNOFILE."
+                "Find the slow readers in the agent's flows, or raise dataplane.buffer-budget; for descriptors raise its limit of open files."
             }
             Self::NoEndpoint => {
                 "Look at the Service's EndpointSlices: is a pod ready, and does internalTrafficPolicy leave one on this node?"
             }
             Self::Refused => "Nothing listens on that address and port.",
             Self::Unreachable => {
-                "Look at the node's routes and NetworkPolicies; port 15008 must be allowed between pods."
+                "Look at the node's routes and NetworkPolicies; port 15008 must be allowed between pods, in and out."
             }
             Self::ConnectTimeout => {
-                "A NetworkPolicy or firewall drops the packets; port 15008 must be allowed between pods."
+                "A NetworkPolicy or firewall drops the packets; port 15008 must be allowed between pods, in and out."
             }
             Self::Deadline => {
                 "Look at the stages in the report; the deadline is TrafficPolicy's connectTimeout."
@@ -224,17 +224,17 @@ impl Reason {
             Self::Alpn => "What listens on 15008 is no HBONE agent.",
             Self::NoClientCertificate => "Only agents of the mesh may dial 15008.",
             Self::OwnCertificateMissing => {
-                "Look at the agent's log for what the CA answered, and at `adit-ca status`."
+                "Look at the agent's log for what the CA answered, and at the CA's own."
             }
             Self::PeerIdentity => {
                 "The address now belongs to another pod, or the peer uses the wrong certificate."
             }
             Self::PeerUntrusted => {
-                "Compare the `bundle-generation` of both nodes (status/NODE.yaml) with that of `adit-ca status`."
+                "Compare the `bundle-generation` of both nodes (Lease adit-node-NODE, or status/NODE.yaml) with the trust bundle's."
             }
             Self::PeerExpired => "Look at the CA's reachability from the peer's node, and at both clocks.",
             Self::PeerRevoked => {
-                "It is on the kill list: `revoked.json` in trust-bundle.yaml; `adit-ca revoke --undo` takes it off."
+                "It is on the kill list, `revoked.json` in the trust bundle; `adit.dev/restore` or `adit-ca revoke --undo` takes it off."
             }
             Self::PeerProtocol => "The peer is no agent, or of an incompatible version.",
             Self::PeerDenied => {
@@ -256,10 +256,12 @@ impl Reason {
                 "A policy, a label or a PeerAuthentication changed; it is named in the report."
             }
             Self::IdentityRevoked => {
-                "It is on the kill list: `revoked.json` in trust-bundle.yaml; `adit-ca revoke --undo` takes it off."
+                "It is on the kill list, `revoked.json` in the trust bundle; `adit.dev/restore` or `adit-ca revoke --undo` takes it off."
             }
             Self::PodGone => "The pod was deleted while the connection was open.",
-            Self::Drained => "Raise the drain deadline if such connections must outlive it.",
+            Self::Drained => {
+                "Raise `drain-within`, `pods.drain-deadline` or `uninstall-drain` if such connections must outlive it."
+            }
             Self::IdleTimeout => "One side closed and the other never did; look at the app.",
             Self::ResetByClient => "The client ended it without closing; often a time-out of its own.",
             Self::ResetByServer => "The server ended it without closing; look at its log.",
