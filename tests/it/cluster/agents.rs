@@ -133,7 +133,7 @@ fn a_node_that_comes_back_starts_its_pods_captured_and_shows_no_clear_byte() -> 
         for node in ["node1", "node2"] {
             shop.flows(node)?
                 .iter()
-                .filter(|flow| flow.tls.is_none())
+                .filter(|flow| flow.transport == "plaintext")
                 .for_each(|flow| println!("{node}: {flow:?}"));
         }
     }
