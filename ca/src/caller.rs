@@ -74,6 +74,8 @@ pub enum Unauthenticated {
 pub struct Callers {
     path: Arc<Path>,
     current: Arc<Mutex<Current>>,
+    /// Held by whoever reads the file, until what it says is in force. Taken before `current`.
+    reading: Arc<Mutex<()>>,
 }
 
 #[derive(Debug)]
@@ -124,7 +126,8 @@ impl Callers {
         let text = read(path)?;
         let tokens = Arc::new(parse(path, &text)?);
         let seen = digest_of(&text);
-        Ok(Self { path: path.into(), current: Arc::new(Mutex::new(Current { tokens, seen, mark })) })
+        let current = Arc::new(Mutex::new(Current { tokens, seen, mark }));
+        Ok(Self { path: path.into(), current, reading: Arc::default() })
     }
 
     /// Who sends this `authorization`.
@@ -137,43 +140,54 @@ impl Callers {
 
     /// Reads the file again. A file that is wrong, or cannot be read, changes nothing: the last good version stays.
     ///
-    /// A mistake is returned once for each content of the file.
+    /// A mistake is returned, and logged, once for each content of the file.
     pub fn reload(&self) -> Reloaded {
-        self.lock().mark = Mark::of(&self.path);
-        let text = match read(&self.path) {
-            Ok(text) => text,
-            Err(error) => {
-                let mut current = self.lock();
-                let seen = digest_of(error.to_string().as_bytes());
-                if current.seen == seen {
-                    return Reloaded::Same;
-                }
-                current.seen = seen;
-                return Reloaded::Refused(error);
-            }
+        let reading = self.reading();
+        self.read_again(&reading, Mark::of(&self.path))
+    }
+
+    /// Makes sure that what the file says now is in force: reads it as [`Callers::reload`] does, unless it looks as it
+    /// did, for whoever is refused makes us look, and a file of the longest sort takes milliseconds to read. Waits for
+    /// whoever is reading it.
+    pub fn reload_if_changed(&self) {
+        let reading = self.reading();
+        let mark = Mark::of(&self.path);
+        let is_known = mark.is_some() && self.lock().mark == mark;
+        if !is_known {
+            self.read_again(&reading, mark);
+        }
+    }
+
+    fn read_again(&self, _reading: &MutexGuard<'_, ()>, mark: Option<Mark>) -> Reloaded {
+        self.lock().mark = mark;
+        let read = read(&self.path);
+        let seen = match &read {
+            Ok(text) => digest_of(text),
+            Err(error) => digest_of(error.to_string().as_bytes()),
         };
-        let seen = digest_of(&text);
         if self.lock().seen == seen {
             return Reloaded::Same;
         }
-        let parsed = parse(&self.path, &text);
+        let parsed = read.and_then(|text| parse(&self.path, &text));
         let mut current = self.lock();
         current.seen = seen;
         match parsed {
             Ok(tokens) => {
-                let len = tokens.len();
+                let callers = tokens.len();
                 current.tokens = Arc::new(tokens);
-                Reloaded::New(len)
+                tracing::info!(callers, "token file taken up");
+                Reloaded::New(callers)
             }
-            Err(error) => Reloaded::Refused(error),
+            Err(error) => {
+                let text = crate::report(&error);
+                tracing::error!(error = text, "token file refused; the last good version stays in force");
+                Reloaded::Refused(error)
+            }
         }
     }
 
-    /// [`Callers::reload`], unless the file looks as it did: whoever is refused makes us look, and a file of the
-    /// longest sort takes milliseconds to read.
-    pub fn reload_if_changed(&self) -> Reloaded {
-        let mark = Mark::of(&self.path);
-        if mark.is_some() && self.lock().mark == mark { Reloaded::Same } else { self.reload() }
+    fn reading(&self) -> MutexGuard<'_, ()> {
+        self.reading.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, Current> {

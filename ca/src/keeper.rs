@@ -11,7 +11,6 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::bundle::{Bundle, CRL_RENEWED};
-use crate::caller::{Callers, Reloaded};
 use crate::cluster::shared::Stored;
 use crate::counts::Counts;
 use crate::fresh::Fresh;
@@ -186,7 +185,9 @@ impl Keeper {
 
     /// Does all that has fallen due. What fails is logged once and tried again at the next tick.
     pub(crate) fn tick(&mut self, now: Stamp) {
-        self.reload_callers();
+        if let Some(callers) = self.home.callers() {
+            callers.reload();
+        }
         let looked = self.look(now);
         let is_seen = looked.is_ok();
         self.note("store", looked);
@@ -231,17 +232,6 @@ impl Keeper {
         }
         self.settings.fresh.seen(began);
         Ok(())
-    }
-
-    fn reload_callers(&mut self) {
-        match self.home.callers().map_or(Reloaded::Same, Callers::reload) {
-            Reloaded::Same => {}
-            Reloaded::New(callers) => tracing::info!(callers, "token file taken up"),
-            Reloaded::Refused(error) => {
-                let error = crate::report(&error);
-                tracing::error!(error, "token file refused; the last good version stays in force");
-            }
-        }
     }
 
     /// Takes up what users ask for. The state that has done a request from a file also says so, so that none is done

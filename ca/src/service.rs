@@ -12,7 +12,7 @@ use tokio::sync::{Semaphore, watch};
 use tonic::{Request, Response, Status};
 
 use crate::attest::{Caller, Evidence, Grant, attest, of_domain};
-use crate::caller::{Callers, Reloaded};
+use crate::caller::Callers;
 use crate::cluster::callers::Agents;
 use crate::counts::Counts;
 use crate::csr::SubjectKey;
@@ -114,10 +114,10 @@ impl Service {
         };
         let grant = match judge(&caller) {
             Ok(grant) => grant,
-            Err(refused) => match callers.reload_if_changed() {
-                Reloaded::New(_) => judge(&authenticate(callers, asked)?)?,
-                Reloaded::Same | Reloaded::Refused(_) => return Err(refused.into()),
-            },
+            Err(_) => {
+                callers.reload_if_changed();
+                judge(&authenticate(callers, asked)?)?
+            }
         };
         Ok((grant, key))
     }
@@ -173,9 +173,9 @@ fn admit(strangers: &Arc<Places>, peer: Option<&Peer>) -> Result<Option<Place>, 
 fn authenticate(callers: &Callers, asked: &Asked<'_>) -> Result<Caller, Refusal> {
     callers
         .authenticate(asked.authorization)
-        .or_else(|refused| match callers.reload_if_changed() {
-            Reloaded::New(_) => callers.authenticate(asked.authorization),
-            Reloaded::Same | Reloaded::Refused(_) => Err(refused),
+        .or_else(|_| {
+            callers.reload_if_changed();
+            callers.authenticate(asked.authorization)
         })
         .map_err(Refusal::from)
 }

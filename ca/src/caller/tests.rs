@@ -1,5 +1,14 @@
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 
 use super::*;
 
@@ -144,10 +153,47 @@ fn whoever_is_refused_has_the_file_read_again_only_if_it_was_touched() {
     let callers = Callers::open(&path).unwrap();
     // As if another text had been judged: reading again would find a new one.
     callers.lock().seen = [0; 32];
-    assert!(matches!(callers.reload_if_changed(), Reloaded::Same));
-    assert!(matches!(callers.reload(), Reloaded::New(2)));
+    callers.reload_if_changed();
+    assert!(matches!(callers.reload(), Reloaded::New(2)), "it was read though nobody touched it");
     write(&dir.path().join("next"), &GOOD.replace("node-a", "node-c"));
     fs::rename(dir.path().join("next"), &path).unwrap();
-    assert!(matches!(callers.reload_if_changed(), Reloaded::New(2)));
+    callers.reload_if_changed();
     assert_eq!(node(&callers, "Bearer aaaaaaaaaaaaaaaa"), Ok("node-c".to_owned()));
+}
+
+#[test]
+fn whoever_is_refused_waits_for_a_reading_that_is_under_way() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, pipe, next) =
+        (dir.path().join("tokens.yaml"), dir.path().join("pipe"), dir.path().join("next"));
+    write(&path, GOOD);
+    let callers = Callers::open(&path).unwrap();
+    let text = GOOD.replace("aaaaaaaaaaaaaaaa", "cccccccccccccccc");
+    write(&next, &text);
+    // A file that does not end before its writer does: the first reader stands in the middle of it.
+    mkfifo(&pipe, Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
+    fs::rename(&pipe, &path).unwrap();
+    thread::scope(|scope| {
+        let reader = scope.spawn(|| callers.reload());
+        let mut writer = loop {
+            match OpenOptions::new().write(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(&path) {
+                Ok(writer) => break writer,
+                Err(error) => assert_eq!(error.raw_os_error(), Some(Errno::ENXIO as i32)),
+            }
+            thread::yield_now();
+        };
+        let (said, says) = mpsc::channel();
+        let refused = callers.clone();
+        scope.spawn(move || {
+            refused.reload_if_changed();
+            said.send(node(&refused, "Bearer cccccccccccccccc")).unwrap();
+        });
+        let early = says.recv_timeout(Duration::from_millis(100));
+        fs::rename(&next, &path).unwrap();
+        writer.write_all(text.as_bytes()).unwrap();
+        drop(writer);
+        assert_eq!(early, Err(RecvTimeoutError::Timeout), "it was judged by the file before");
+        assert_eq!(says.recv().unwrap(), Ok("node-a".to_owned()));
+        assert!(matches!(reader.join().unwrap(), Reloaded::New(2)));
+    });
 }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::SystemTime;
 
 use super::*;
+use crate::caller::Callers;
 use crate::disk::Disk;
 use crate::home::Directory;
 use crate::lifecycle::Request;
