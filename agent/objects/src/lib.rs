@@ -1,4 +1,4 @@
-//! Kubernetes objects, read and judged: from YAML or JSON to the core's models. Pure: no client, watch, file or clock.
+//! Kubernetes objects, read and judged: from YAML or JSON to the core's models. Pure: no client, file or clock.
 //!
 //! Both sources of truth, the CA's pod watch and the tool read objects here and nowhere else. [`yaml::read`] gives
 //! documents with their places, [`Object::read`] tells what one is, and `translate` of its module what it means:
@@ -18,6 +18,7 @@ pub mod services;
 pub mod skip;
 pub mod slices;
 pub mod trust;
+pub mod watch;
 pub mod yaml;
 
 pub use meta::{Translated, word};

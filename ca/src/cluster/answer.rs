@@ -3,21 +3,21 @@
 
 use std::time::Duration;
 
+use adit_objects::watch::{self, LINE_LEN_MAX};
 use bytes::{Bytes, BytesMut};
 use futures_util::stream::BoxStream;
 use futures_util::{Stream, StreamExt as _};
 
-/// The longest answer, and the longest line of a watch, in bytes. etcd holds objects of up to 1.5 MiB, and JSON makes 6
-/// bytes of a `<`: 9 MiB, so that any one object is read. A page of 500 pods has 5 MiB; a longer one is asked for in
-/// parts. While it is gathered, up to half as much again is held: see [`LISTS_AT_ONCE_MAX`].
+/// The longest answer, in bytes: any one object is read, as from a watch. A page of 500 pods has 5 MiB; a longer one is
+/// asked for in parts. While it is gathered, up to half as much again is held: see [`LISTS_AT_ONCE_MAX`].
 ///
 /// [`LISTS_AT_ONCE_MAX`]: super::client::LISTS_AT_ONCE_MAX
-pub(crate) const ANSWER_LEN_MAX: usize = 16 * 1024 * 1024;
+pub(crate) const ANSWER_LEN_MAX: usize = LINE_LEN_MAX;
 
 /// Why an answer could not be read.
 #[derive(Debug, Eq, PartialEq)]
 pub(crate) enum Unread<E> {
-    /// It is longer than [`ANSWER_LEN_MAX`].
+    /// It, or a line of a watch, is longer than is read.
     TooLong,
     /// No further piece came in time.
     Silent,
@@ -46,31 +46,26 @@ pub(super) async fn collect<E>(
 /// The lines of a watch.
 pub(crate) struct Lines<E> {
     pieces: BoxStream<'static, Result<Bytes, E>>,
-    unread: BytesMut,
-    /// How much of `unread` is known to have no end of a line.
-    searched: usize,
+    read: watch::Lines,
 }
 
 impl<E> Lines<E> {
     pub(super) fn of(pieces: impl Stream<Item = Result<Bytes, E>> + Send + 'static) -> Self {
-        Self { pieces: pieces.boxed(), unread: BytesMut::new(), searched: 0 }
+        Self { pieces: pieces.boxed(), read: watch::Lines::default() }
     }
 
     /// The next line; none when the API server has ended the watch, also in the midst of a line. Cancel-safe.
     pub(super) async fn next(&mut self) -> Option<Result<Bytes, Unread<E>>> {
         loop {
-            if let Some(at) = self.unread[self.searched..].iter().position(|byte| *byte == b'\n') {
-                let line = self.unread.split_to(self.searched + at + 1).freeze();
-                self.searched = 0;
-                return Some(Ok(line.slice(..line.len() - 1)));
+            if let Some(line) = self.read.take() {
+                return Some(Ok(line));
             }
-            self.searched = self.unread.len();
-            match self.pieces.next().await? {
+            let added = match self.pieces.next().await? {
+                Ok(piece) => self.read.add(&piece),
                 Err(error) => return Some(Err(Unread::Broken(error))),
-                Ok(piece) if self.unread.len() + piece.len() > ANSWER_LEN_MAX => {
-                    return Some(Err(Unread::TooLong));
-                }
-                Ok(piece) => self.unread.extend_from_slice(&piece),
+            };
+            if added.is_err() {
+                return Some(Err(Unread::TooLong));
             }
         }
     }

@@ -6,6 +6,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use adit_objects::watch::{self, LINE_LEN_MAX};
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
@@ -25,9 +26,6 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 /// The longest answer, in bytes: of a page of 500 pods at 30 KiB, four times. A longer page is asked for in parts.
 const ANSWER_LEN_MAX: usize = 64 * 1024 * 1024;
-/// The longest line of a watch, in bytes: etcd holds objects of up to 1.5 MiB, and JSON writes a byte such as `<` in six;
-/// so 9 MiB, and the names of the fields.
-pub(super) const LINE_LEN_MAX: usize = 16 * 1024 * 1024;
 /// The most that is kept of an answer which says what is wrong.
 const MESSAGE_LEN: usize = 512;
 
@@ -162,32 +160,27 @@ impl Api {
 /// The lines of a watch.
 pub(super) struct Lines {
     pieces: BoxStream<'static, Result<Bytes, ApiError>>,
-    unread: BytesMut,
-    /// How much of `unread` is known to have no end of a line.
-    searched: usize,
+    read: watch::Lines,
 }
 
 impl Lines {
     /// The lines that such pieces make.
     pub(super) fn of(pieces: BoxStream<'static, Result<Bytes, ApiError>>) -> Self {
-        Self { pieces, unread: BytesMut::new(), searched: 0 }
+        Self { pieces, read: watch::Lines::default() }
     }
 
     /// The next line; none when the API server has ended the watch, also in the midst of a line. Cancel-safe.
     pub(super) async fn next(&mut self) -> Option<Result<Bytes, ApiError>> {
         loop {
-            if let Some(at) = self.unread[self.searched..].iter().position(|byte| *byte == b'\n') {
-                let line = self.unread.split_to(self.searched + at + 1).freeze();
-                self.searched = 0;
-                return Some(Ok(line.slice(..line.len() - 1)));
+            if let Some(line) = self.read.take() {
+                return Some(Ok(line));
             }
-            self.searched = self.unread.len();
-            if self.unread.len() > LINE_LEN_MAX {
-                return Some(Err(ApiError::TooLong(LINE_LEN_MAX)));
-            }
-            match self.pieces.next().await? {
-                Ok(piece) => self.unread.extend_from_slice(&piece),
+            let added = match self.pieces.next().await? {
+                Ok(piece) => self.read.add(&piece),
                 Err(error) => return Some(Err(error)),
+            };
+            if added.is_err() {
+                return Some(Err(ApiError::TooLong(LINE_LEN_MAX)));
             }
         }
     }

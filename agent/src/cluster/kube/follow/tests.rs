@@ -1,9 +1,9 @@
 use adit_core::world::Kind;
+use adit_objects::watch::LINE_LEN_MAX;
 use futures_util::StreamExt as _;
 use futures_util::stream;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::super::client::LINE_LEN_MAX;
 use super::super::config::Config;
 use super::super::tests::server::{Fault, Server};
 use super::*;
