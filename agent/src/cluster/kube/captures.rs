@@ -56,11 +56,18 @@ pub(super) enum Standing {
 /// After how long a pod's annotation counts as settled: what changes it sooner is somebody who writes it, too, and again
 /// and again.
 const SETTLED_AFTER: Duration = Duration::from_secs(60);
+/// For how long after an agent's start the annotation of before stays on a pod that is to be captured, and is not yet:
+/// after its node's restart its peers would else send in clear, to an address that it has no more and another may have.
+/// The kubelet makes sandboxes anew within seconds.
+const STAYS_FOR: Duration = Duration::from_secs(60);
 
 /// The own node's pods.
 #[derive(Debug, Default)]
 pub(super) struct Captures {
     pods: BTreeMap<PodUid, Pod>,
+    /// Until when what another boot's agent, or nobody known, wrote stays where it may soon be true; none once it is known
+    /// which pods there were at the start.
+    stays_until: Option<Mono>,
     is_aside: bool,
 }
 
@@ -79,6 +86,8 @@ struct Pod {
     backoff: Backoff,
     /// Not before.
     not_before: Mono,
+    /// Whether what it says stays until then though nobody here wrote it: the pod may be about to be captured.
+    stays: bool,
     /// When it was last written.
     written: Option<Mono>,
 }
@@ -101,8 +110,14 @@ impl Pod {
 }
 
 impl Captures {
+    /// No pod is known yet, at an agent's start.
+    pub(super) fn new(now: Mono) -> Self {
+        Self { stays_until: Some(now + STAYS_FOR), ..Self::default() }
+    }
+
     /// Takes what a version of a pod of this node says. `is_ours`: an agent of this node wrote that it is captured.
     pub(super) fn saw(&mut self, uid: &PodUid, name: &ObjectName, version: u64, seen: Seen, is_ours: bool) {
+        let stays_until = self.stays_until.filter(|_| seen == Seen::Enabled && !is_ours);
         let pod = self.pods.entry(uid.clone()).or_insert_with(|| Pod {
             name: name.clone(),
             seen,
@@ -111,7 +126,8 @@ impl Captures {
             writing: None,
             version,
             backoff: Backoff::default(),
-            not_before: Mono::ZERO,
+            not_before: stays_until.unwrap_or(Mono::ZERO),
+            stays: stays_until.is_some(),
             written: None,
         });
         if version >= pod.version {
@@ -126,9 +142,19 @@ impl Captures {
         let Some(pod) = self.pods.get_mut(uid) else { return Standing::Unknown };
         pod.wanted = Some(captured);
         pod.is_ours = captured;
+        pod.stays = false;
         // Who asks waits: a back-off is for what is owed to nobody in particular.
         pod.not_before = Mono::ZERO;
         self.standing(uid)
+    }
+
+    /// Takes which pods are to be captured, once that, and each pod, is known: what was written of others stays no longer.
+    pub(super) fn judge(&mut self, is_enrolled: impl Fn(&PodUid) -> bool) {
+        self.stays_until = None;
+        for (_, pod) in self.pods.iter_mut().filter(|(uid, pod)| pod.stays && !is_enrolled(uid)) {
+            pod.stays = false;
+            pod.not_before = Mono::ZERO;
+        }
     }
 
     /// How it stands.
@@ -292,6 +318,41 @@ mod tests {
         let mut captures = seeing(Seen::Enabled, true);
         assert_eq!(captures.due(T0), [], "an earlier life's stays until it is known what becomes of the pod");
         assert_eq!(captures.captured(), [uid()].into());
+    }
+
+    #[test]
+    fn what_was_written_before_the_node_restarted_stays_for_a_while_on_a_pod_that_is_to_be_captured() {
+        let started = || {
+            let mut captures = Captures::new(T0);
+            captures.saw(&uid(), &name(), 5, Seen::Enabled, false);
+            captures
+        };
+        let mut captures = started();
+        assert_eq!(captures.due(T0), [], "it is not known yet what it is");
+        captures.judge(|_| true);
+        assert_eq!((captures.due(T0), captures.captured()), (vec![], BTreeSet::new()));
+        assert_eq!(captures.deadline(), Some(T0 + STAYS_FOR));
+        assert_eq!(captures.want(&uid(), true), Standing::Done, "it was captured in time");
+        assert_eq!((captures.deadline(), captures.captured()), (None, [uid()].into()));
+        let mut captures = started();
+        captures.judge(|_| true);
+        assert_eq!(captures.due(T0 + STAYS_FOR), [write(false)], "it was not");
+        let mut captures = started();
+        captures.judge(|_| false);
+        assert_eq!(captures.due(T0), [write(false)], "it is none that could be");
+    }
+
+    #[test]
+    fn what_somebody_writes_later_does_not_stay() {
+        let mut captures = Captures::new(T0);
+        captures.saw(&uid(), &name(), 5, Seen::Absent, false);
+        captures.judge(|_| true);
+        captures.saw(&uid(), &name(), 6, Seen::Enabled, false);
+        assert_eq!(captures.due(T0), [write(false)]);
+        let mut captures = Captures::new(T0);
+        captures.judge(|_| true);
+        captures.saw(&uid(), &name(), 7, Seen::Enabled, false);
+        assert_eq!(captures.due(T0), [write(false)], "on a pod that came after the start");
     }
 
     #[test]

@@ -93,7 +93,7 @@ impl Driver {
             bundle: Bundle::default(),
             watches: Watches::new(now),
             removals: Removals::default(),
-            captures: Captures::default(),
+            captures: Captures::new(now),
             waiting: BTreeMap::new(),
             asked: JoinSet::new(),
             pods_version: 0,
@@ -377,7 +377,9 @@ impl Driver {
         self.builder.apply(Change::Captured { node, pods: self.captures.captured() });
         if self.watches.missing().is_empty() {
             self.is_published = true;
-            self.links.publisher.publish(self.builder.freeze());
+            let world = self.builder.freeze();
+            self.captures.judge(|uid| world.workload(uid).is_some_and(|pod| pod.enrolment.is_enrolled()));
+            self.links.publisher.publish(world);
         }
         if let Some(copy) = &mut self.links.kept {
             copy.flush();
