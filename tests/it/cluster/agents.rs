@@ -1,13 +1,14 @@
 //! Agents that are replaced, killed, and lose what is around them: what the pods' connections see of it.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use adit_tests::apps::LoadReport;
+use adit_tests::cluster::Cluster;
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 
 use super::bed::Bed;
-use super::shop::{Shop, nothing_failed, report};
+use super::shop::{Shop, accepted, nothing_failed, report};
 
 /// As docs/operations.md says.
 const BACK_WITHIN: Duration = Duration::from_secs(2);
@@ -24,24 +25,32 @@ fn a_rolling_upgrade_and_a_deleted_agent_cut_nothing_and_fail_nothing() -> Resul
 
     let (lines, load) = (shop.start_lines(45)?, shop.start_load(45)?);
     cluster.kubectl(["-n", "adit-system", "rollout", "restart", "daemonset/adit-agent"])?;
-    cluster.wait_mesh_ready()?;
-    let after = [cluster.agent_pod("node1")?, cluster.agent_pod("node2")?];
-    ensure!(before.iter().all(|name| !after.contains(name)), "{before:?} became {after:?}");
+    // Its status would wait for the old ones, which stay as long as what they carry.
+    let mut after = Vec::new();
+    for (node, before) in ["node1", "node2"].into_iter().zip(&before) {
+        after.push(until_replaced(cluster, node, before)?);
+    }
     ensure!(shop.marked()? == 0, "nothing is read of what goes between the nodes");
 
     cluster.kubectl(["-n", "adit-system", "delete", "pod", &after[1], "--wait=false"])?;
-    cluster.until("that another agent serves node2", || {
-        let another = cluster.agent_pod("node2")?;
-        let path = r#"jsonpath={.status.conditions[?(@.type=="Ready")].status}"#;
-        let ready = cluster.kubectl(["-n", "adit-system", "get", "pod", &another, "-o", path])?;
-        Ok((another != after[1] && ready == "True").then_some(()))
-    })?;
+    until_replaced(cluster, "node2", &after[1])?;
     ensure!(shop.marked()? == 0, "nothing is read of what goes between the nodes");
     println!("{}", nothing_failed(&lines, &load)?);
     // What the old ones carried has ended: so do they.
     cluster.until("that only the new agents are left", || {
         let left = ["node1", "node2"].map(|node| cluster.node(node)?.processes(AGENT));
         Ok(left.into_iter().collect::<Result<Vec<_>>>()?.iter().all(|agents| agents.len() == 1).then_some(()))
+    })
+}
+
+/// Waits until another agent's pod than this one is ready on a node; its name.
+fn until_replaced(cluster: &Cluster, node: &str, before: &str) -> Result<String> {
+    cluster.until(&format!("that another agent serves {node}"), || {
+        // While two are there, or one has gone, there is no such pod.
+        let Ok(another) = cluster.agent_pod(node) else { return Ok(None) };
+        let path = r#"jsonpath={.status.conditions[?(@.type=="Ready")].status}"#;
+        let ready = cluster.kubectl(["-n", "adit-system", "get", "pod", &another, "-o", path])?;
+        Ok((another != before && ready == "True").then_some(another))
     })
 }
 
@@ -52,8 +61,10 @@ fn after_a_kill_of_the_agent_new_connections_work_again_within_2_s() -> Result<(
     let shop = Shop::open(cluster)?;
     shop.label(true)?;
     for node in ["node1", "node2"] {
+        let begun = SystemTime::now();
         let load = shop.start_load(15)?;
-        cluster.until("that the load runs", || Ok((shop.flows(node)?.len() > 50).then_some(())))?;
+        cluster
+            .until("that the load runs", || Ok((shop.flows_since(node, begun)?.len() > 50).then_some(())))?;
         let [agent] = cluster.node(node)?.processes(AGENT)?[..] else {
             anyhow::bail!("{node} has one agent")
         };
@@ -99,6 +110,7 @@ fn restarts_of_runtime_and_kubelet_disturb_nothing_and_a_sandbox_made_anew_is_ca
     };
     let sandbox = cluster.node("node2")?.sandbox_of(page)?;
     kill(sandbox, Signal::SIGKILL).context("cannot kill the sandbox")?;
+    let killed = SystemTime::now();
     shop.until_again(&before)?;
     cluster.until("that it answers", || shop.call("").map(Some))?;
     ensure!(shop.marked()? == 0, "nothing is read of what goes between the nodes");
@@ -106,6 +118,7 @@ fn restarts_of_runtime_and_kubelet_disturb_nothing_and_a_sandbox_made_anew_is_ca
     shop.until_flow("node2", "a call to its identity", |flow| {
         flow.direction == "inbound"
             && flow.tls.is_some()
+            && accepted(flow).is_ok_and(|at| at > killed)
             && flow.destination.identity.as_deref() == Some(server)
     })
     .map(drop)
@@ -118,6 +131,8 @@ fn a_node_that_comes_back_starts_its_pods_captured_and_shows_no_clear_byte() -> 
     shop.label(true)?;
     let before = shop.containers()?;
     let place = shop.place();
+    let annotations = shop.annotations()?;
+    annotations.wait_for_line("the server's annotation", |line| line == "server=enabled")?;
     bed.cluster.crash("node2")?;
     let marking = Shop::at(&bed.cluster, &place).start_marking()?;
     bed.cluster.bring_back("node2")?;
@@ -138,5 +153,8 @@ fn a_node_that_comes_back_starts_its_pods_captured_and_shows_no_clear_byte() -> 
         }
     }
     ensure!(answered > 0 && seen == 0, "{answered} answered, {seen} packets in clear");
+    // Else peers would have sent in clear meanwhile, to the address of before.
+    let said: Vec<_> = annotations.log().into_iter().filter(|line| line.starts_with("server=")).collect();
+    ensure!(said.len() > 1 && said.iter().all(|line| line == "server=enabled"), "{said:?}");
     Ok(())
 }

@@ -278,7 +278,7 @@ fn two_replicas_share_one_root_and_give_a_node_only_what_runs_on_it() -> Result<
     let said = world.refusal(&one, &other, WEB)?;
     ensure!(said == ("not_an_agent".into(), PERMISSION_DENIED), "another account: {said:?}");
 
-    // The API server believes the token of a pod that is gone for 10 s; the CA does not.
+    // The API server believes the token of a pod that is gone for 10 s; the CA does not, once its watch has told of it.
     let gone = world.pod("agent-3", "node1", agent)?;
     let stolen = world.token("adit-agent", "agent-3", &gone, "adit-ca")?;
     world.ask(&one, &stolen, WEB)?.chain()?;
@@ -291,7 +291,12 @@ fn two_replicas_share_one_root_and_give_a_node_only_what_runs_on_it() -> Result<
         "--grace-period=0",
         "--force",
     ])?;
-    let said = world.refusal(&one, &stolen, WEB)?;
+    let said = world.cluster.until("that it is refused", || {
+        Ok(match world.ask(&one, &stolen, WEB)? {
+            Answer::Refused { word, code, .. } => Some((word, code)),
+            Answer::Chain(_) => None,
+        })
+    })?;
     ensure!(said == ("caller_gone".into(), UNAUTHENTICATED), "a pod that is gone: {said:?}");
 
     world.cluster.signal_api_server(Signal::SIGSTOP)?;

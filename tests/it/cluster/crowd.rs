@@ -81,12 +81,16 @@ fn of_200_pods_made_under_load_no_packet_to_their_port_is_seen_in_clear() -> Res
     let path = "jsonpath={.spec.clusterIP}";
     let service = cluster.kubectl(["get", "service", "-n", SHOP, "crowd", "-o", path])?;
     let seen = in_clear(cluster, || {
-        cluster.kubectl(["scale", "-n", SHOP, "deployment/crowd", &format!("--replicas={PODS}")])?;
         let calls = format!("while :; do curl -s -m 5 http://{service}/ || echo no; done");
         let calling = shop.start(&["sh", "-c", &calls])?;
-        // More than a wait for one pod may be.
-        let rollout = ["rollout", "status", "-n", SHOP, "deployment/crowd", "--timeout=400s"];
-        cluster.kubectl_command(rollout).bound(std::time::Duration::from_secs(420)).ok()?;
+        // In two waves of 50 a node: more at once, on two cores in all, and pods wait longer for the processor than the
+        // kubelet and the plugin wait for them.
+        for replicas in [PODS / 2, PODS] {
+            cluster.kubectl(["scale", "-n", SHOP, "deployment/crowd", &format!("--replicas={replicas}")])?;
+            // More than a wait for one pod may be.
+            let rollout = ["rollout", "status", "-n", SHOP, "deployment/crowd", "--timeout=400s"];
+            cluster.kubectl_command(rollout).bound(std::time::Duration::from_secs(420)).ok()?;
+        }
         let answers = calling.log();
         let who: std::collections::BTreeSet<&String> = answers.iter().filter(|said| *said != "no").collect();
         println!("{} calls answered by {} pods", answers.len(), who.len());
@@ -183,11 +187,12 @@ fn of_100_pods_that_come_and_go_nothing_is_left() -> Result<()> {
     }
     for (((name, node), before), first) in cluster.nodes().zip(&before).zip(&first) {
         let as_before = |now: &Held| {
-            now.descriptors <= first.descriptors + DESCRIPTORS && now.threads <= first.threads + DESCRIPTORS
+            now.descriptors <= first.descriptors + DESCRIPTORS
+                && now.threads <= first.threads + DESCRIPTORS
+                && now.memory_kib <= first.memory_kib + MEMORY_KIB
         };
         let last = Held::wait(cluster, node, before, as_before).with_context(|| format!("{first:?}"))?;
         println!("{name}: {first:?} after the first {EACH}, {last:?} after {}", ROUNDS * EACH);
-        ensure!(last.memory_kib <= first.memory_kib + MEMORY_KIB, "{name}: {first:?} became {last:?}");
     }
     Ok(())
 }

@@ -15,6 +15,9 @@ use super::agents::AGENT;
 use super::bed::Bed;
 use super::shop::{SHOP, Shop, report};
 
+/// The node of each pod of the pair, and its first process.
+const PODS: [(&str, &str); 2] = [("node1", "/usr/bin/sleep"), ("node2", "nginx: master")];
+
 /// The files below a folder, by path; a socket or a lock as its name alone.
 pub(crate) fn files_below(folder: &Path) -> Result<BTreeMap<PathBuf, Vec<u8>>> {
     let mut found = BTreeMap::new();
@@ -55,10 +58,26 @@ fn state_of(node: &Node, process: Pid) -> Result<BTreeMap<String, String>> {
     Ok(state)
 }
 
+/// Waits until no address of the pods is being checked for duplicates any more (RFC 4862 section 5.4): the routes of
+/// those come after that.
+fn until_settled(cluster: &Cluster) -> Result<()> {
+    cluster.until("that no address is tentative", || {
+        let mut tentative = String::new();
+        for (node, command) in PODS {
+            let [process] = cluster.node(node)?.processes(command)?[..] else { return Ok(None) };
+            let namespace = format!("--net=/proc/{process}/ns/net");
+            let ip = ["ip", "-6", "address", "show", "tentative"];
+            tentative +=
+                &adit_tests::process::Run::here("nsenter").args([namespace.as_str()]).args(ip).ok()?;
+        }
+        Ok(tentative.trim().is_empty().then_some(()))
+    })
+}
+
 /// What both pods are made of, and what the nodes keep of the plugin.
 fn state(cluster: &Cluster) -> Result<BTreeMap<String, String>> {
     let mut state = BTreeMap::new();
-    for (node, command) in [("node1", "/usr/bin/sleep"), ("node2", "nginx: master")] {
+    for (node, command) in PODS {
         let node = cluster.node(node)?;
         let [process] = node.processes(command)?[..] else { bail!("one {command}") };
         for (what, said) in state_of(node, process)? {
@@ -92,6 +111,7 @@ fn a_delete_under_load_fails_nothing_cuts_what_outlives_the_drain_and_leaves_not
     let Some(bed) = Bed::bare(Families::V4)? else { return Ok(()) };
     let cluster = &bed.cluster;
     let shop = Shop::open(cluster)?;
+    until_settled(cluster)?;
     let before = state(cluster)?;
     cluster.install_mesh()?;
     shop.label(true)?;
@@ -151,6 +171,7 @@ fn an_agent_that_ends_while_the_api_server_is_away_leaves_its_pods_as_they_are()
         shop.label(true)?;
         shop.place()
     };
+    until_settled(&bed.cluster)?;
     let captured = state(&bed.cluster)?;
     bed.cluster.kill_api_server()?;
     let cluster = &bed.cluster;

@@ -42,14 +42,15 @@ fn a_real_api_server_takes_every_manifest_and_component_without_a_warning() -> R
     println!("{} combinations of manifests and components", tried.len());
     println!("{} questions about rights", may(&cluster)?);
     cluster.remove_mesh()?;
-    let left = cluster.kubectl([
-        "get",
-        "clusterroles,clusterrolebindings,crds,validatingadmissionpolicies,validatingadmissionpolicybindings,namespaces",
-        "-o",
-        "name",
-    ])?;
-    ensure!(!left.contains("adit"), "a delete leaves nothing in the API server: {left}");
-    Ok(())
+    cluster.until("that a delete leaves nothing in the API server", || {
+        let left = cluster.kubectl([
+            "get",
+            "clusterroles,clusterrolebindings,crds,validatingadmissionpolicies,validatingadmissionpolicybindings,namespaces",
+            "-o",
+            "name",
+        ])?;
+        Ok((!left.contains("adit")).then_some(()))
+    })
 }
 
 /// Runs kubectl; a warning is an error.
@@ -75,6 +76,11 @@ fn define_cert_manager(cluster: &Cluster) -> Result<()> {
         cluster.apply(&definition)?;
         let crd = format!("crd/{plural}.cert-manager.io");
         cluster.kubectl(["wait", "--for=condition=Established", &crd, "--timeout=60s"])?;
+        // Discovery, by which kubectl goes, lists it a moment later.
+        cluster.until(&format!("that {plural} can be listed"), || {
+            let listed = cluster.try_kubectl(["get", &format!("{plural}.cert-manager.io"), "-A"])?;
+            Ok(listed.status.success().then_some(()))
+        })?;
     }
     Ok(())
 }

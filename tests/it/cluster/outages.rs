@@ -1,6 +1,6 @@
 //! What the mesh asks of others, the API server and the CA, goes away: what goes on, what waits, and that it catches up.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
@@ -9,7 +9,7 @@ use super::agents::AGENT;
 use super::bed::Bed;
 use super::callers::Caller;
 use super::policies::{may, policy, until_may};
-use super::shop::{SHOP, Shop, nothing_failed};
+use super::shop::{SHOP, Shop, accepted, nothing_failed};
 
 /// Longer than any time-out of a watch that is asked anew.
 const AWAY: Duration = Duration::from_secs(60);
@@ -57,6 +57,7 @@ fn without_the_api_server_traffic_and_policy_go_on_with_an_agent_and_a_sandbox_m
     let sandbox = cluster.node("node2")?.sandbox_of(before)?;
     kill(sandbox, Signal::SIGKILL).context("cannot kill the sandbox")?;
     let again = STRANGER.wait(cluster, Some(before))?;
+    let since = SystemTime::now();
     let asked = STRANGER.ask(cluster, again, &url)?;
     ensure!(!asked.status.success(), "whom the policy refuses is refused in the new sandbox too: {asked:?}");
     let identity = "spiffe://cluster.local/ns/shop/sa/stranger";
@@ -64,6 +65,7 @@ fn without_the_api_server_traffic_and_policy_go_on_with_an_agent_and_a_sandbox_m
         flow.direction == "inbound"
             && flow.source.identity.as_deref() == Some(identity)
             && flow.reason.as_deref() == Some("policy_none_matched")
+            && accepted(flow).is_ok_and(|at| at > since)
     })?;
     println!("{}", nothing_failed(&lines, &load)?);
     ensure!(shop.marked()? == 0, "nothing is read of what goes between the nodes");

@@ -2,7 +2,7 @@
 //! asked of the agents that carry its calls.
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use adit_proto::admin::{Flow, Flows, Status};
 use adit_tests::apps::LoadReport;
@@ -13,6 +13,8 @@ use adit_tests::process::{Output, Process, Run};
 use adit_tests::sniffer::{Sniffer, holds};
 use anyhow::{Context, Result, bail, ensure};
 use serde::de::DeserializeOwned;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 /// The namespace.
 pub(crate) const SHOP: &str = "shop";
@@ -206,12 +208,17 @@ spec: {{ipFamilies: [IPv6], selector: {{app: server}}, ports: [{{name: http, por
         self.start(&["app", "load", &to, "per-request", "10", &seconds.to_string(), "100"])
     }
 
-    /// Sets or takes off the namespace's label; returns how long after `kubectl` was started the last pod's annotation
-    /// said so, as a watch shows it.
-    pub(crate) fn label(&self, enrolled: bool) -> Result<Duration> {
+    /// What the annotation of each pod of the pair says, `POD=VALUE`, from now on and at every change of the pod.
+    pub(crate) fn annotations(&self) -> Result<Process> {
         let path = "jsonpath={.metadata.name}={.metadata.annotations.adit\\.dev/capture}{\"\\n\"}";
         let watch = ["get", "pods", "-n", SHOP, "-l", "app in (server, client)", "--watch", "-o", path];
-        let watch = self.cluster.kubectl_command(watch).spawn()?;
+        self.cluster.kubectl_command(watch).spawn()
+    }
+
+    /// Sets or takes off the namespace's label; returns how long after `kubectl` had said so the last pod's annotation did,
+    /// as a watch shows it.
+    pub(crate) fn label(&self, enrolled: bool) -> Result<Duration> {
+        let watch = self.annotations()?;
         let (label, before, after) = if enrolled {
             ("adit.dev/mesh=enabled", "", "enabled")
         } else {
@@ -224,10 +231,10 @@ spec: {{ipFamilies: [IPv6], selector: {{app: server}}, ports: [{{name: http, por
             })
         };
         until_all_say(before)?;
-        let begun = Instant::now();
         self.cluster.kubectl(["label", "namespace", SHOP, label])?;
+        let labelled = Instant::now();
         until_all_say(after).with_context(|| self.cluster.mesh_words())?;
-        Ok(begun.elapsed())
+        Ok(labelled.elapsed())
     }
 
     /// Where the server's echo listens.
@@ -252,6 +259,16 @@ spec: {{ipFamilies: [IPv6], selector: {{app: server}}, ports: [{{name: http, por
     /// The last flows of a node's agent.
     pub(crate) fn flows(&self, node: &str) -> Result<Vec<Flow<'static>>> {
         Ok(admin::json::<Flows<'static>>(&self.admin(node)?, "/flows?limit=10000")?.flows)
+    }
+
+    /// The last flows of a node's agent that were accepted since an instant.
+    pub(crate) fn flows_since(
+        &self,
+        node: &str,
+        since: SystemTime,
+    ) -> Result<Vec<(SystemTime, Flow<'static>)>> {
+        let flows = self.flows(node)?.into_iter().map(|flow| Ok((accepted(&flow)?, flow)));
+        flows.filter(|flow| flow.as_ref().map_or(true, |(at, _)| *at > since)).collect()
     }
 
     /// Waits for a flow of a node's agent, as reports follow a moment later; of several the one accepted last.
@@ -353,4 +370,9 @@ fn marker() -> Result<String> {
         .and_then(|mut random| std::io::Read::read_exact(&mut random, &mut bytes))
         .context("no randomness")?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// When a flow was accepted.
+pub(crate) fn accepted(flow: &Flow<'_>) -> Result<SystemTime> {
+    Ok(OffsetDateTime::parse(&flow.time, &Rfc3339).with_context(|| flow.time.to_string())?.into())
 }

@@ -34,11 +34,10 @@ spec:
     )
 }
 
-/// A probe of each second, as readiness and as liveness.
+/// A probe of each second, as readiness and as liveness. One that is slow is none that fails: a refusal is a reset.
 fn probes(how: &str) -> String {
-    format!(
-        ", readinessProbe: {{{how}, periodSeconds: 1}}, livenessProbe: {{{how}, periodSeconds: 1, failureThreshold: 3}}"
-    )
+    let probe = format!("{{{how}, periodSeconds: 1, timeoutSeconds: 10, failureThreshold: 3}}");
+    format!(", readinessProbe: {probe}, livenessProbe: {probe}")
 }
 
 /// Whether a pod says that it is ready, and how often its container was started again.

@@ -31,6 +31,28 @@ pub(super) fn make(name: &str) -> Result<()> {
     Ok(())
 }
 
+/// Makes, below a node's group, one for the programs of the node itself, as a service manager has one beside that for pods
+/// (`system.slice`, `kubepods`). Without it each of their processes would have as much of the processor as all pods
+/// together. Returns the files by which a process joins it.
+pub(super) fn make_system(node: &str) -> Result<Vec<PathBuf>> {
+    let name = format!("{node}/system");
+    make(&name)?;
+    let mut joined = Vec::new();
+    for root in hierarchies()? {
+        let group = root.join(&name);
+        let all = root.join(node.split('/').next().unwrap_or(node));
+        // Whatever else runs has the default, a quarter of that.
+        for (file, share) in [("cpu.shares", "4096"), ("cpu.weight", "400")] {
+            if group.join(file).is_file() {
+                let file = all.join(file);
+                fs::write(&file, share).with_context(|| format!("cannot write {}", file.display()))?;
+                joined.push(group.join("cgroup.procs"));
+            }
+        }
+    }
+    Ok(joined)
+}
+
 /// Removes the group `name` and all below it, from every hierarchy. Processes in it must be on their way out.
 pub fn remove(name: &str) -> Result<()> {
     let deadline = Instant::now() + EMPTY_WITHIN;

@@ -51,7 +51,8 @@ impl Cluster {
         self.wait_ca_reached()
     }
 
-    /// Waits until each node reaches the CA's Service: kube-proxy follows what is ready a second later.
+    /// Waits until each node reaches the CA's Service: kube-proxy follows what is ready up to a second later (its
+    /// `minSyncPeriod`).
     fn wait_ca_reached(&self) -> Result<()> {
         let path = "jsonpath={.spec.clusterIP}";
         let ca = self.kubectl(["-n", "adit-system", "get", "service", "adit-ca", "-o", path])?;

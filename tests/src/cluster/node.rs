@@ -72,6 +72,7 @@ impl Node {
         let netns = plan.network.add_node(plan.number)?;
         prepare(plan)?;
         cgroups::make(&plan.cgroup)?;
+        let group = cgroups::make_system(&plan.cgroup)?;
         plan.pki.issue_node(plan.number)?;
         let holder = hold_namespaces(plan, &netns, &name)?;
         let init = process_1_of(&holder)?;
@@ -81,7 +82,8 @@ impl Node {
             std::env::var("PATH").unwrap_or_default()
         );
         let start = |program: PathBuf, args: Vec<String>| {
-            Daemon::start(Command { netns: netns.clone(), init, program, args, path: path.clone() })
+            let (netns, path, group) = (netns.clone(), path.clone(), group.clone());
+            Daemon::start(Command { netns, init, program, args, path, group })
         };
         let containerd = start(
             plan.programs.containerd("containerd"),
@@ -125,7 +127,8 @@ impl Node {
         enter(&self.netns, self.init, program.as_ref())
     }
 
-    /// The processes in pods of the node whose command line begins so, as the sandbox counts.
+    /// The processes in pods of the node whose command line begins so, as the sandbox counts; not the children of these,
+    /// which have it too until they run their own program.
     pub fn processes(&self, command: &str) -> Result<Vec<Pid>> {
         let mut found = Vec::new();
         for entry in fs::read_dir("/proc").context("cannot list processes")? {
@@ -135,9 +138,12 @@ impl Node {
             let read = |file: &str| fs::read_to_string(folder.join(file)).unwrap_or_default();
             let is_it = read("cmdline").replace('\0', " ").starts_with(command);
             if is_it && read("cgroup").contains(&format!("{}/", self.cgroup)) {
-                found.push(Pid::from_raw(id));
+                found.push((Pid::from_raw(id), parent(&read("stat"))));
             }
         }
+        let ids: Vec<Pid> = found.iter().map(|(id, _)| *id).collect();
+        found.retain(|(_, parent)| !parent.is_some_and(|parent| ids.contains(&parent)));
+        let mut found: Vec<Pid> = found.into_iter().map(|(id, _)| id).collect();
         found.sort_unstable();
         Ok(found)
     }
@@ -200,11 +206,15 @@ struct Command {
     args: Vec<String>,
     /// Where it finds others.
     path: String,
+    /// The files by which it joins the node's own control group.
+    group: Vec<PathBuf>,
 }
 
 impl Command {
     fn spawn(&self) -> Result<Process> {
-        enter(&self.netns, self.init, &self.program).env("PATH", &self.path).args(&self.args).spawn()
+        let join: String = self.group.iter().map(|file| format!("echo 0 > {}\n", file.display())).collect();
+        let run = enter(&self.netns, self.init, Path::new("sh")).env("PATH", &self.path);
+        run.args(["-c", &format!("{join}exec \"$0\" \"$@\"")]).args([&self.program]).args(&self.args).spawn()
     }
 }
 
@@ -407,4 +417,10 @@ fn write(plan: &Plan<'_>, name: &str, text: &str) -> Result<PathBuf> {
     let file = plan.folder.join(name);
     fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
     Ok(file)
+}
+
+/// Whose child a process is, by its `/proc/PID/stat` (proc_pid_stat(5)): the second field after the name's parenthesis.
+fn parent(stat: &str) -> Option<Pid> {
+    let (_, fields) = stat.rsplit_once(')')?;
+    fields.split_whitespace().nth(1)?.parse().ok().map(Pid::from_raw)
 }
