@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 
 use crate::state::{assert_captured, assert_untouched, everything, own_listeners, rules};
 use crate::talk::{echo, talk};
-use crate::until::until;
+use crate::until::{until, until_kept};
 
 /// Between two lines of a long connection, each way.
 const LINE_EVERY: Duration = Duration::from_millis(50);
@@ -392,6 +392,7 @@ fn kept(mesh: &Mesh, node: &str) -> Result<Vec<String>> {
             Err(error) => return Err(error).context("the agent's folder"),
         }
     }
+    found.sort_unstable();
     Ok(found)
 }
 
@@ -420,18 +421,18 @@ fn an_uninstall_under_load_leaves_nothing_on_the_node() -> Result<()> {
         until("the agent has seen it", || Ok((removal(mesh, "n2")? == Removal::Undecided).then_some(())))?;
         assert_captured(&server)?;
 
+        let late = mesh.prepare_pod(PodSpec::new("n2", "plain", "late"))?;
         let agent = mesh.take_agent("n2")?;
         let asked = agent.process().next_line();
         agent.process().signal(Signal::SIGTERM)?;
         says(&agent, "Adit leaves this node")?;
         assert_eq!(removal(mesh, "n2")?, Removal::Leaves);
         mesh.wait_released(&server)?;
-        // A pod that starts meanwhile is let through, as the plugin may still be there.
-        let late = mesh.prepare_pod(PodSpec::new("n2", "plain", "late"))?;
-        mesh.cni(&late)?.add()?.ok()?;
-        assert_untouched(&late)?;
         // What ends by itself within the drain is not cut.
         let lines = open.close().context("a long connection")?;
+        // A pod that starts meanwhile is let through, as the plugin may still be there.
+        mesh.cni(&late)?.add()?.ok()?;
+        assert_untouched(&late)?;
         ensure!(lines.len() == LONG, "{lines:?}");
         let cut = stays.read(&mut [0]);
         ensure!(!matches!(cut, Ok(1)), "{cut:?}");
@@ -469,6 +470,8 @@ fn a_signal_without_an_uninstall_leaves_everything_in_place() -> Result<()> {
         mesh.start()?;
         let pod = mesh.add_pod(PodSpec::new("n1", "shop", "web"))?;
         let stood = everything(&pod)?;
+        // It comes a moment after the first World.
+        until_kept(mesh, "n1", "shop", "enrolled")?;
         let files = kept(mesh, "n1")?;
         ensure!(mesh.take_agent("n1")?.terminate()?.code() == Some(0), "it ends well");
         assert_eq!(everything(&pod)?, stood);

@@ -233,7 +233,9 @@ fn an_agent_that_knows_no_policies_yet_serves_nobody() -> Result<()> {
             ensure!(Instant::now() < deadline, "the agent is not ready though all is there");
         }
         // Without a trust bundle it could not use the certificate that it had kept; that is judged anew now.
-        mesh.wait_captured(&server)?;
+        wait_shown(mesh.agent("n2")?, &server, "that it is captured again", |shown| {
+            shown.is_some_and(|shown| shown.captured)
+        })?;
         in_force(mesh)?;
         assert_eq!(serving.accepted(), [], "the app was reached");
         Ok(())
@@ -297,7 +299,7 @@ fn sigterm_lets_open_connections_go_on_for_stop_within_and_leaves_pods_captured(
         mesh.namespace("shop", Enrolment::Enabled)?;
         mesh.start_ca(&Value::Null)?;
         mesh.start_agent("n1", &Value::Null)?;
-        mesh.start_agent("n2", &json!({ "stop-within": "3s" }))?;
+        mesh.start_agent("n2", &json!({ "stop-within": "10s" }))?;
         let (client, server, _serving) = pair(mesh, "shop")?;
         let mut open = talk(&client, server.at(8080))?;
         let agent = mesh.take_agent("n2")?;
@@ -310,7 +312,7 @@ fn sigterm_lets_open_connections_go_on_for_stop_within_and_leaves_pods_captured(
         let ended = open.read(&mut [0; 1]);
         let took = asked.elapsed();
         assert!(!matches!(ended, Ok(1)), "{ended:?}");
-        assert!(took >= Duration::from_secs(3), "cut after {took:?}");
+        assert!(took >= Duration::from_secs(10), "cut after {took:?}");
         assert_eq!(agent.terminate()?.code(), Some(0));
         assert!(asked.elapsed() < Duration::from_secs(30), "{:?}", asked.elapsed());
         assert_eq!(crate::state::own_listeners(&server)?.len(), 0);

@@ -170,8 +170,8 @@ fn a_found_pod_outlives_the_process_by_which_it_was_found() -> Result<()> {
         until_shown(mesh.agent("n1")?, &pod, "that it is captured", |shown| shown.captured)?;
         assert_eq!(crate::state::rules(&pod)?, rules, "with the mark of before");
         // And once more while one does, which it notices at its next look around.
-        mesh.end_process(&pod, 200)?;
         mesh.show_process(&pod, 300, "web")?;
+        mesh.end_process(&pod, 200)?;
         let file = mesh.folder().join("agents/n1/run/journal").join(format!("{}.json", pod.sandbox));
         until("the other process in the journal", || {
             Ok(fs::read_to_string(&file)?.contains("proc/300/").then_some(()))

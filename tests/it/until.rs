@@ -25,9 +25,14 @@ pub(crate) fn until<T>(what: &str, mut look: impl FnMut() -> Result<Option<T>>) 
 
 /// Waits until a node's agent has written down, for the plugin, that a namespace is not enrolled.
 pub(crate) fn until_unenrolled(mesh: &Mesh, node: &str, namespace: &str) -> Result<()> {
+    until_kept(mesh, node, namespace, "unenrolled")
+}
+
+/// Waits until a node's agent has written down, for the plugin, that a namespace is this.
+pub(crate) fn until_kept(mesh: &Mesh, node: &str, namespace: &str, what: &str) -> Result<()> {
     let file = mesh.folder().join("agents").join(node).join("state/namespaces.json");
-    let wanted = format!("\"{namespace}\":\"unenrolled\"");
-    until("that a namespace is known to be unenrolled", || {
+    let wanted = format!("\"{namespace}\":\"{what}\"");
+    until(&format!("that a namespace is known to be {what}"), || {
         // Not there yet: written whole, by rename.
         let known = fs::read_to_string(&file).unwrap_or_default();
         Ok(known.contains(&wanted).then_some(()))

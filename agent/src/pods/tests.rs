@@ -38,6 +38,7 @@ struct Node {
     /// Whether its agents are ready.
     ready: watch::Sender<bool>,
     seeds: AtomicU64,
+    add_deadline: Duration,
 }
 
 impl Node {
@@ -64,7 +65,8 @@ impl Node {
         let cluster = cluster::start(config, own, clock(), publisher_of_cluster, Seed(1)).unwrap();
         let (builder, ready) = (WorldBuilder::new(settings), watch::Sender::new(false));
         let (announcer, seeds) = (cluster.announcer(), AtomicU64::new(7));
-        Self { dir, publisher, builder, cluster, announcer, elsewhere, view, ready, seeds }
+        let add_deadline = Duration::from_secs(60);
+        Self { dir, publisher, builder, cluster, announcer, elsewhere, view, ready, seeds, add_deadline }
     }
 
     fn publish(&mut self, change: Change) {
@@ -110,7 +112,7 @@ impl Node {
             socket: self.dir.path().join("run/cni.sock"),
             journal: self.dir.path().join("run/journal"),
             state_dir: self.dir.path().join("lib"),
-            add_deadline: Duration::from_millis(200),
+            add_deadline: self.add_deadline,
             proc: self.dir.path().join("proc"),
             cni_results: vec![],
             netns_dirs: vec![],
@@ -380,7 +382,7 @@ async fn an_add_waits_for_world_and_is_answered_when_its_pod_is_there() {
 
 #[tokio::test]
 async fn an_add_of_a_pod_that_nobody_knows_ends_at_its_deadline() {
-    let node = Node::new();
+    let node = Node { add_deadline: Duration::from_millis(200), ..Node::new() };
     let _pods = node.start();
     let said = message(node.ask(Request::Add(add("idle"))).await);
     assert!(said.contains("idle/web") && said.contains("not known yet"), "{said}");

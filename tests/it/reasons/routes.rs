@@ -76,6 +76,17 @@ fn app(mesh: &mut Mesh, stage: &Stage) -> Result<()> {
     refused(&stage.web, stage.api.at(9))?;
     stage.lines(mesh, &mark, Reason::PeerAppUnreachable, Reason::AppRefused)?;
 
+    // By a Service whose clients have the patience to hear the answer: the server's agent gives its app 2.5 s of the
+    // 3 s that they have by default.
+    let mut patient = ServiceSpec::new("shop", "patient", 7, 7070, 7070);
+    patient.selector = [("app".to_owned(), "api".to_owned())].into();
+    mesh.service(patient)?;
+    mesh.apply(
+        "patience",
+        "{apiVersion: policy.adit.dev/v1alpha1, kind: TrafficPolicy, metadata: {name: patience, namespace: shop}, spec: \
+         {targetRefs: [{kind: Service, name: patient}], connectTimeout: 30s, attemptTimeout: 30s}}",
+    )?;
+    mesh.settle()?;
     // A queue of one, and one in it.
     let full = stage.api.host.netns.run(|| -> std::io::Result<TcpListener> {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
@@ -85,7 +96,7 @@ fn app(mesh: &mut Mesh, stage: &Stage) -> Result<()> {
     })??;
     let _waits = connect(&stage.api.host.netns, "127.0.0.1:7070".parse()?)?;
     let mark = Mark::now(mesh)?;
-    refused(&stage.web, stage.api.at(7070))?;
+    refused(&stage.web, "10.96.0.7:7070".parse()?)?;
     stage.lines(mesh, &mark, Reason::PeerAppUnreachable, Reason::AppTimeout)?;
     drop(full);
 

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Instant;
 
+use adit_proto::admin::Flow;
 use adit_tests::WAIT_MAX;
 use adit_tests::apps::{Behaviour, Server, connect, read_all};
 use adit_tests::mesh::{Mesh, Pod, PodSpec};
@@ -39,8 +40,9 @@ fn carried(mesh: &Mesh, client: &Pod, to: SocketAddr) -> Result<[Option<String>;
     for ((word, first), node) in words.iter_mut().zip(first).zip(nodes) {
         let agent = mesh.agent(node)?;
         agent.wait_for_flow(first, "the last report", |flow| flow.destination.addr == last.to_string())?;
-        let flows = agent.flows()?.flows;
-        let flow = flows.iter().rev().find(|flow| flow.destination.addr == to.to_string());
+        let lines = agent.process().lines_from(first);
+        let mut flows = lines.iter().rev().filter_map(|line| serde_json::from_str::<Flow<'_>>(line).ok());
+        let flow = flows.find(|flow| flow.destination.addr == to.to_string());
         *word = flow.map(|flow| flow.transport.to_string());
     }
     Ok(words)

@@ -170,7 +170,8 @@ mod tests {
         let to = listener.local_addr().unwrap();
         let server = tokio::spawn(echo(listener));
         let mut opened = false;
-        let report = run(lines(to), || opened = true).await;
+        let lines = Lines { duration: Duration::from_secs(2), ..lines(to) };
+        let report = run(lines, || opened = true).await;
         assert!(opened);
         assert_eq!((report.whole, report.failures()), (3, 0), "{report:?}");
         assert!(report.lines >= 3 * 10, "{report:?}");

@@ -162,10 +162,9 @@ fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
 }
 
 fn accept(listener: &TcpListener, behaviour: &Behaviour, seen: &Arc<Seen>) {
-    while let Ok((stream, _)) = listener.accept() {
-        let (Ok(peer), Ok(local)) = (stream.peer_addr(), stream.local_addr()) else {
-            continue;
-        };
+    // The peer's address as it was at the accept: one that has reset the connection since has none.
+    while let Ok((stream, peer)) = listener.accept() {
+        let Ok(local) = stream.local_addr() else { continue };
         let mut index = 0;
         seen.change(|accepted| {
             index = accepted.len();

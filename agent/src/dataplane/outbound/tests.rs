@@ -90,13 +90,14 @@ struct Outcome {
 }
 
 async fn outcome(peer: Peer) -> Outcome {
-    outcome_at(&Rig::new(Config::default()), peer).await
+    outcome_at(&Rig::new(Config::default()), peer, |app| app).await
 }
 
-async fn outcome_at(rig: &Rig, peer: Peer) -> Outcome {
+/// What comes of a connection to where `leads` says, of the address of the peer's app.
+async fn outcome_at(rig: &Rig, peer: Peer, leads: impl FnOnce(SocketAddr) -> SocketAddr) -> Outcome {
     let (web, api) = (rig.pod("web"), rig.pod("api"));
     let seen = plays(rig, &api, "api", peer).await;
-    let mut near = rig.connect(&web, SocketAddr::new(api.first_ip(), 80)).await;
+    let mut near = rig.connect(&web, leads(SocketAddr::new(api.first_ip(), 80))).await;
     let error = near.read(&mut [0; 1]).await.unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "a failed connect is a reset");
     let said = rig.report(Direction::Outbound).await;
@@ -165,8 +166,15 @@ fn a_refused_stream_is_retried_at_once() {
 fn retries_end_where_the_budget_does() {
     on_worker(async {
         let rig = Rig::new(Config::default());
-        // The floor pays for one retry in 100 ms; the second would come within 75 ms of the first.
-        let outcome = outcome_at(&rig, Peer::Resets).await;
+        // The floor pays for the first retry, and for the second in an hour.
+        let floor = Some(Duration::from_secs(3600));
+        let settings = TrafficSettings { budget_floor_interval: floor, ..TrafficSettings::default() };
+        let outcome = outcome_at(&rig, Peer::Resets, |app| {
+            let vip = service(&rig, &[app]);
+            traffic_policy(&rig, settings);
+            vip
+        })
+        .await;
         assert_eq!((outcome.reason, outcome.attempts), (Reason::RetryBudgetExhausted, 2));
         let registry = rig.worker.handles.reporter.registry();
         let asked = |result| registry.counter_value("adit_retry_budget_total", &[("result", result)]);
@@ -290,6 +298,13 @@ fn service(rig: &Rig, endpoints: &[SocketAddr]) -> SocketAddr {
     vip
 }
 
+/// For what goes to [`service`].
+fn traffic_policy(rig: &Rig, settings: TrafficSettings) {
+    let name = ObjectName::new("shop", "api");
+    let services = vec![name.clone()];
+    rig.change(Change::TrafficPolicy(TrafficPolicy { services, name, created: 0, settings }));
+}
+
 #[test]
 fn a_dead_endpoint_is_passed_over_and_no_connection_fails() {
     on_worker(async {
@@ -300,14 +315,7 @@ fn a_dead_endpoint_is_passed_over_and_no_connection_fails() {
         let (app, addr) = app(&alive).await;
         let vip = service(&rig, &[SocketAddr::new(dead.first_ip(), addr.port()), addr]);
         // Every first attempt earns a whole retry: what is looked at here is not the budget.
-        let settings = TrafficSettings { budget_percent: 100, ..TrafficSettings::default() };
-        let name = ObjectName::new("shop", "api");
-        rig.change(Change::TrafficPolicy(TrafficPolicy {
-            services: vec![name.clone()],
-            name,
-            created: 0,
-            settings,
-        }));
+        traffic_policy(&rig, TrafficSettings { budget_percent: 100, ..TrafficSettings::default() });
         let mut attempts = Vec::new();
         for _ in 0..8 {
             let mut near = rig.connect(&web, vip).await;
