@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -259,7 +259,7 @@ pub(crate) fn run(line: &[String]) -> Ended {
 /// A running `adit-cni install`, killed when it is let go of.
 pub(crate) struct Installer {
     child: Child,
-    lines: mpsc::Receiver<(Instant, String)>,
+    lines: mpsc::Receiver<String>,
 }
 
 impl Installer {
@@ -274,7 +274,7 @@ impl Installer {
         let (sender, lines) = mpsc::channel();
         thread::spawn(move || {
             for line in said.lines().map_while(Result::ok) {
-                if sender.send((Instant::now(), line)).is_err() {
+                if sender.send(line).is_err() {
                     return;
                 }
             }
@@ -285,17 +285,11 @@ impl Installer {
     /// The next line with this in it; those before are passed over.
     #[track_caller]
     pub(crate) fn line(&self, part: &str) -> String {
-        self.line_at(part).1
-    }
-
-    /// The same, and when it was said.
-    #[track_caller]
-    pub(crate) fn line_at(&self, part: &str) -> (Instant, String) {
         let mut passed = Vec::new();
         loop {
             match self.lines.recv_timeout(PATIENCE) {
-                Ok((at, line)) if line.contains(part) => return (at, line),
-                Ok((_, line)) => passed.push(line),
+                Ok(line) if line.contains(part) => return line,
+                Ok(line) => passed.push(line),
                 Err(error) => panic!("no line with {part:?} ({error}): {passed:#?}"),
             }
         }
@@ -311,7 +305,7 @@ impl Installer {
         self.signal(nix::sys::signal::Signal::SIGTERM);
         assert!(self.child.wait().unwrap().success());
         let mut rest = Vec::new();
-        while let Ok((_, line)) = self.lines.recv() {
+        while let Ok(line) = self.lines.recv() {
             rest.push(line);
         }
         rest
